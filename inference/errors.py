@@ -1,0 +1,51 @@
+"""The errors of ``inference``, one small tree.
+
+::
+
+    InferenceError
+    +-- CardError          a card that cannot be used: names the file, the key and what was expected
+    +-- InputRefused       the images are not what the model may read; becomes "not analysed", with the reason
+    +-- EngineFailure      the engine gave no answer: it died, overran its time or its memory, or broke
+"""
+
+
+class InferenceError(Exception):
+    """Anything that ``inference`` raises on purpose."""
+
+
+class CardError(InferenceError):
+    """A model's card or its files cannot be used as they are."""
+
+
+class InputRefused(InferenceError):
+    """The images must not be read by this model.
+
+    Parameters
+    ----------
+    reason
+        A short key, stable across versions (``gap-in-series``, ``no-pixels``, ...).
+    text
+        One sentence for people: what is wrong with which images. No patient identity in it.
+    """
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+        self.text = text
+
+
+class EngineFailure(InferenceError):
+    """An engine gave no answer.
+
+    Parameters
+    ----------
+    reason
+        ``died``, ``overran-time``, ``overran-memory`` or ``broke``.
+    text
+        One sentence for people.
+    """
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+        self.text = text
