@@ -1,0 +1,1 @@
+"""Synthetic images with known truth, made by code: for demonstrations, training and tests."""
