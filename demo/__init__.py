@@ -1,0 +1,1 @@
+"""What the demonstration starts and shows; imports nothing from the node that it watches."""
