@@ -131,7 +131,10 @@ class Process:
         )
 
     def stop(self, seconds: float = 15.0) -> int | None:
-        """End the process (SIGTERM, after ``seconds`` SIGKILL; with 0 SIGKILL at once) and return its exit status; None if it never ran."""
+        """End the process and return its exit status, None if it never ran.
+
+        SIGTERM, and SIGKILL after ``seconds``; with 0 SIGKILL at once.
+        """
         if self._child is None:
             return None
         if self._child.poll() is None:
