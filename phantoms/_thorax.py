@@ -177,7 +177,8 @@ def lung(canvas: Canvas, t: Thorax, side: int) -> Array:
     chord = 2 * depth * root(1 - np.abs(a / edge) ** np.float32(2.6))
     chord *= smoothstep((a - t.medial(v, side) + 7) / 15)
     below = np.maximum(v - t.dome_line(u, side), 0)
-    return (chord * np.maximum(0, 1 - 0.45 * (below > 0) - np.sqrt(below / 42))).astype(np.float32)
+    out: Array = (chord * np.maximum(0, 1 - 0.45 * (below > 0) - np.sqrt(below / 42))).astype(np.float32)
+    return out
 
 
 def heart(canvas: Canvas, t: Thorax) -> Array:
@@ -237,7 +238,8 @@ def bones(canvas: Canvas, t: Thorax, rng: np.random.Generator) -> Array:
     discs = 0.8 + 0.2 * np.tanh(3 * np.cos(2 * np.pi * v / period))
     out += (t.bone * 11 * discs * root(1 - (u / 17) ** 2) ** np.float32(0.5)).astype(np.float32)
     processes = root(1 - (u / 4) ** 2) * (np.mod(v / period, 1) < 0.5)
-    return out + (t.bone * 5 * processes).astype(np.float32)
+    out += (t.bone * 5 * processes).astype(np.float32)
+    return out
 
 
 def _scapula(canvas: Canvas, t: Thorax, side: int, out: Array) -> None:
@@ -305,13 +307,12 @@ def vessels(canvas: Canvas, t: Thorax, rng: np.random.Generator, side: int) -> A
     out = np.zeros_like(canvas.u)
     inside = (rows > 0) & (rows < height - 1) & (columns > 0) & (columns < width - 1)
     for low, high in ((0, 0.6), (0.6, 1.1), (1.1, 2.0), (2.0, 3.2), (3.2, 9)):
-        chosen = (
-            (size >= low) & (size < high) & (rows > 0) & (rows < height - 1) & (columns > 0) & (columns < width - 1)
-        )
+        chosen = inside & (size >= low) & (size < high)
         if not chosen.any():
             continue
         index = np.rint(rows[chosen]).astype(int) * width + np.rint(columns[chosen]).astype(int)
         layer = np.bincount(index, mass[chosen], height * width).reshape(height, width).astype(np.float32)
         out += gaussian_filter(layer, max(0.5 * (low + min(high, 5)) / 2 / canvas.pixel, 0.6), truncate=3)
     d = ((canvas.u - hilum[0]) / 16) ** 2 + ((canvas.v - hilum[1]) / 24) ** 2
-    return out + (14 * np.exp(-1.2 * d)).astype(np.float32)
+    out += (14 * np.exp(-1.2 * d)).astype(np.float32)
+    return out

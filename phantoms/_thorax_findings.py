@@ -54,7 +54,8 @@ def smooth_noise(shape: tuple[int, ...], sigma: float, rng: np.random.Generator)
     coarse = rng.standard_normal([int(n / step) + 4 for n in shape], dtype=np.float32)
     factors = [n / (c - 3) for n, c in zip(shape, coarse.shape, strict=True)]
     fine: Array = zoom(coarse, factors, order=3 if step > 2 else 1)[: shape[0], : shape[1]]
-    return (fine / (fine.std() + 1e-6)).astype(np.float32)
+    even: Array = (fine / (fine.std() + 1e-6)).astype(np.float32)
+    return even
 
 
 def nodule(chest: Chest, size: float, rng: np.random.Generator) -> Truth:
@@ -65,14 +66,18 @@ def nodule(chest: Chest, size: float, rng: np.random.Generator) -> Truth:
     """
     canvas, t = chest.canvas, chest.thorax
     radius = size / 2
-    for _ in range(60):
-        side = int(rng.choice([RIGHT, LEFT]))
-        v = rng.uniform(18, t.lung_height + 5)
-        edge = float(t.lateral(np.array([v]))[0])
-        u = side * rng.uniform(t.mediastinum + 8 + radius, max(edge - radius - 5, t.mediastinum + 10 + radius))
-        rows, columns = canvas.window(u - radius, u + radius, v - radius, v + radius)
-        there = chest.lungs[side][rows, columns]
-        if there.size and there.min() > max(30.0, 1.2 * size):
+    best, u, v, side = -1.0, 0.0, 0.0, RIGHT
+    for _ in range(80):
+        chosen = int(rng.choice([RIGHT, LEFT]))
+        down = rng.uniform(18, t.lung_height + 5)
+        edge = float(t.lateral(np.array([down]))[0])
+        out = rng.uniform(t.mediastinum + 8 + radius, max(edge - radius - 5, t.mediastinum + 10 + radius))
+        window = canvas.window(chosen * out - radius, chosen * out + radius, down - radius, down + radius)
+        there = chest.lungs[chosen][window] * (chest.density[chosen][window] > 0.05)
+        free = float(there.min()) if there.size else 0.0
+        if free > best:
+            best, u, v, side = free, chosen * out, down, chosen
+        if free > max(30.0, 1.2 * size):
             break
     reach = 1.6 * radius
     rows, columns = canvas.window(u - reach, u + reach, v - reach, v + reach)
@@ -108,10 +113,11 @@ def consolidation(chest: Chest, size: float, rng: np.random.Generator) -> Truth:
     if rng.random() < 0.35:
         fissure = rng.uniform(-0.15, 0.15)
         filled *= smoothstep((dv - fissure * du + 0.25 * size) / 3)
-    depth = np.minimum(0.75 * chest.lungs[side], rng.uniform(35, 75))
-    share = rng.uniform(0.45, 0.85) * np.clip(1 + 0.25 * lumps, 0.3, 1.2)
+    depth = np.minimum(0.75 * chest.lungs[side], rng.uniform(40, 90))
+    share = rng.uniform(0.55, 0.95) * np.clip(1 + 0.25 * lumps, 0.3, 1.2)
     bronchi = 1 - 0.5 * np.clip(chest.vessels[side] / 4, 0, 1)
-    chest.soft += (depth * filled * share * bronchi).astype(np.float32)
+    fill = (depth * filled * share * bronchi).astype(np.float32)
+    chest.lungs[side] = np.maximum(chest.lungs[side] - fill, 0)
     return chest.truth(size, side, u, v)
 
 

@@ -2,7 +2,8 @@
 
 A radiograph is computed from an analytic thorax: thickness of soft tissue, lung and bone along every ray, attenuation
 by Beer and Lambert's law, scatter, quantum noise, grid lines, a display curve and collimation. Rows run from head to
-foot, columns from the patient's right (column 0) to the left; bright is dense (MONOCHROME2). No pixel stems from a patient.
+foot, columns from the patient's right (column 0) to the left; bright is dense (MONOCHROME2). No pixel stems from
+a patient.
 
 Two parameter families, `TRAINING` and `TEST`, differ in pose, noise, contrast, collimation and size of the findings.
 """
@@ -133,14 +134,14 @@ def _add_findings(
     """Add what lies in the lungs and the pleura; fluid and free air go to different sides."""
     truth: dict[str, Truth | None] = dict.fromkeys(FINDINGS)
     side = int(rng.choice([RIGHT, LEFT]))
-    if "nodule" in findings:
-        truth["nodule"] = disease.nodule(chest, _size(style.nodule_mm, style, rng), rng)
-    if "consolidation" in findings:
-        truth["consolidation"] = disease.consolidation(chest, _size(style.consolidation_mm, style, rng), rng)
-    if "pneumothorax" in findings:
-        truth["pneumothorax"] = disease.pneumothorax(chest, _size(style.pneumothorax_mm, style, rng), side, rng)
     if "pleural effusion" in findings:
         truth["pleural effusion"] = disease.effusion(chest, _size(style.effusion_mm, style, rng), -side, rng)
+    if "pneumothorax" in findings:
+        truth["pneumothorax"] = disease.pneumothorax(chest, _size(style.pneumothorax_mm, style, rng), side, rng)
+    if "consolidation" in findings:
+        truth["consolidation"] = disease.consolidation(chest, _size(style.consolidation_mm, style, rng), rng)
+    if "nodule" in findings:  # last, so that it lies in lung that still holds air
+        truth["nodule"] = disease.nodule(chest, _size(style.nodule_mm, style, rng), rng)
     return truth
 
 
@@ -183,7 +184,8 @@ def _expose(line: Array, canvas: Canvas, style: Style, rng: np.random.Generator)
         level = (level - level.min()) / (level.max() - level.min())
     level = _collimate(level.astype(np.float32), canvas, style, rng)
     _marker(level, canvas, rng)
-    return np.clip(level * rng.uniform(0.75, 0.95) * _FULL, 0, _FULL).astype(np.uint16)
+    pixels: NDArray[np.uint16] = np.clip(level * rng.uniform(0.75, 0.95) * _FULL, 0, _FULL).astype(np.uint16)
+    return pixels
 
 
 def _collimate(level: Array, canvas: Canvas, style: Style, rng: np.random.Generator) -> Array:
