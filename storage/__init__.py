@@ -1,0 +1,1 @@
+"""What the node holds: bytes, index and work."""

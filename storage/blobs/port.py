@@ -1,0 +1,23 @@
+"""The port behind which bytes are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+
+class Blobs(Protocol):
+    """Bytes under names that are never used twice."""
+
+    def adopt(self, path: Path) -> str:
+        """Take a file over as it is and return its name; durable on return."""
+
+    def path(self, name: str) -> Path:
+        """Return a local file that holds the bytes."""
+
+    def delete(self, name: str) -> None:
+        """Forget the bytes; nothing happens where there are none."""
+
+    def names(self) -> Iterator[str]:
+        """Go through every name that is kept."""

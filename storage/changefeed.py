@@ -1,0 +1,54 @@
+"""The change feed: every event in one monotonic sequence; outside tools, live pages and ``explain`` read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection, insert, select
+
+from storage import schema
+from storage.database import now
+from storage.records import Change
+
+__all__ = ["append", "of_study", "since"]
+
+
+def append(
+    connection: Connection,
+    kind: str,
+    object_id: int | None,
+    *,
+    study_id: int | None,
+    before: str | None = None,
+    after: str | None = None,
+    reason: str = "",
+    detail: Mapping[str, Any] | None = None,
+) -> None:
+    """Add one event, in the caller's transaction."""
+    connection.execute(
+        insert(schema.change).values(
+            at=now(connection),
+            kind=kind,
+            object_id=object_id,
+            study_id=study_id,
+            before=before,
+            after=after,
+            reason=reason,
+            detail=dict(detail or {}),
+        )
+    )
+
+
+def since(connection: Connection, sequence: int, limit: int = 500) -> list[Change]:
+    """Return the events after a sequence number, oldest first."""
+    c = schema.change.c
+    rows = connection.execute(select(schema.change).where(c.sequence > sequence).order_by(c.sequence).limit(limit))
+    return [Change(**row) for row in rows.mappings()]
+
+
+def of_study(connection: Connection, study_id: int) -> list[Change]:
+    """Return every event of a study, oldest first."""
+    c = schema.change.c
+    rows = connection.execute(select(schema.change).where(c.study_id == study_id).order_by(c.sequence))
+    return [Change(**row) for row in rows.mappings()]

@@ -1,0 +1,133 @@
+"""Opening the database, its transactions and its clock: SQLite by default, PostgreSQL where it is asked for.
+
+A write on SQLite takes the lock at its start (BEGIN IMMEDIATE), so that two writers wait for each other instead
+of failing half-way. Commits are durable when they return: ``synchronous=FULL`` with a write-ahead log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event, text
+
+from storage.errors import StorageError
+
+__all__ = ["Database", "migrate", "now", "schema_versions"]
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class Database:
+    """A database, opened in the process that uses it: an engine must never cross a fork.
+
+    Parameters
+    ----------
+    url
+        SQLAlchemy's URL: ``sqlite:////abs/path.sqlite`` or ``postgresql+psycopg://...``.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.engine = _create_engine(url)
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Give a connection in a read transaction: one consistent view."""
+        with self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """Give a connection in a write transaction that is durable once the block is left without an error."""
+        with self.engine.connect().execution_options(overread_write=True) as connection, connection.begin():
+            yield connection
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+
+def now(connection: Connection) -> datetime:
+    """Return the database's own time, the only clock that leases and queues go by."""
+    if connection.dialect.name == "sqlite":
+        stamp = connection.exec_driver_sql("SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')").scalar_one()
+        return datetime.fromisoformat(stamp).replace(tzinfo=UTC)
+    value: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    return value.astimezone(UTC)
+
+
+def migrate(url: str) -> None:
+    """Bring the schema to this version's (Alembic), creating it where there is none.
+
+    Raises
+    ------
+    StorageError
+        When the database was written by a newer version of the software.
+    """
+    config = _alembic_config(url)
+    script = ScriptDirectory.from_config(config)
+    engine = _create_engine(url)
+    try:
+        with engine.connect() as connection:
+            current = MigrationContext.configure(connection).get_current_revision()
+        if current is not None and current not in {one.revision for one in script.walk_revisions()}:
+            raise StorageError(
+                f"the database has schema version {current}, which this version of Overread does not know; "
+                "run the version that wrote it, or restore a backup"
+            )
+        if current != script.get_current_head():
+            with engine.connect().execution_options(overread_write=True) as connection, connection.begin():
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+    finally:
+        engine.dispose()
+
+
+def schema_versions(url: str) -> tuple[str | None, str | None]:
+    """Return the schema version that the database has and the one that this software has."""
+    engine = _create_engine(url)
+    try:
+        with engine.connect() as connection:
+            current = MigrationContext.configure(connection).get_current_revision()
+    finally:
+        engine.dispose()
+    return current, ScriptDirectory.from_config(_alembic_config(url)).get_current_head()
+
+
+def _alembic_config(url: str) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
+    return config
+
+
+def _create_engine(url: str) -> Engine:
+    if not url.startswith("sqlite"):
+        return create_engine(url, pool_pre_ping=True)
+    engine = create_engine(url, connect_args={"timeout": 30})
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: Any) -> None:
+        # The driver must not open transactions by itself: the begin event below does.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.execute("PRAGMA busy_timeout=30000")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        writing = connection.get_execution_options().get("overread_write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+    return engine

@@ -1,0 +1,40 @@
+"""The errors of ``storage``, one small tree.
+
+::
+
+    StorageError
+    +-- NotDicom            bytes that cannot be read as a DICOM object; carries the reason in plain words
+    +-- IllegalTransition   a state change that the lifecycle does not have
+    +-- LeaseLost           an attempt's result came after the attempt had been taken away
+    +-- Unknown             a row that was asked for by name and is not there
+    +-- DataDirectoryInUse  another node holds this data directory
+    +-- StillNeeded         a deletion that would take away what open work needs
+"""
+
+
+class StorageError(Exception):
+    """Anything that ``storage`` raises on purpose."""
+
+
+class NotDicom(StorageError):
+    """Bytes that cannot be read as a DICOM object, or lack what identifies one."""
+
+
+class IllegalTransition(StorageError):
+    """A state change that ``lifecycle.TRANSITIONS`` does not allow."""
+
+
+class LeaseLost(StorageError):
+    """A worker's attempt is no longer its own; what it brought must not be committed."""
+
+
+class Unknown(StorageError):
+    """Something asked for by name that is not stored."""
+
+
+class DataDirectoryInUse(StorageError):
+    """Another process holds the data directory."""
+
+
+class StillNeeded(StorageError):
+    """A deletion that would take away what open work still needs."""

@@ -1,0 +1,298 @@
+"""Reading what the index needs from the bytes of an object, however wrong they are.
+
+Nothing here trusts a length, a nesting depth or a character set. What cannot be read at all is ``NotDicom``;
+an element with an invalid value is kept as it was sent where it can be, and left out of the index where not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pydicom
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import UID
+
+from storage.errors import NotDicom
+
+__all__ = ["INSTANCE_KEYWORDS", "SERIES_KEYWORDS", "STUDY_KEYWORDS", "Header", "attribute_value", "read_header"]
+
+#: PS3.18 Tables 10.6.3-3 to 10.6.3-5, and what routes and cards commonly ask for.
+STUDY_KEYWORDS = [
+    "SpecificCharacterSet",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+    "IssuerOfAccessionNumberSequence",
+    "ReferringPhysicianName",
+    "TimezoneOffsetFromUTC",
+    "StudyDescription",
+    "PatientName",
+    "PatientID",
+    "IssuerOfPatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "PatientAge",
+    "StudyInstanceUID",
+    "StudyID",
+    "InstitutionName",
+    "ProcedureCodeSequence",
+    "PlacerOrderNumberImagingServiceRequest",
+    "FillerOrderNumberImagingServiceRequest",
+]
+SERIES_KEYWORDS = [
+    "Modality",
+    "SeriesDescription",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "SeriesDate",
+    "SeriesTime",
+    "BodyPartExamined",
+    "ProtocolName",
+    "Laterality",
+    "PatientPosition",
+    "Manufacturer",
+    "ManufacturerModelName",
+    "StationName",
+    "FrameOfReferenceUID",
+    "PerformedProcedureStepStartDate",
+    "PerformedProcedureStepStartTime",
+    "PerformedProcedureStepDescription",
+    "RequestedProcedureDescription",
+    "RequestAttributesSequence",
+    "ContrastBolusAgent",
+    "ConvolutionKernel",
+    "SliceThickness",
+    "ViewPosition",
+    "DeviceSerialNumber",
+]
+INSTANCE_KEYWORDS = [
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "InstanceNumber",
+    "ImageType",
+    "AcquisitionNumber",
+    "AcquisitionDate",
+    "AcquisitionTime",
+    "ContentDate",
+    "ContentTime",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "NumberOfFrames",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PixelSpacing",
+    "ImagerPixelSpacing",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "ConvolutionKernel",
+    "ViewPosition",
+    "ImageLaterality",
+    "PatientOrientation",
+    "BurnedInAnnotation",
+    "CompletionFlag",
+    "VerificationFlag",
+    "ConceptNameCodeSequence",
+    "ContentLabel",
+    "ContentDescription",
+    "SegmentationType",
+]
+_OTHER_KEYWORDS = ("ContributingEquipmentSequence",)
+
+_WANTED: list[Any] = sorted(
+    {tag_for_keyword(k) for k in (*STUDY_KEYWORDS, *SERIES_KEYWORDS, *INSTANCE_KEYWORDS, *_OTHER_KEYWORDS)} - {None}
+)
+_CHUNK = 1 << 20
+_MAXIMUM_VALUES = 64
+
+#: A value's own text must never stop an object from being taken in.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """What the index keeps of one object.
+
+    ``identity`` holds the patient's id, name, birth date and sex, normalised so that two spellings of the same
+    (padding, case, Unicode form, name groups) are equal; empty where the object says nothing.
+    """
+
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    study: dict[str, Any]
+    series: dict[str, Any]
+    instance: dict[str, Any]
+    identity: dict[str, str]
+    device_uids: frozenset[str]
+    manufacturers: frozenset[str]
+    digest: str
+    size: int
+
+
+def read_header(path: Path) -> Header:
+    """Read a DICOM Part 10 file's header and the SHA-256 of its dataset (without file meta).
+
+    Raises
+    ------
+    NotDicom
+        With the reason: no Part 10 file, truncated, nested too deeply, or without an identifying UID.
+    """
+    with path.open("rb") as file:
+        start = _dataset_start(file)
+        digest = _digest_from(file, start)
+        size = file.tell()
+        file.seek(0)
+        dataset = _read(file)
+    transfer_syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", ""))
+    if not transfer_syntax:
+        raise NotDicom("the file meta information has no Transfer Syntax UID (0002,0010)")
+    uids = {
+        keyword: _uid(dataset, keyword)
+        for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+    }
+    equipment = _equipment(dataset)
+    return Header(
+        study_instance_uid=uids["StudyInstanceUID"],
+        series_instance_uid=uids["SeriesInstanceUID"],
+        sop_instance_uid=uids["SOPInstanceUID"],
+        sop_class_uid=uids["SOPClassUID"],
+        transfer_syntax_uid=transfer_syntax,
+        study=_as_json(dataset, STUDY_KEYWORDS),
+        series=_as_json(dataset, SERIES_KEYWORDS),
+        instance=_as_json(dataset, INSTANCE_KEYWORDS),
+        identity=_identity(dataset),
+        device_uids=frozenset(str(item.get("DeviceUID", "")) for item in equipment) - {""},
+        manufacturers=frozenset(str(item.get("Manufacturer", "")) for item in equipment) - {""},
+        digest=digest,
+        size=size,
+    )
+
+
+def attribute_value(attributes: Any, keyword: str) -> Any:
+    """Return one attribute of a DICOM JSON object: a value, a list of values, or None where absent or empty."""
+    tag = tag_for_keyword(keyword)
+    element = attributes.get(f"{tag:08X}") if tag is not None else None
+    if element is None:
+        return None
+    values = element.get("Value", [])
+    plain = [one.get("Alphabetic", "") if isinstance(one, dict) and element["vr"] == "PN" else one for one in values]
+    if not plain:
+        return None
+    return plain[0] if len(plain) == 1 else plain
+
+
+def _read(file: BinaryIO) -> pydicom.FileDataset:
+    try:
+        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_WANTED)
+    except RecursionError:
+        raise NotDicom("sequences are nested too deeply to be read") from None
+    except InvalidDicomError:
+        raise NotDicom("not a DICOM Part 10 file: no DICM prefix") from None
+    except EOFError:
+        raise NotDicom("truncated: the bytes end within an element") from None
+    except Exception as error:  # noqa: BLE001 - hostile bytes raise anything; all of it means the same here
+        raise NotDicom(f"the dataset cannot be read ({type(error).__name__})") from None
+
+
+def _dataset_start(file: BinaryIO) -> int:
+    """Return where the dataset begins, by walking group 0002 (PS3.10 7.1: Explicit VR Little Endian)."""
+    file.seek(128)
+    if file.read(4) != b"DICM":
+        raise NotDicom("not a DICOM Part 10 file: no DICM prefix")
+    while True:
+        position = file.tell()
+        head = file.read(8)
+        if len(head) < 8 or head[:2] != b"\x02\x00":
+            return position
+        if head[4:6] in (b"OB", b"OW", b"UN", b"SQ", b"UT", b"OF"):
+            rest = file.read(4)
+            if len(rest) < 4:
+                raise NotDicom("truncated within the file meta information")
+            length = struct.unpack("<L", rest)[0]
+        else:
+            length = struct.unpack("<H", head[6:8])[0]
+        file.seek(length, 1)
+
+
+def _digest_from(file: BinaryIO, start: int) -> str:
+    digest = hashlib.sha256()
+    file.seek(start)
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _uid(dataset: Dataset, keyword: str) -> str:
+    value = str(dataset.get(keyword, "") or "").strip("\0 ")
+    if not value:
+        raise NotDicom(f"the dataset has no {keyword}")
+    if len(value) > 64 or (not UID(value).is_valid and not _tolerable_uid(value)):
+        raise NotDicom(f"{keyword} is no UID: digits and dots, at most 64 characters (PS3.5 9.1)")
+    return value
+
+
+def _tolerable_uid(value: str) -> bool:
+    # Leading zeros in a component are common in the field and harm nobody.
+    return all(part.isdigit() for part in value.split("."))
+
+
+def _equipment(dataset: Dataset) -> list[Dataset]:
+    sequence = dataset.get("ContributingEquipmentSequence")
+    return list(sequence) if sequence else []
+
+
+def _as_json(dataset: Dataset, keywords: tuple[str, ...] | list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for keyword in keywords:
+        try:
+            if keyword not in dataset:
+                continue
+            element = dataset[keyword]
+            if element.VM > _MAXIMUM_VALUES:
+                continue
+            value: dict[str, Any] = element.to_json_dict(None, bulk_data_threshold=1 << 30)
+        except Exception:  # noqa: BLE001, S112 - one invalid value must not keep the object out of the index
+            continue
+        found[f"{element.tag:08X}"] = _without_nan(value)
+    return found
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN or infinity, and PostgreSQL no NUL in text."""
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(one) for one in value]
+    if isinstance(value, float) and (not math.isfinite(value)):
+        return None
+    return value.replace("\0", "") if isinstance(value, str) else value
+
+
+def _identity(dataset: Dataset) -> dict[str, str]:
+    name = ""
+    raw = dataset.get("PatientName")
+    if raw:
+        alphabetic = str(raw).split("=")[0] or str(raw)
+        name = " ".join("^".join(part.strip() for part in alphabetic.split("^")).rstrip("^").split())
+    fields = {
+        "patient_id": str(dataset.get("PatientID", "") or ""),
+        "name": name,
+        "birth_date": str(dataset.get("PatientBirthDate", "") or ""),
+        "sex": str(dataset.get("PatientSex", "") or ""),
+    }
+    return {
+        key: unicodedata.normalize("NFKC", value).replace("\0", "").strip().casefold() for key, value in fields.items()
+    }

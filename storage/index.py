@@ -1,0 +1,390 @@
+"""Taking objects in: bytes made durable, then indexed in group commits; only then is anything acknowledged.
+
+Identity is the SOP Instance UID; sameness is the digest of the dataset without file meta.
+"""
+
+from __future__ import annotations
+
+import enum
+import queue
+import threading
+from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from storage import changefeed, lifecycle, schema
+from storage.blobs import Blobs
+from storage.database import Database, now
+from storage.errors import NotDicom
+from storage.headers import Header, attribute_value, read_header
+
+__all__ = ["Archive", "Origin", "Outcome", "Receipt", "insert_instance", "quarantine_blob"]
+
+#: How many objects one commit takes at most: enough to share an fsync, few enough to keep the lock short.
+_COMMIT_ROWS = 64
+#: The manufacturer by which nodes of this software know each other's work.
+MANUFACTURER = "Overread"
+
+
+class Outcome(enum.StrEnum):
+    """What became of an object that was offered. All of them are success for the sender."""
+
+    STORED = "stored"
+    DUPLICATE = "duplicate"
+    VARIANT = "variant"
+    CONFLICT = "conflict"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Who offered an object: the calling AE title, or what stands in its place over HTTP."""
+
+    calling_ae_title: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What was taken in, durably."""
+
+    outcome: Outcome
+    study_instance_uid: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    made_here: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    header: Header
+    blob: str
+    origin: Origin
+    made_here: bool
+    done: Future[Outcome]
+
+
+class Archive:
+    """The one way in. Safe to call from many threads; commits are shared between them.
+
+    Parameters
+    ----------
+    database
+        Opened in this process.
+    blobs
+        Where accepted bytes go.
+    refused
+        Where refused bytes go.
+    device_uids
+        Device UIDs of the models this node knows: what carries one of them in its Contributing Equipment
+        Sequence (0018,A001) was made by such a model and is never evidence.
+    """
+
+    def __init__(self, database: Database, blobs: Blobs, refused: Blobs, device_uids: Collection[str] = ()) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._refused = refused
+        self._device_uids = frozenset(device_uids)
+        self._entries: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
+        self._committer = threading.Thread(target=self._commit_groups, name="committer", daemon=True)
+        self._committer.start()
+
+    def receive(self, path: Path, origin: Origin) -> Receipt:
+        """Take over a Part 10 file; durable on return.
+
+        The file is gone from where it was afterwards, whatever the outcome.
+
+        Raises
+        ------
+        NotDicom
+            The bytes are in quarantine, with the reason.
+        """
+        try:
+            header = read_header(path)
+        except NotDicom as error:
+            self._quarantine(path, str(error), origin)
+            raise
+        made_here = bool(header.device_uids & self._device_uids) or MANUFACTURER in header.manufacturers
+        blob = self._blobs.adopt(path)
+        entry = _Entry(header, blob, origin, made_here, Future())
+        self._entries.put(entry)
+        outcome = entry.done.result()
+        if outcome is Outcome.DUPLICATE:
+            self._blobs.delete(blob)
+        return Receipt(
+            outcome=outcome,
+            study_instance_uid=header.study_instance_uid,
+            sop_class_uid=header.sop_class_uid,
+            sop_instance_uid=header.sop_instance_uid,
+            made_here=made_here,
+        )
+
+    def refuse(self, path: Path, reason: str, origin: Origin) -> None:
+        """Put bytes into quarantine that an earlier check has refused."""
+        self._quarantine(path, reason, origin)
+
+    def association_released(self, study_instance_uids: Iterable[str]) -> None:
+        """Start the quiet period of these studies anew: their sender has just let go."""
+        uids = list(study_instance_uids)
+        if not uids:
+            return
+        with self._database.write() as connection:
+            s = schema.study.c
+            connection.execute(
+                update(schema.study)
+                .where(s.study_instance_uid.in_(uids), s.state == lifecycle.RECEIVING)
+                .values(quiet_from=now(connection))
+            )
+
+    def close(self) -> None:
+        """Finish what was offered and stop."""
+        self._entries.put(None)
+        self._committer.join()
+
+    def _quarantine(self, path: Path, reason: str, origin: Origin) -> None:
+        size = path.stat().st_size
+        blob = self._refused.adopt(path)
+        with self._database.write() as connection:
+            quarantine_blob(connection, blob, size, reason, origin)
+
+    def _commit_groups(self) -> None:
+        while (entry := self._entries.get()) is not None:
+            group = [entry]
+            last = False
+            while len(group) < _COMMIT_ROWS:
+                try:
+                    following = self._entries.get_nowait()
+                except queue.Empty:
+                    break
+                if following is None:
+                    last = True
+                    break
+                group.append(following)
+            self._commit(group)
+            if last:
+                return
+
+    def _commit(self, group: Sequence[_Entry], again: int = 3) -> None:
+        try:
+            with self._database.write() as connection:
+                outcomes = [
+                    insert_instance(connection, one.header, one.blob, one.origin, made_here=one.made_here)[0]
+                    for one in group
+                ]
+        except BaseException as error:  # noqa: BLE001 - whoever waits must learn of it, whatever it is
+            if len(group) > 1:
+                # One bad row must not refuse its neighbours.
+                for one in group:
+                    self._commit([one])
+                return
+            if isinstance(error, IntegrityError) and again:
+                # Another receiver made the same study, series or instance first: now it is there to be found.
+                self._commit(group, again=again - 1)
+                return
+            self._blobs.delete(group[0].blob)
+            group[0].done.set_exception(error)
+            return
+        for one, outcome in zip(group, outcomes, strict=True):
+            one.done.set_result(outcome)
+
+
+def insert_instance(
+    connection: Connection, header: Header, blob: str, origin: Origin, *, made_here: bool
+) -> tuple[Outcome, int]:
+    """Index one object in the caller's transaction.
+
+    Returns
+    -------
+    Outcome, int
+        What it was, and the id of the instance row that stands for its UID.
+    """
+    i = schema.instance.c
+    namesakes = connection.execute(
+        select(i.id, i.study_id, i.digest, i.transfer_syntax_uid, i.identity, i.made_here, _series_uid(), _study_uid())
+        .select_from(schema.instance.join(schema.series).join(schema.study, i.study_id == schema.study.c.id))
+        .where(i.sop_instance_uid == header.sop_instance_uid)
+    ).mappings()
+    others: list[RowMapping] = []
+    for row in namesakes:
+        if (row["study_instance_uid"], row["series_instance_uid"]) == (
+            header.study_instance_uid,
+            header.series_instance_uid,
+        ):
+            return _again(connection, row, header, blob, origin), row["id"]
+        others.append(row)
+    study_id = _study_row(connection, header, evidence=not made_here)
+    series_id = _series_row(connection, header, study_id)
+    key = connection.execute(
+        insert(schema.instance).values(
+            study_id=study_id,
+            series_id=series_id,
+            sop_instance_uid=header.sop_instance_uid,
+            sop_class_uid=header.sop_class_uid,
+            transfer_syntax_uid=header.transfer_syntax_uid,
+            instance_number=_text(header.instance, "InstanceNumber"),
+            attributes=header.instance,
+            identity=header.identity,
+            digest=header.digest,
+            size=header.size,
+            blob=blob,
+            made_here=made_here,
+            conflicting=bool(others),
+            calling_ae_title=origin.calling_ae_title,
+            received_at=now(connection),
+        )
+    ).inserted_primary_key
+    assert key is not None
+    instance_id = int(key[0])
+    changefeed.append(
+        connection, "instance", instance_id, study_id=study_id, after="STORED", detail={"made_here": made_here}
+    )
+    if not others:
+        return Outcome.STORED, instance_id
+    connection.execute(update(schema.instance).where(i.id.in_([row["id"] for row in others])).values(conflicting=True))
+    for study in {study_id, *(row["study_id"] for row in others)}:
+        changefeed.append(
+            connection,
+            "instance",
+            instance_id,
+            study_id=study,
+            after="CONFLICT",
+            reason=f"SOP Instance UID {header.sop_instance_uid} stands under two Study or Series Instance UIDs",
+        )
+    return Outcome.CONFLICT, instance_id
+
+
+def quarantine_blob(connection: Connection, blob: str, size: int, reason: str, origin: Origin) -> None:
+    """Record refused bytes."""
+    connection.execute(
+        insert(schema.quarantine).values(
+            blob=blob,
+            size=size,
+            reason=reason,
+            calling_ae_title=origin.calling_ae_title,
+            received_at=now(connection),
+        )
+    )
+    changefeed.append(connection, "quarantine", None, study_id=None, after="REFUSED", reason=reason)
+
+
+def _again(connection: Connection, row: RowMapping, header: Header, blob: str, origin: Origin) -> Outcome:
+    v = schema.variant.c
+    known = (
+        row["digest"] == header.digest
+        or connection.execute(select(v.id).where(v.instance_id == row["id"], v.digest == header.digest)).first()
+    )
+    if known:
+        return Outcome.DUPLICATE
+    if row["transfer_syntax_uid"] != header.transfer_syntax_uid:
+        difference = f"transfer syntax {header.transfer_syntax_uid}"
+    elif row["identity"] != header.identity:
+        difference = "patient identity"
+    else:
+        difference = "dataset"
+    connection.execute(
+        insert(schema.variant).values(
+            instance_id=row["id"],
+            transfer_syntax_uid=header.transfer_syntax_uid,
+            digest=header.digest,
+            blob=blob,
+            difference=difference,
+            calling_ae_title=origin.calling_ae_title,
+            received_at=now(connection),
+        )
+    )
+    changefeed.append(
+        connection,
+        "instance",
+        row["id"],
+        study_id=row["study_id"],
+        after="VARIANT",
+        reason=f"the same SOP Instance UID came again with another {difference}; the first is kept",
+    )
+    return Outcome.VARIANT
+
+
+def _study_row(connection: Connection, header: Header, *, evidence: bool) -> int:
+    """Find or make the study; only evidence starts its quiet period anew or opens it again."""
+    s = schema.study.c
+    at = now(connection)
+    row = connection.execute(
+        select(s.id, s.state, s.excluded).where(s.study_instance_uid == header.study_instance_uid)
+    ).first()
+    if row is None:
+        state = lifecycle.RECEIVING if evidence else lifecycle.COMPLETE
+        key = connection.execute(
+            insert(schema.study).values(
+                study_instance_uid=header.study_instance_uid,
+                state=state,
+                patient_id=_text(header.study, "PatientID"),
+                patient_name=_name(header.study),
+                patient_birth_date=_text(header.study, "PatientBirthDate"),
+                patient_sex=_text(header.study, "PatientSex"),
+                accession_number=_text(header.study, "AccessionNumber"),
+                study_date=_text(header.study, "StudyDate"),
+                study_time=_text(header.study, "StudyTime"),
+                study_description=_text(header.study, "StudyDescription"),
+                attributes=header.study,
+                first_received_at=at,
+                last_received_at=at,
+                quiet_from=at,
+            )
+        ).inserted_primary_key
+        assert key is not None
+        lifecycle.record_creation(connection, "study", int(key[0]), state, study_id=int(key[0]))
+        return int(key[0])
+    if evidence:
+        connection.execute(update(schema.study).where(s.id == row.id).values(last_received_at=at, quiet_from=at))
+        if row.state == lifecycle.COMPLETE:
+            lifecycle.transition(
+                connection, "study", row.id, lifecycle.RECEIVING, study_id=row.id, reason="a further instance came"
+            )
+    return int(row.id)
+
+
+def _series_row(connection: Connection, header: Header, study_id: int) -> int:
+    s = schema.series.c
+    found = connection.execute(
+        select(s.id).where(s.study_id == study_id, s.series_instance_uid == header.series_instance_uid)
+    ).scalar_one_or_none()
+    if found is not None:
+        return int(found)
+    key = connection.execute(
+        insert(schema.series).values(
+            study_id=study_id,
+            series_instance_uid=header.series_instance_uid,
+            modality=_text(header.series, "Modality"),
+            series_number=_text(header.series, "SeriesNumber"),
+            series_description=_text(header.series, "SeriesDescription"),
+            attributes=header.series,
+        )
+    ).inserted_primary_key
+    assert key is not None
+    return int(key[0])
+
+
+def _series_uid() -> Any:
+    return schema.series.c.series_instance_uid
+
+
+def _study_uid() -> Any:
+    return schema.study.c.study_instance_uid
+
+
+def _text(attributes: Any, keyword: str) -> str:
+    value = attribute_value(attributes, keyword)
+    if value is None:
+        return ""
+    return "\\".join(str(one) for one in value) if isinstance(value, list) else str(value)
+
+
+def _name(attributes: Any) -> str:
+    """Return the patient's name with all its groups, joined as PS3.5 6.2.1 joins them."""
+    values = attributes.get("00100010", {}).get("Value", [])
+    if not values or not isinstance(values[0], dict):
+        return ""
+    groups = [values[0].get(group, "") for group in ("Alphabetic", "Ideographic", "Phonetic")]
+    return "=".join(groups).rstrip("=")

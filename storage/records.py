@@ -1,0 +1,251 @@
+"""What ``storage`` gives out: frozen rows in the standard's words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+__all__ = [
+    "Attempt",
+    "Change",
+    "Delivery",
+    "Document",
+    "Instance",
+    "Notification",
+    "Pause",
+    "Quarantined",
+    "Revision",
+    "Series",
+    "Study",
+    "Variant",
+    "Workitem",
+    "WorkitemUse",
+]
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """A study as indexed; ``attributes`` is DICOM JSON (PS3.18 Annex F) of its study-level elements."""
+
+    id: int
+    study_instance_uid: str
+    state: str
+    patient_id: str
+    patient_name: str
+    patient_birth_date: str
+    patient_sex: str
+    accession_number: str
+    study_date: str
+    study_time: str
+    study_description: str
+    attributes: Json
+    excluded: bool
+    historical: bool
+    first_received_at: datetime
+    last_received_at: datetime
+    quiet_from: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """A series as indexed; ``attributes`` is DICOM JSON of its series-level elements."""
+
+    id: int
+    study_id: int
+    series_instance_uid: str
+    modality: str
+    series_number: str
+    series_description: str
+    attributes: Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """An instance as indexed; ``blob`` names its bytes, ``digest`` is SHA-256 of its dataset without file meta."""
+
+    id: int
+    study_id: int
+    series_id: int
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    instance_number: str
+    attributes: Json
+    identity: Json
+    digest: str
+    size: int
+    blob: str
+    made_here: bool
+    conflicting: bool
+    excluded: bool
+    calling_ae_title: str
+    received_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """A later object under the UID of an instance that is kept: other bytes, recorded and set aside."""
+
+    id: int
+    instance_id: int
+    transfer_syntax_uid: str
+    digest: str
+    blob: str
+    difference: str
+    calling_ae_title: str
+    received_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quarantined:
+    """Bytes that were refused, kept where an operator can look."""
+
+    id: int
+    blob: str
+    size: int
+    reason: str
+    calling_ae_title: str
+    received_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revision:
+    """A study as it stood when it was judged complete; ``verdict`` says why."""
+
+    id: int
+    study_id: int
+    number: int
+    state: str
+    last_instance_id: int
+    verdict: Json
+    opened_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workitem:
+    """One model on one input set (a UPS, PS3.4 Annex CC)."""
+
+    id: int
+    uid: str
+    study_id: int
+    model: str
+    model_version: str
+    model_digest: str
+    device_uid: str
+    input_digest: str
+    generation: int
+    replaces_id: int | None
+    input_set: Json
+    state: str
+    transaction_uid: str | None
+    parked: bool
+    outcome: str
+    findings: Json | None
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkitemUse:
+    """That a revision wants a workitem, by which route, why, and where the results go."""
+
+    id: int
+    workitem_id: int
+    revision_id: int
+    route: str
+    reason: str
+    deliver: list[str]
+    notify: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One try at a workitem, under a lease."""
+
+    id: int
+    workitem_id: int
+    number: int
+    state: str
+    owner: str
+    lease_until: datetime
+    outcome: str
+    started_at: datetime
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """An evidence document: its bytes are stored once and never rebuilt."""
+
+    id: int
+    workitem_id: int
+    kind: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+    blob: str
+    digest: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """One evidence document to one destination."""
+
+    id: int
+    document_id: int
+    destination: str
+    state: str
+    tries: int
+    next_at: datetime
+    answer: str
+    created_at: datetime
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notification:
+    """One message to one receiver; the bytes that are sent are these, every time."""
+
+    id: int
+    revision_id: int
+    receiver: str
+    number: int
+    state: str
+    control_id: str
+    message: bytes
+    content_digest: str
+    tries: int
+    next_at: datetime
+    answer: str
+    created_at: datetime
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One event of the change feed."""
+
+    sequence: int
+    at: datetime
+    kind: str
+    object_id: int | None
+    study_id: int | None
+    before: str | None
+    after: str | None
+    reason: str
+    detail: Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """A route, model or destination that an operator holds still."""
+
+    kind: str
+    name: str
+    since: datetime

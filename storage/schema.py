@@ -1,0 +1,324 @@
+"""The tables. State lives here and nowhere else.
+
+Times are UTC. DICOM dates and times stay the strings that were sent. JSON columns hold what is read back whole
+and never searched; whatever is searched or constrained has a typed column.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    false,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_Id = BigInteger().with_variant(Integer, "sqlite")
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware time: stored as UTC, refused without an offset, aware again when read."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Store UTC; SQLite keeps no offset."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time without an offset cannot be stored")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """Give back an aware time."""
+        if value is None:
+            return None
+        assert isinstance(value, datetime)
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def _uid(name: str, **options: Any) -> Column[str]:
+    return Column(name, String(64), **options)
+
+
+study = Table(
+    "study",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    _uid("study_instance_uid", nullable=False, unique=True),
+    Column("state", String(16), nullable=False, index=True),
+    Column("patient_id", Text, nullable=False, index=True),
+    Column("patient_name", Text, nullable=False, index=True),
+    Column("patient_birth_date", Text, nullable=False),
+    Column("patient_sex", Text, nullable=False),
+    Column("accession_number", Text, nullable=False, index=True),
+    Column("study_date", Text, nullable=False, index=True),
+    Column("study_time", Text, nullable=False),
+    Column("study_description", Text, nullable=False),
+    Column("attributes", JSON, nullable=False),
+    Column("excluded", Boolean, nullable=False, server_default=false()),
+    Column("historical", Boolean, nullable=False, server_default=false()),
+    Column("first_received_at", UtcDateTime, nullable=False),
+    Column("last_received_at", UtcDateTime, nullable=False),
+    Column("quiet_from", UtcDateTime, nullable=False, index=True),
+)
+
+series = Table(
+    "series",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("study_id", _Id, ForeignKey("study.id"), nullable=False, index=True),
+    _uid("series_instance_uid", nullable=False, index=True),
+    Column("modality", Text, nullable=False),
+    Column("series_number", Text, nullable=False),
+    Column("series_description", Text, nullable=False),
+    Column("attributes", JSON, nullable=False),
+    UniqueConstraint("study_id", "series_instance_uid"),
+)
+
+instance = Table(
+    "instance",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("study_id", _Id, ForeignKey("study.id"), nullable=False, index=True),
+    Column("series_id", _Id, ForeignKey("series.id"), nullable=False, index=True),
+    _uid("sop_instance_uid", nullable=False, index=True),
+    _uid("sop_class_uid", nullable=False),
+    _uid("transfer_syntax_uid", nullable=False),
+    Column("instance_number", Text, nullable=False),
+    Column("attributes", JSON, nullable=False),
+    Column("identity", JSON, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("blob", Text, nullable=False, unique=True),
+    # What this node, or another one with the same models, made: findable, but never evidence for anything.
+    Column("made_here", Boolean, nullable=False, server_default=false()),
+    # The same SOP Instance UID stands under another Study or Series Instance UID as well.
+    Column("conflicting", Boolean, nullable=False, server_default=false()),
+    Column("excluded", Boolean, nullable=False, server_default=false()),
+    Column("calling_ae_title", Text, nullable=False),
+    Column("received_at", UtcDateTime, nullable=False),
+    UniqueConstraint("series_id", "sop_instance_uid"),
+)
+
+variant = Table(
+    "variant",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("instance_id", _Id, ForeignKey("instance.id"), nullable=False),
+    _uid("transfer_syntax_uid", nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("blob", Text, nullable=False, unique=True),
+    Column("difference", Text, nullable=False),
+    Column("calling_ae_title", Text, nullable=False),
+    Column("received_at", UtcDateTime, nullable=False),
+    UniqueConstraint("instance_id", "digest"),
+)
+
+tombstone = Table(
+    "tombstone",
+    metadata,
+    Column("blob", Text, primary_key=True),
+    _uid("sop_instance_uid", nullable=False, index=True),
+    Column("reason", Text, nullable=False),
+    Column("deleted_at", UtcDateTime, nullable=False),
+)
+
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("blob", Text, nullable=False, unique=True),
+    Column("size", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("calling_ae_title", Text, nullable=False),
+    Column("received_at", UtcDateTime, nullable=False),
+)
+
+revision = Table(
+    "revision",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("study_id", _Id, ForeignKey("study.id"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("state", String(16), nullable=False, index=True),
+    # The study as it stood: its instances up to this one.
+    Column("last_instance_id", _Id, nullable=False),
+    Column("verdict", JSON, nullable=False),
+    Column("opened_at", UtcDateTime, nullable=False),
+    UniqueConstraint("study_id", "number"),
+)
+
+decision = Table(
+    "decision",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("revision_id", _Id, ForeignKey("revision.id"), nullable=False),
+    Column("route", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("matched", Boolean, nullable=False),
+    Column("reasons", JSON, nullable=False),
+    # What a matched route had to leave unread, and why: said in the notification.
+    Column("not_analysed", JSON, nullable=True),
+    Column("deliver", JSON, nullable=False),
+    Column("notify", JSON, nullable=False),
+    Column("decided_at", UtcDateTime, nullable=False),
+    UniqueConstraint("revision_id", "route", "model"),
+)
+
+workitem = Table(
+    "workitem",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    _uid("uid", nullable=False, unique=True),
+    Column("study_id", _Id, ForeignKey("study.id"), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("model_version", Text, nullable=False),
+    Column("model_digest", String(64), nullable=False),
+    _uid("device_uid", nullable=False),
+    Column("input_digest", String(64), nullable=False),
+    # 0 for the first; one more for each that an operator asked for anew.
+    Column("generation", Integer, nullable=False),
+    Column("replaces_id", _Id, ForeignKey("workitem.id"), nullable=True),
+    Column("input_set", JSON, nullable=False),
+    Column("state", String(16), nullable=False, index=True),
+    _uid("transaction_uid", nullable=True),
+    Column("parked", Boolean, nullable=False, server_default=false()),
+    Column("outcome", Text, nullable=False, server_default=""),
+    Column("findings", JSON, nullable=True),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("started_at", UtcDateTime, nullable=True),
+    Column("ended_at", UtcDateTime, nullable=True),
+    UniqueConstraint("study_id", "model_digest", "input_digest", "generation"),
+)
+
+workitem_use = Table(
+    "workitem_use",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("workitem_id", _Id, ForeignKey("workitem.id"), nullable=False, index=True),
+    Column("revision_id", _Id, ForeignKey("revision.id"), nullable=False, index=True),
+    Column("route", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("deliver", JSON, nullable=False),
+    Column("notify", JSON, nullable=False),
+    UniqueConstraint("workitem_id", "revision_id", "route"),
+)
+
+attempt = Table(
+    "attempt",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("workitem_id", _Id, ForeignKey("workitem.id"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("state", String(16), nullable=False, index=True),
+    Column("owner", Text, nullable=False),
+    Column("lease_until", UtcDateTime, nullable=False),
+    Column("outcome", Text, nullable=False, server_default=""),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("ended_at", UtcDateTime, nullable=True),
+    UniqueConstraint("workitem_id", "number"),
+)
+
+document = Table(
+    "document",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("workitem_id", _Id, ForeignKey("workitem.id"), nullable=False, index=True),
+    Column("kind", String(16), nullable=False),
+    _uid("sop_class_uid", nullable=False),
+    _uid("sop_instance_uid", nullable=False, unique=True),
+    _uid("series_instance_uid", nullable=False),
+    Column("blob", Text, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+delivery = Table(
+    "delivery",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("document_id", _Id, ForeignKey("document.id"), nullable=False),
+    Column("destination", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("tries", Integer, nullable=False, server_default="0"),
+    Column("next_at", UtcDateTime, nullable=False),
+    Column("answer", Text, nullable=False, server_default=""),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("ended_at", UtcDateTime, nullable=True),
+    UniqueConstraint("document_id", "destination"),
+)
+
+notification = Table(
+    "notification",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("revision_id", _Id, ForeignKey("revision.id"), nullable=False),
+    Column("receiver", Text, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("control_id", String(20), nullable=False, unique=True),
+    Column("message", LargeBinary, nullable=False),
+    # What the message says, so that only something new makes a further one.
+    Column("content_digest", String(64), nullable=False),
+    Column("tries", Integer, nullable=False, server_default="0"),
+    Column("next_at", UtcDateTime, nullable=False),
+    Column("answer", Text, nullable=False, server_default=""),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("ended_at", UtcDateTime, nullable=True),
+    UniqueConstraint("revision_id", "receiver", "number"),
+)
+
+change = Table(
+    "change",
+    metadata,
+    Column("sequence", _Id, primary_key=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("object_id", _Id, nullable=True),
+    Column("study_id", _Id, nullable=True, index=True),
+    Column("before", String(16), nullable=True),
+    Column("after", String(16), nullable=True),
+    Column("reason", Text, nullable=False),
+    Column("detail", JSON, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+pause = Table(
+    "pause",
+    metadata,
+    Column("kind", String(16), primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("since", UtcDateTime, nullable=False),
+)
+
+# What a queue looks at: the open rows only, so that a long history costs nothing.
+Index("ix_delivery_due", delivery.c.destination, delivery.c.state, delivery.c.next_at)
+Index("ix_notification_due", notification.c.receiver, notification.c.state, notification.c.next_at)

@@ -1,0 +1,263 @@
+"""Studies, the evidence for their completion, their revisions and the decisions about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from storage import lifecycle, schema
+from storage.database import now
+from storage.errors import Unknown
+from storage.records import Instance, Revision, Series, Study
+
+__all__ = [
+    "by_uid",
+    "decisions",
+    "due_for_verdict",
+    "evidence",
+    "exclude",
+    "get",
+    "last_revision",
+    "open_revision",
+    "record_decision",
+    "reopen",
+    "report_again",
+    "restart_quiet_periods",
+    "revision",
+    "revisions",
+    "revisions_in",
+    "series_of",
+    "settle_without_revision",
+]
+
+
+def get(connection: Connection, study_id: int) -> Study:
+    """Return a study by its row id."""
+    row = connection.execute(select(schema.study).where(schema.study.c.id == study_id)).mappings().one_or_none()
+    if row is None:
+        raise Unknown(f"no study {study_id}")
+    return Study(**row)
+
+
+def by_uid(connection: Connection, study_instance_uid: str) -> Study:
+    """Return a study by its Study Instance UID.
+
+    Raises
+    ------
+    Unknown
+        When nothing of it was ever received.
+    """
+    row = (
+        connection.execute(select(schema.study).where(schema.study.c.study_instance_uid == study_instance_uid))
+        .mappings()
+        .one_or_none()
+    )
+    if row is None:
+        raise Unknown(f"no study {study_instance_uid} has been received")
+    return Study(**row)
+
+
+def due_for_verdict(connection: Connection, quiet_seconds: float, limit: int = 20) -> list[Study]:
+    """Return the studies whose quiet period is over, those that have waited longest first."""
+    s = schema.study.c
+    rows = connection.execute(
+        select(schema.study)
+        .where(
+            s.state == lifecycle.RECEIVING,
+            s.quiet_from <= now(connection) - timedelta(seconds=quiet_seconds),
+            s.excluded.is_(False),
+            s.historical.is_(False),
+        )
+        .order_by(s.quiet_from)
+        .limit(limit)
+    )
+    return [Study(**row) for row in rows.mappings()]
+
+
+def restart_quiet_periods(connection: Connection) -> int:
+    """Give every open study a full quiet period anew: receiving was interrupted. Returns how many there were."""
+    return connection.execute(
+        update(schema.study).where(schema.study.c.state == lifecycle.RECEIVING).values(quiet_from=now(connection))
+    ).rowcount
+
+
+def evidence(connection: Connection, study_id: int, *, up_to: int | None = None) -> list[Instance]:
+    """Return the instances that count: neither made here nor excluded, in the order they came."""
+    i = schema.instance.c
+    query = select(schema.instance).where(i.study_id == study_id, i.made_here.is_(False), i.excluded.is_(False))
+    if up_to is not None:
+        query = query.where(i.id <= up_to)
+    return [Instance(**row) for row in connection.execute(query.order_by(i.id)).mappings()]
+
+
+def series_of(connection: Connection, study_id: int) -> list[Series]:
+    """Return the study's series."""
+    rows = connection.execute(select(schema.series).where(schema.series.c.study_id == study_id).order_by("id"))
+    return [Series(**row) for row in rows.mappings()]
+
+
+def revisions(connection: Connection, study_id: int) -> list[Revision]:
+    """Return the study's revisions, first to last."""
+    r = schema.revision.c
+    rows = connection.execute(select(schema.revision).where(r.study_id == study_id).order_by(r.number))
+    return [Revision(**row) for row in rows.mappings()]
+
+
+def revision(connection: Connection, revision_id: int) -> Revision:
+    """Return a revision by its row id."""
+    row = connection.execute(select(schema.revision).where(schema.revision.c.id == revision_id)).mappings().one()
+    return Revision(**row)
+
+
+def revisions_in(connection: Connection, state: str, limit: int = 50) -> list[Revision]:
+    """Return revisions in a state, oldest first."""
+    r = schema.revision.c
+    rows = connection.execute(select(schema.revision).where(r.state == state).order_by(r.id).limit(limit))
+    return [Revision(**row) for row in rows.mappings()]
+
+
+def last_revision(connection: Connection, study_id: int) -> Revision | None:
+    """Return the study's last revision, if it has one."""
+    found = revisions(connection, study_id)
+    return found[-1] if found else None
+
+
+def open_revision(
+    connection: Connection, study: Study, *, last_instance_id: int, verdict: Mapping[str, Any], reason: str
+) -> Revision:
+    """Judge a study complete: it goes to COMPLETE and a new revision opens, with the reason why."""
+    number = 1 + (
+        connection.execute(
+            select(func.coalesce(func.max(schema.revision.c.number), 0)).where(schema.revision.c.study_id == study.id)
+        ).scalar_one()
+    )
+    key = connection.execute(
+        insert(schema.revision).values(
+            study_id=study.id,
+            number=number,
+            state=lifecycle.OPEN,
+            last_instance_id=last_instance_id,
+            verdict=dict(verdict),
+            opened_at=now(connection),
+        )
+    ).inserted_primary_key
+    assert key is not None
+    revision_id = int(key[0])
+    lifecycle.transition(connection, "study", study.id, lifecycle.COMPLETE, study_id=study.id, reason=reason)
+    lifecycle.record_creation(
+        connection,
+        "revision",
+        revision_id,
+        lifecycle.OPEN,
+        study_id=study.id,
+        reason=f"revision {number}: {reason}",
+        detail=verdict,
+    )
+    return revision(connection, revision_id)
+
+
+def settle_without_revision(connection: Connection, study: Study, reason: str) -> None:
+    """Judge that what came since the last revision changes nothing for any route."""
+    lifecycle.transition(connection, "study", study.id, lifecycle.COMPLETE, study_id=study.id, reason=reason)
+
+
+def reopen(connection: Connection, study: Study, reason: str) -> None:
+    """Let a study be judged anew, after a full quiet period (an operator asked for it)."""
+    at = now(connection)
+    if study.state == lifecycle.RECEIVING:
+        connection.execute(update(schema.study).where(schema.study.c.id == study.id).values(quiet_from=at))
+        return
+    lifecycle.transition(
+        connection,
+        "study",
+        study.id,
+        lifecycle.RECEIVING,
+        study_id=study.id,
+        reason=reason,
+        quiet_from=at,
+    )
+
+
+def report_again(connection: Connection, revision_id: int, reason: str) -> None:
+    """Let a revision be reported once more: something about it is new."""
+    found = revision(connection, revision_id)
+    if found.state == lifecycle.REPORTED:
+        lifecycle.transition(
+            connection, "revision", revision_id, lifecycle.ROUTED, study_id=found.study_id, reason=reason
+        )
+
+
+def record_decision(
+    connection: Connection,
+    revision_: Revision,
+    *,
+    route: str,
+    model: str,
+    matched: bool,
+    reasons: Sequence[str],
+    not_analysed: Mapping[str, str] | None,
+    deliver: Sequence[str],
+    notify: Sequence[str],
+) -> None:
+    """Store what a route decided about a revision, for one of its models."""
+    connection.execute(
+        insert(schema.decision).values(
+            revision_id=revision_.id,
+            route=route,
+            model=model,
+            matched=matched,
+            reasons=list(reasons),
+            not_analysed=None if not_analysed is None else dict(not_analysed),
+            deliver=list(deliver),
+            notify=list(notify),
+            decided_at=now(connection),
+        )
+    )
+
+
+def decisions(connection: Connection, revision_id: int) -> list[Mapping[str, Any]]:
+    """Return the decisions about a revision, in the order of the routes."""
+    d = schema.decision.c
+    rows = connection.execute(select(schema.decision).where(d.revision_id == revision_id).order_by(d.id))
+    return [dict(row) for row in rows.mappings()]
+
+
+def exclude(
+    connection: Connection,
+    study: Study,
+    *,
+    series_instance_uid: str | None = None,
+    sop_instance_uid: str | None = None,
+    excluded: bool = True,
+) -> int:
+    """Take a study, one of its series or one of its instances out of all judging, or back in.
+
+    Returns
+    -------
+    int
+        How many instances changed; for a whole study, 0: its own flag stands instead.
+
+    Raises
+    ------
+    Unknown
+        When the study has no such series or instance.
+    """
+    if series_instance_uid is None and sop_instance_uid is None:
+        connection.execute(update(schema.study).where(schema.study.c.id == study.id).values(excluded=excluded))
+        return 0
+    i = schema.instance.c
+    statement = update(schema.instance).where(i.study_id == study.id)
+    if series_instance_uid is not None:
+        s = schema.series.c
+        statement = statement.where(
+            i.series_id.in_(select(s.id).where(s.study_id == study.id, s.series_instance_uid == series_instance_uid))
+        )
+    if sop_instance_uid is not None:
+        statement = statement.where(i.sop_instance_uid == sop_instance_uid)
+    changed = connection.execute(statement.values(excluded=excluded)).rowcount
+    if not changed:
+        raise Unknown(f"study {study.study_instance_uid} has no such series or instance")
+    return changed
