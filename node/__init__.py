@@ -1,0 +1,1 @@
+"""Protocols and orchestration; the only package that knows the other two."""

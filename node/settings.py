@@ -1,0 +1,299 @@
+"""What the node is told: ``conf/node.yaml`` and the environment, checked before anything starts.
+
+Every key may also come from the environment as ``OVERREAD__SECTION__KEY``, which wins over the file. Unknown
+keys are refused, and every complaint names the file, the key and what was expected.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from inference.matching import check_condition
+from node.errors import ConfigurationError
+
+__all__ = [
+    "DimseDestination",
+    "DimseSettings",
+    "FolderDestination",
+    "HL7Notifier",
+    "HttpSettings",
+    "Route",
+    "Settings",
+    "StowDestination",
+    "load_settings",
+]
+
+_ENVIRONMENT_PREFIX = "OVERREAD__"
+
+AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[\x20-\x5b\x5d-\x7e]+$")]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DimseSettings(_Section):
+    """The Storage and Verification SCP."""
+
+    ae_title: AETitle = "OVERREAD"
+    bind: str = "127.0.0.1"
+    port: Port = 11112
+    #: Calling AE titles that may open an association; empty means any, which only loopback allows.
+    allowed_ae_titles: tuple[AETitle, ...] = ()
+    receivers: Annotated[int, Field(ge=1, le=64)] = 2
+    maximum_associations: Annotated[int, Field(ge=1)] = 64
+    maximum_pdu: Annotated[int, Field(ge=4096, le=1 << 20)] = 131072
+    network_timeout_seconds: Seconds = 60
+
+
+class HttpSettings(_Section):
+    """DICOMweb, the node's own API, health and metrics."""
+
+    bind: str = "127.0.0.1"
+    port: Port = 8080
+    #: Bearer token that every request but health must carry. Best set as OVERREAD__HTTP__TOKEN.
+    token: SecretStr | None = None
+    #: The largest body that STOW-RS takes.
+    maximum_body_mb: Annotated[int, Field(ge=1)] = 4096
+
+
+class CompletionSettings(_Section):
+    """When a study is judged complete."""
+
+    quiet_seconds: Seconds = 60
+
+
+class RetrySettings(_Section):
+    """How deliveries and notifications are tried again."""
+
+    first_seconds: Seconds = 5
+    maximum_seconds: Seconds = 600
+    #: So often may a peer that answers refuse the same thing before it is parked. One that cannot be reached waits on.
+    refusals: Annotated[int, Field(ge=1)] = 5
+
+
+class PerformSettings(_Section):
+    """How workitems are performed."""
+
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    #: Tries that an engine may lose (died, overran) before the workitem is parked.
+    tries: Annotated[int, Field(ge=1)] = 3
+    #: Attempts that may be lost with the node itself before the workitem is suspected of killing it.
+    losses: Annotated[int, Field(ge=1)] = 50
+    lease_seconds: Seconds = 30
+
+
+class DatabaseSettings(_Section):
+    """Where state lives; without a URL, SQLite in the data directory."""
+
+    url: str | None = None
+
+
+class _Peer(_Section):
+    timeout_seconds: Seconds = 30
+
+
+class DimseDestination(_Peer):
+    """A PACS that takes documents by C-STORE."""
+
+    kind: Literal["dimse"]
+    ae_title: AETitle
+    host: str
+    port: Port
+
+
+class StowDestination(_Peer):
+    """A PACS that takes documents by STOW-RS; ``url`` is its DICOMweb root."""
+
+    kind: Literal["stow"]
+    url: Annotated[str, Field(pattern=r"^https?://")]
+    token: SecretStr | None = None
+
+
+class FolderDestination(_Section):
+    """A folder that takes documents as files."""
+
+    kind: Literal["folder"]
+    path: Path
+
+
+Destination = Annotated[DimseDestination | StowDestination | FolderDestination, Field(discriminator="kind")]
+
+
+class HL7Notifier(_Section):
+    """A receiver of ORU^R01 over MLLP."""
+
+    kind: Literal["hl7"]
+    host: str
+    port: Port
+    sending_application: str = "OVERREAD"
+    sending_facility: str = ""
+    receiving_application: str = ""
+    receiving_facility: str = ""
+    #: OBR-25 and OBX-11 of results: R, entered and not verified, unless the receiver wants otherwise.
+    result_status: Literal["R", "P", "F"] = "R"
+    timeout_seconds: Seconds = 30
+
+
+class Route(_Section):
+    """A rule: which studies go to which models, and where the results go."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    match: Mapping[str, Any]
+    models: Annotated[tuple[str, ...], Field(min_length=1)]
+    deliver: tuple[str, ...] = ()
+    notify: tuple[str, ...] = ()
+    #: Where set, it stands over what the card says.
+    select: Literal["best", "each"] | None = None
+
+    @field_validator("match")
+    @classmethod
+    def _checked(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
+        check_condition(value, "match")
+        return value
+
+
+class Settings(BaseSettings):
+    """All of ``conf/node.yaml``."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix=_ENVIRONMENT_PREFIX, env_nested_delimiter="__"
+    )
+
+    data_dir: Path = Path("var")
+    dimse: DimseSettings = DimseSettings()
+    http: HttpSettings = HttpSettings()
+    completion: CompletionSettings = CompletionSettings()
+    retry: RetrySettings = RetrySettings()
+    perform: PerformSettings = PerformSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    destinations: dict[str, Destination] = {}
+    notifiers: dict[str, HL7Notifier] = {}
+    models: Path = Path("conf/models")
+    demonstration_models: bool = False
+    routes: tuple[Route, ...] | Path = Path("conf/routes.yaml")
+    #: Listening beyond loopback without an allow-list and a token is refused, unless it is asked for by this name.
+    allow_open_network: bool = False
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the file, which is given as the initial values."""
+        return env_settings, init_settings
+
+    @property
+    def database_url(self) -> str:
+        """SQLAlchemy's URL of the database."""
+        return self.database.url or f"sqlite:///{self.data_dir.absolute() / 'overread.sqlite'}"
+
+    @property
+    def route_list(self) -> tuple[Route, ...]:
+        """The routes, once loaded."""
+        assert not isinstance(self.routes, Path)
+        return self.routes
+
+    @model_validator(mode="after")
+    def _names_resolve(self) -> Settings:
+        if isinstance(self.routes, Path):
+            return self
+        seen: set[str] = set()
+        for route in self.routes:
+            if route.name in seen:
+                raise ValueError(f"routes: two routes are named {route.name!r}")
+            seen.add(route.name)
+            for kind, names, known in (
+                ("deliver", route.deliver, self.destinations),
+                ("notify", route.notify, self.notifiers),
+            ):
+                for name in names:
+                    if name not in known:
+                        there = ", ".join(sorted(known)) or "none"
+                        raise ValueError(f"routes.{route.name}.{kind}: no {name!r} is configured (there is: {there})")
+        return self
+
+    @model_validator(mode="after")
+    def _not_open_by_accident(self) -> Settings:
+        if self.allow_open_network:
+            return self
+        if not _is_loopback(self.dimse.bind) and not self.dimse.allowed_ae_titles:
+            raise ValueError(
+                f"dimse.bind: {self.dimse.bind} is reachable from outside; list who may call in "
+                "dimse.allowed_ae_titles, or set allow_open_network: true"
+            )
+        if not _is_loopback(self.http.bind) and self.http.token is None:
+            raise ValueError(
+                f"http.bind: {self.http.bind} is reachable from outside; set a token in OVERREAD__HTTP__TOKEN, "
+                "or set allow_open_network: true"
+            )
+        return self
+
+
+def load_settings(path: Path) -> Settings:
+    """Read and check a configuration; paths in it are relative to the folder that ``overread`` is run in.
+
+    Raises
+    ------
+    ConfigurationError
+        With one line for each complaint: file, key, what was expected.
+    """
+    values = _read_yaml(path)
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{path}: expected a mapping of sections, found {type(values).__name__}")
+    settings = _validated(path, values)
+    if isinstance(settings.routes, Path):
+        routes_path = settings.routes
+        routes = _read_yaml(routes_path)
+        if not isinstance(routes, list):
+            raise ConfigurationError(f"{routes_path}: expected a list of routes, found {type(routes).__name__}")
+        settings = _validated(routes_path, {**values, "routes": routes}, routes_only=path)
+    return settings
+
+
+def _validated(path: Path, values: dict[str, Any], *, routes_only: Path | None = None) -> Settings:
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        lines = []
+        for one in error.errors(include_url=False, include_context=False, include_input=False):
+            key = ".".join(str(part) for part in one["loc"])
+            where = routes_only if routes_only is not None and not key.startswith("routes") else path
+            expected = "unknown key" if one["type"] == "extra_forbidden" else one["msg"].removeprefix("Value error, ")
+            lines.append(f"{where}: {key + ': ' if key else ''}{expected}")
+        raise ConfigurationError("\n".join(lines)) from None
+    except ValueError as error:  # the environment's values that are no JSON where JSON is needed
+        raise ConfigurationError(f"{path} and the environment: {error}") from None
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise ConfigurationError(f"{path}: no such file; name one with --config") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+
+
+def _is_loopback(bind: str) -> bool:
+    if bind == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(bind).is_loopback
+    except ValueError:
+        return False
