@@ -1,0 +1,1 @@
+"""What runs a model's files; each engine imports its runtime only when it is opened."""

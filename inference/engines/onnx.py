@@ -1,0 +1,73 @@
+"""Runs ONNX files on ONNX Runtime's CPU provider."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from inference.errors import EngineFailure
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from inference.card import Card
+
+__all__ = ["OnnxModel"]
+
+
+class OnnxModel:
+    """One ONNX Runtime session over the card's ``.onnx`` file; tensors are checked against the card when it opens.
+
+    Raises
+    ------
+    EngineFailure
+        ``broke``, if the file cannot be loaded or lacks a tensor that the card names.
+    """
+
+    def __init__(self, card: Card) -> None:
+        import onnxruntime
+
+        files = [name for name in card.files if name.endswith(".onnx")]
+        if len(files) != 1:
+            raise EngineFailure("broke", f"{card.path}: files: expected exactly one .onnx file, found {len(files)}")
+        self._name = files[0]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = card.resources.threads or len(os.sched_getaffinity(0))
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Threads that spin between slabs starve the receivers of a small machine.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(card.directory / self._name), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as problem:  # onnxruntime's errors share no public base class
+            raise _failure(f"{self._name} cannot be loaded", problem) from problem
+        inputs = {tensor.name for tensor in self._session.get_inputs()}
+        wanted = {tensor for role, tensor in card.tensors.items() if role != "output"}
+        outputs = {tensor.name for tensor in self._session.get_outputs()}
+        self._output = card.tensors["output"]
+        if inputs != wanted or self._output not in outputs:
+            raise EngineFailure(
+                "broke",
+                f"{self._name} has inputs {sorted(inputs)} and outputs {sorted(outputs)}; its card names inputs "
+                f"{sorted(wanted)} and output {self._output!r}",
+            )
+
+    def infer(self, feeds: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        """Run once; see :class:`inference.engine.Model`."""
+        try:
+            return np.asarray(self._session.run([self._output], dict(feeds))[0])
+        except Exception as problem:  # onnxruntime's errors share no public base class
+            raise _failure(f"{self._name} broke", problem) from problem
+
+
+def _failure(what: str, problem: Exception) -> EngineFailure:
+    text = " ".join(str(problem).split())[:300]
+    starved = isinstance(problem, MemoryError) or any(
+        sign in text.lower() for sign in ("allocate memory", "bad_alloc", "bad allocation")
+    )
+    return EngineFailure("overran-memory" if starved else "broke", f"{what}: {text or type(problem).__name__}")

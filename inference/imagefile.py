@@ -1,0 +1,157 @@
+"""Reading one image's file: what is wrong with it is said precisely, and never with anything from its patient."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from inference.errors import InputRefused
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from pydicom import Dataset
+
+    from inference.engine import ImageFile
+
+__all__ = ["hounsfield_rescale", "open_image", "padding_mask", "require_pixels", "stored_values"]
+
+#: Values longer than this stay in the file until they are asked for: headers are read first, pixels one by one.
+_DEFER = 16 * 1024
+#: Rescale Types (0028,1054) whose output is Hounsfield units; absent means so for CT (PS3.3 C.8.2.1).
+_HOUNSFIELD = {"", "HU", "HU_MOD"}
+
+
+def open_image(file: ImageFile) -> Dataset:
+    """Parse an image's attributes, leaving long values in the file.
+
+    Raises
+    ------
+    InputRefused
+        ``unreadable``, if the bytes are no DICOM object or break off within its attributes.
+    OSError
+        If the file is not there: the node's trouble, not the image's.
+    """
+    from pydicom import dcmread
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dataset = dcmread(file.path, defer_size=_DEFER)
+            dataset.get("ImageType")
+            return dataset
+    except (OSError, MemoryError):
+        raise
+    except Exception as problem:  # hostile bytes fail in every way that a parser has
+        raise InputRefused("unreadable", f"an image cannot be parsed ({type(problem).__name__})") from problem
+
+
+def require_pixels(dataset: Dataset) -> tuple[int, int]:
+    """Return (rows, columns) of a one-sample greyscale image.
+
+    Raises
+    ------
+    InputRefused
+        ``no-pixels``, ``multi-sample`` or ``unsupported-photometric``.
+    """
+    rows, columns = _count(dataset, "Rows"), _count(dataset, "Columns")
+    if rows < 1 or columns < 1:
+        raise InputRefused("no-pixels", f"an image has {rows} rows and {columns} columns")
+    if "PixelData" not in dataset:
+        raise InputRefused("no-pixels", "an image has no Pixel Data")
+    samples = _count(dataset, "SamplesPerPixel", default=1)
+    if samples != 1:
+        raise InputRefused("multi-sample", f"an image has {samples} samples a pixel; greyscale has 1")
+    photometric = str(dataset.get("PhotometricInterpretation") or "")
+    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        known = photometric if photometric in ("PALETTE COLOR", "RGB") else "another value or none"
+        raise InputRefused("unsupported-photometric", f"Photometric Interpretation is not MONOCHROME1 or 2 ({known})")
+    return rows, columns
+
+
+def stored_values(dataset: Dataset) -> npt.NDArray[Any]:
+    """Decode an image's stored values, shape (rows, columns), sign and unused bits put right.
+
+    Raises
+    ------
+    InputRefused
+        ``no-pixels``, naming the transfer syntax, if they cannot be decoded.
+    """
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.uid import UID
+
+    syntax = UID(str(dataset.file_meta.get("TransferSyntaxUID", "") or "1.2.840.10008.1.2"))
+    name = syntax.name if syntax.name != str(syntax) else "an unknown one"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            values, _ = get_decoder(syntax).as_array(dataset, raw=True, index=0)
+    except MemoryError:
+        raise
+    except NotImplementedError as problem:
+        raise InputRefused("no-pixels", f"no decoder for the transfer syntax {name} ({syntax})") from problem
+    except Exception as problem:  # decoders are foreign code and fail in every way
+        raise InputRefused(
+            "no-pixels", f"Pixel Data is truncated or cannot be decoded (transfer syntax {name}, {syntax})"
+        ) from problem
+    values = np.asarray(values)
+    if values.shape != (int(dataset.Rows), int(dataset.Columns)):
+        raise InputRefused("no-pixels", f"Pixel Data decodes to {values.shape}, not to its Rows and Columns")
+    return values
+
+
+def hounsfield_rescale(dataset: Dataset) -> tuple[float, float]:
+    """Return (slope, intercept) from stored values to HU.
+
+    Raises
+    ------
+    InputRefused
+        ``missing-rescale`` or ``not-hounsfield``.
+    """
+    if "ModalityLUTSequence" in dataset:
+        raise InputRefused("not-hounsfield", "a CT image has a Modality LUT in place of a linear rescale")
+    try:
+        slope, intercept = float(dataset["RescaleSlope"].value), float(dataset["RescaleIntercept"].value)
+    except (KeyError, TypeError, ValueError, OverflowError) as problem:
+        raise InputRefused("missing-rescale", "Rescale Slope or Intercept is absent or no number") from problem
+    if not math.isfinite(slope) or not math.isfinite(intercept) or slope <= 0 or abs(intercept) > 1e6:
+        raise InputRefused("missing-rescale", "Rescale Slope or Intercept is not a possible one")
+    if str(dataset.get("RescaleType") or "").strip().upper() not in _HOUNSFIELD:
+        raise InputRefused("not-hounsfield", "Rescale Type says that the values are no Hounsfield units")
+    return slope, intercept
+
+
+def padding_mask(dataset: Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
+    """Return where the image is padded (PS3.3 C.7.5.1.1.2), or None where it names no padding."""
+    first = _padding(dataset, "PixelPaddingValue")
+    if first is None:
+        return None
+    last = _padding(dataset, "PixelPaddingRangeLimit")
+    low, high = sorted((first, first if last is None else last))
+    mask: npt.NDArray[np.bool_] = stored == low if low == high else (stored >= low) & (stored <= high)
+    return mask
+
+
+def _padding(dataset: Dataset, keyword: str) -> int | None:
+    try:
+        value = dataset[keyword].value
+        number = int(value)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    # Some writers give the signed value with an unsigned representation, or the other way round.
+    signed = _count(dataset, "PixelRepresentation") == 1
+    if signed and number > 32767:
+        return number - 65536
+    return number + 65536 if not signed and number < 0 else number
+
+
+def _count(dataset: Dataset, keyword: str, default: int = 0) -> int:
+    try:
+        value = dataset[keyword].value
+        return default if value in (None, "") else int(value)
+    except KeyError:
+        return default
+    except Exception as problem:  # a value that no integer can be read from, in any of pydicom's ways
+        raise InputRefused("unreadable", f"{keyword} is no number") from problem

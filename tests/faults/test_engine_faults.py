@@ -1,0 +1,296 @@
+"""An engine that dies, hangs, grows or breaks frees its job with a reason, and the next job gets a fresh one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inference.card import load_card
+from inference.engine import ImageFile, Job
+from inference.errors import EngineFailure
+from inference.host import EngineHost, resident_bytes
+from tests.dicom_factory import ct_series
+from tests.model_factory import constant_label, endless, greedy, segmentation_card, thresholding, write_model
+
+LIMITS = {"seconds": 30, "memory_mb": 2048, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> tuple[ImageFile, ...]:
+    hu = np.full((4, 16, 16), -1000)
+    hu[:, 4:8, 4:8] = 500
+    return tuple(ImageFile(p.stem, p) for p in ct_series(tmp_path_factory.mktemp("ct"), hu))
+
+
+def host_of(folder: Path, model: object, **resources: float) -> EngineHost:
+    path = write_model(folder, segmentation_card(resources=LIMITS | resources), model)  # type: ignore[arg-type]
+    return EngineHost(load_card(path))
+
+
+def job_for(host: EngineHost, images: tuple[ImageFile, ...]) -> Job:
+    return Job(host._card.path, {"ct": images})
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain: {what}"
+        threading.Event().wait(0.01)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
+class Running:
+    """A job that runs in a thread, and how it ended."""
+
+    def __init__(self, host: EngineHost, job: Job) -> None:
+        self.failure: BaseException | None = None
+        self.beats = 0
+        self._host, self._job = host, job
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._host.run(self._job, heartbeat=self._beat)
+        except EngineFailure as failure:
+            self.failure = failure
+
+    def _beat(self) -> None:
+        self.beats += 1
+
+    def pid(self) -> int:
+        # The second heartbeat can only come from a job that is long under way.
+        wait_for(lambda: self.beats >= 2 and self._host.pid is not None, 30, "the engine works")
+        assert self._host.pid is not None
+        return self._host.pid
+
+    def end(self) -> EngineFailure:
+        self._thread.join(30)
+        assert isinstance(self.failure, EngineFailure)
+        return self.failure
+
+
+@pytest.fixture
+def busy(tmp_path: Path) -> Iterator[EngineHost]:
+    with host_of(tmp_path, endless()) as host:
+        yield host
+
+
+def test_a_killed_engine_fails_its_job_as_died_and_names_the_signal(
+    busy: EngineHost, images: tuple[ImageFile, ...]
+) -> None:
+    running = Running(busy, job_for(busy, images))
+    os.kill(running.pid(), signal.SIGKILL)
+    failure = running.end()
+    assert failure.reason == "died"
+    assert "SIGKILL" in failure.text
+
+
+def test_an_engine_that_crashes_natively_is_told_by_its_signal(busy: EngineHost, images: tuple[ImageFile, ...]) -> None:
+    running = Running(busy, job_for(busy, images))
+    os.kill(running.pid(), signal.SIGSEGV)
+    assert "SIGSEGV" in running.end().text
+
+
+def test_a_loop_in_c_is_ended_at_the_cards_time(tmp_path: Path, images: tuple[ImageFile, ...]) -> None:
+    with host_of(tmp_path, endless(), seconds=1.0) as host:
+        began = time.monotonic()
+        with pytest.raises(EngineFailure) as failure:
+            host.run(job_for(host, images))
+        assert failure.value.reason == "overran-time"
+        assert time.monotonic() - began < 15
+        assert host.pid is None
+
+
+def test_a_stopped_engine_is_ended_at_the_cards_time(tmp_path: Path, images: tuple[ImageFile, ...]) -> None:
+    with host_of(tmp_path, endless(), seconds=4.0) as host:
+        running = Running(host, job_for(host, images))
+        pid = running.pid()
+        os.kill(pid, signal.SIGSTOP)
+        assert running.end().reason == "overran-time"
+        wait_for(lambda: not alive(pid), 2, "the stopped process is gone")
+
+
+def test_an_engine_stopped_between_jobs_cannot_hold_the_supervisor(
+    tmp_path: Path, images: tuple[ImageFile, ...]
+) -> None:
+    with host_of(tmp_path, thresholding(), seconds=1.0) as host:
+        host.run(job_for(host, images))
+        assert host.pid is not None
+        os.kill(host.pid, signal.SIGSTOP)
+        many = Job(host._card.path, {"ct": images * 1000})
+        with pytest.raises(EngineFailure) as failure:
+            host.run(many)
+        assert failure.value.reason == "overran-time"
+
+
+def test_an_engine_that_grows_beyond_its_memory_is_ended(tmp_path: Path, images: tuple[ImageFile, ...]) -> None:
+    with host_of(tmp_path, greedy(0.5), memory_mb=400) as host:
+        with pytest.raises(EngineFailure) as failure:
+            host.run(job_for(host, images))
+        assert failure.value.reason == "overran-memory"
+        assert host.pid is None
+
+
+def test_an_engine_that_asks_for_more_than_there_is_overran_its_memory(
+    tmp_path: Path, images: tuple[ImageFile, ...]
+) -> None:
+    with host_of(tmp_path, greedy(2.0**20)) as host, pytest.raises(EngineFailure) as failure:
+        host.run(job_for(host, images))
+    assert failure.value.reason == "overran-memory"
+
+
+def test_bytes_that_are_no_model_break_with_the_files_name(tmp_path: Path, images: tuple[ImageFile, ...]) -> None:
+    with host_of(tmp_path, b"\x08\x07 no model") as host, pytest.raises(EngineFailure) as failure:
+        host.run(job_for(host, images))
+    assert failure.value.reason == "broke"
+    assert "model.onnx" in failure.value.text
+
+
+def test_a_label_that_the_card_does_not_name_is_no_finding(tmp_path: Path, images: tuple[ImageFile, ...]) -> None:
+    with host_of(tmp_path, constant_label(7)) as host, pytest.raises(EngineFailure) as failure:
+        host.run(job_for(host, images))
+    assert failure.value.reason == "broke"
+
+
+def test_weights_replaced_under_a_running_node_do_not_run(tmp_path: Path, images: tuple[ImageFile, ...]) -> None:
+    with host_of(tmp_path, thresholding()) as host:
+        (host._card.directory / "model.onnx").write_bytes(b"other")
+        with pytest.raises(EngineFailure) as failure:
+            host.run(job_for(host, images))
+    assert failure.value.reason == "broke"
+    assert "sha256" in failure.value.text
+
+
+def test_after_a_failure_the_next_job_runs_in_a_fresh_process(tmp_path: Path, images: tuple[ImageFile, ...]) -> None:
+    with host_of(tmp_path, thresholding(), seconds=2.0) as host:
+        host.run(job_for(host, images))
+        first = host.pid
+        assert first is not None
+        os.kill(first, signal.SIGSTOP)
+        with pytest.raises(EngineFailure):
+            host.run(job_for(host, images))
+        findings = host.run(job_for(host, images))
+        assert findings.segmentation is not None
+        assert host.pid not in (None, first)
+
+
+def test_a_death_between_two_jobs_costs_no_job(tmp_path: Path, images: tuple[ImageFile, ...]) -> None:
+    with host_of(tmp_path, thresholding()) as host:
+        host.run(job_for(host, images))
+        first = host.pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        wait_for(lambda: host.pid is None, 5, "the death is seen")
+        assert host.run(job_for(host, images)).segmentation is not None
+
+
+def test_a_heartbeat_that_fails_abandons_the_job_and_ends_its_process(
+    busy: EngineHost, images: tuple[ImageFile, ...]
+) -> None:
+    seen: list[int] = []
+
+    def lost() -> None:
+        assert busy.pid is not None
+        seen.append(busy.pid)
+        raise RuntimeError("the lease is lost")
+
+    with pytest.raises(RuntimeError, match="lease"):
+        busy.run(job_for(busy, images), heartbeat=lost)
+    wait_for(lambda: not alive(seen[0]), 2, "the abandoned process is gone")
+
+
+def test_close_ends_a_running_job(busy: EngineHost, images: tuple[ImageFile, ...]) -> None:
+    running = Running(busy, job_for(busy, images))
+    pid = running.pid()
+    busy.close()
+    assert running.end().reason == "died"
+    assert not alive(pid)
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from inference.card import load_card
+from inference.engine import ImageFile, Job
+from inference.host import EngineHost
+
+card = load_card(Path(sys.argv[1]))
+host = EngineHost(card)
+files = tuple(ImageFile(Path(p).stem, Path(p)) for p in sys.argv[2:])
+host.run(Job(card.path, {"ct": files}), heartbeat=lambda: print(host.pid, flush=True))
+"""
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["in a C loop", "stopped"])
+def test_the_engine_dies_within_two_seconds_of_its_parent(
+    tmp_path: Path, images: tuple[ImageFile, ...], stopped: bool
+) -> None:
+    card = write_model(tmp_path, segmentation_card(), endless())
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(card), *(str(f.path) for f in images)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert alive(pid)
+        if stopped:
+            os.kill(pid, signal.SIGSTOP)
+        parent.kill()
+        parent.wait()
+        wait_for(lambda: not alive(pid), 2, "the engine follows its parent")
+    finally:
+        parent.kill()
+        parent.wait()
+        assert parent.stdout is not None
+        parent.stdout.close()
+
+
+def test_control_c_at_the_terminal_leaves_the_engine_to_its_supervisor(
+    busy: EngineHost, images: tuple[ImageFile, ...]
+) -> None:
+    running = Running(busy, job_for(busy, images))
+    pid = running.pid()
+    assert os.getpgid(pid) == pid != os.getpgid(0)
+    os.kill(pid, signal.SIGINT)
+    beats = running.beats
+    wait_for(lambda: running.beats > beats + 1, 10, "the job goes on")
+    assert alive(pid)
+    busy.close()
+    running.end()
+
+
+def test_the_resident_memory_of_a_process_is_what_the_kernel_says() -> None:
+    assert resident_bytes(os.getpid()) > 10 * 2**20
+    assert resident_bytes(2**22 + 1) == 0
+
+
+def test_the_engines_process_holds_neither_node_nor_storage_nor_torch_nor_the_nodes_secrets(
+    tmp_path: Path, images: tuple[ImageFile, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OVERREAD__HTTP__TOKEN", "s3cret")
+    with host_of(tmp_path, thresholding()) as host:
+        host.run(job_for(host, images))
+        assert b"s3cret" not in Path(f"/proc/{host.pid}/environ").read_bytes()
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, inference.child; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert not {"node", "storage", "torch", "onnxruntime", "highdicom", "pynetdicom"} & set(loaded)
