@@ -40,7 +40,7 @@ def read_message(raw: bytes, codec: str = "utf-8") -> list[Segment]:
     text = raw.decode(codec)
     if not text.startswith("MSH") or len(text) < 8:
         raise ValueError("no HL7 message: it does not begin with MSH and its delimiters")
-    separator, component, repetition, escape, sub = text[3:8]
+    separator, component, repetition, escape, sub = tuple(text[3:8])
     meaning = {"F": separator, "S": component, "R": repetition, "E": escape, "T": sub}
 
     def plain(value: str) -> str:

@@ -11,8 +11,9 @@ from node.notify.hl7 import Profile, build_message
 if TYPE_CHECKING:
     from node.notify.mllp import Outcome
     from node.notify.report import Report
+    from node.settings import HL7Notifier
 
-__all__ = ["Hl7Receiver", "Receiver"]
+__all__ = ["Hl7Receiver", "Receiver", "receiver_for"]
 
 
 class Receiver(Protocol):
@@ -59,3 +60,20 @@ class Hl7Receiver:
     def probe(self) -> str | None:
         """Return None when the port accepts connections; MLLP has no echo, so no more than that can be known."""
         return mllp.reachable(self.host, self.port, self.connect_seconds)
+
+
+def receiver_for(settings: HL7Notifier) -> Receiver:
+    """Return the receiver that a notifier's configuration describes."""
+    return Hl7Receiver(
+        host=settings.host,
+        port=settings.port,
+        profile=Profile(
+            sending_application=settings.sending_application,
+            sending_facility=settings.sending_facility,
+            receiving_application=settings.receiving_application,
+            receiving_facility=settings.receiving_facility,
+            result_status=settings.result_status,
+        ),
+        connect_seconds=min(settings.timeout_seconds, 10.0),
+        answer_seconds=settings.timeout_seconds,
+    )
