@@ -6,10 +6,12 @@ of failing half-way. Commits are durable when they return: ``synchronous=FULL`` 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from alembic import command
@@ -20,8 +22,9 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 
 from storage.errors import StorageError
 
-__all__ = ["Database", "migrate", "now", "schema_versions"]
+__all__ = ["Database", "Watch", "migrate", "now", "schema_versions"]
 
+_WATCH_SECONDS = 0.03
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -53,6 +56,44 @@ class Database:
     def close(self) -> None:
         """Close every connection."""
         self.engine.dispose()
+
+
+class Watch:
+    """Waits for something to change in the database, so that work is taken up at once and idling costs little.
+
+    SQLite tells another connection's commits by its data version; elsewhere the wait is a plain pause.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._engine = database.engine
+        self._sqlite = self._engine.dialect.name == "sqlite"
+        self._connection = self._engine.raw_connection() if self._sqlite else None
+        self._seen = self._version()
+
+    def wait(self, stop: Event, seconds: float) -> None:
+        """Return when something was committed elsewhere, when ``stop`` is set, or after so many seconds."""
+        deadline = time.monotonic() + seconds
+        while not stop.is_set() and (left := deadline - time.monotonic()) > 0:
+            version = self._version()
+            if version != self._seen:
+                self._seen = version
+                return
+            stop.wait(min(left, _WATCH_SECONDS if self._sqlite else left))
+
+    def close(self) -> None:
+        """Give the connection back."""
+        if self._connection is not None:
+            self._connection.close()
+
+    def _version(self) -> int:
+        if self._connection is None:
+            return 0
+        cursor = self._connection.cursor()
+        cursor.execute("PRAGMA data_version")
+        row = cursor.fetchone()
+        cursor.close()
+        assert row is not None
+        return int(row[0])
 
 
 def now(connection: Connection) -> datetime:

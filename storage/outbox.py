@@ -215,13 +215,20 @@ def succeed(connection: Connection, kind: Kind, object_id: int, *, study_id: int
     )
 
 
-def postpone(connection: Connection, kind: Kind, object_id: int, *, delay_seconds: float, answer: str) -> None:
-    """Record a try that failed and when the next one is due."""
+def postpone(
+    connection: Connection, kind: Kind, object_id: int, *, delay_seconds: float, answer: str, refused: bool
+) -> None:
+    """Record a try that failed, whether the peer had refused it, and when the next one is due."""
     table = _TABLES[kind]
     connection.execute(
         update(table)
         .where(table.c.id == object_id, table.c.state == lifecycle.PENDING)
-        .values(tries=table.c.tries + 1, answer=answer, next_at=now(connection) + timedelta(seconds=delay_seconds))
+        .values(
+            tries=table.c.tries + 1,
+            refusals=table.c.refusals + int(refused),
+            answer=answer,
+            next_at=now(connection) + timedelta(seconds=delay_seconds),
+        )
     )
 
 
@@ -251,6 +258,7 @@ def retry(connection: Connection, kind: Kind, object_id: int, *, study_id: int, 
         study_id=study_id,
         reason=reason,
         tries=0,
+        refusals=0,
         next_at=now(connection),
         ended_at=None,
     )

@@ -202,6 +202,7 @@ class Delivery:
     destination: str
     state: str
     tries: int
+    refusals: int
     next_at: datetime
     answer: str
     created_at: datetime
@@ -221,6 +222,7 @@ class Notification:
     message: bytes
     content_digest: str
     tries: int
+    refusals: int
     next_at: datetime
     answer: str
     created_at: datetime

@@ -269,6 +269,7 @@ delivery = Table(
     Column("destination", Text, nullable=False),
     Column("state", String(16), nullable=False),
     Column("tries", Integer, nullable=False, server_default="0"),
+    Column("refusals", Integer, nullable=False, server_default="0"),
     Column("next_at", UtcDateTime, nullable=False),
     Column("answer", Text, nullable=False, server_default=""),
     Column("created_at", UtcDateTime, nullable=False),
@@ -289,6 +290,7 @@ notification = Table(
     # What the message says, so that only something new makes a further one.
     Column("content_digest", String(64), nullable=False),
     Column("tries", Integer, nullable=False, server_default="0"),
+    Column("refusals", Integer, nullable=False, server_default="0"),
     Column("next_at", UtcDateTime, nullable=False),
     Column("answer", Text, nullable=False, server_default=""),
     Column("created_at", UtcDateTime, nullable=False),
@@ -309,6 +311,14 @@ change = Table(
     Column("reason", Text, nullable=False),
     Column("detail", JSON, nullable=False),
     sqlite_autoincrement=True,
+)
+
+# What this node is, once and for all: its Device UID.
+node_identity = Table(
+    "node_identity",
+    metadata,
+    Column("key", String(32), primary_key=True),
+    Column("value", Text, nullable=False),
 )
 
 pause = Table(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+from pydicom.uid import generate_uid
 from sqlalchemy import Connection, func, insert, select, update
 
 from storage import lifecycle, schema
@@ -16,6 +17,7 @@ from storage.records import Instance, Revision, Series, Study
 __all__ = [
     "by_uid",
     "decisions",
+    "device_uid",
     "due_for_verdict",
     "evidence",
     "exclude",
@@ -32,6 +34,16 @@ __all__ = [
     "series_of",
     "settle_without_revision",
 ]
+
+
+def device_uid(connection: Connection) -> str:
+    """Return this node's own Device UID, made when it is first asked for."""
+    n = schema.node_identity.c
+    found = connection.execute(select(n.value).where(n.key == "device_uid")).scalar_one_or_none()
+    if found is None:
+        found = str(generate_uid(prefix=None))
+        connection.execute(insert(schema.node_identity).values(key="device_uid", value=found))
+    return str(found)
 
 
 def get(connection: Connection, study_id: int) -> Study:
