@@ -9,7 +9,7 @@ from typing import Any
 from pydicom.uid import generate_uid
 from sqlalchemy import Connection, func, insert, select, update
 
-from storage import lifecycle, schema
+from storage import changefeed, lifecycle, schema
 from storage.database import now
 from storage.errors import Unknown
 from storage.records import Instance, Revision, Series, Study
@@ -21,6 +21,7 @@ __all__ = [
     "due_for_verdict",
     "evidence",
     "exclude",
+    "excluded_since_revision",
     "get",
     "last_revision",
     "open_revision",
@@ -237,6 +238,22 @@ def decisions(connection: Connection, revision_id: int) -> list[Mapping[str, Any
     return [dict(row) for row in rows.mappings()]
 
 
+def excluded_since_revision(connection: Connection, study_id: int, last_instance_id: int) -> bool:
+    """Whether an operator has changed what counts among the instances that the last revision knew."""
+    r, c = schema.revision.c, schema.change.c
+    opened = connection.execute(
+        select(func.max(r.opened_at)).where(r.study_id == study_id, r.last_instance_id == last_instance_id)
+    ).scalar_one()
+    return (
+        connection.execute(
+            select(c.sequence)
+            .where(c.study_id == study_id, c.kind == "study", c.after.in_(("EXCLUDED", "INCLUDED")), c.at > opened)
+            .limit(1)
+        ).first()
+        is not None
+    )
+
+
 def exclude(
     connection: Connection,
     study: Study,
@@ -257,6 +274,10 @@ def exclude(
     Unknown
         When the study has no such series or instance.
     """
+    what = sop_instance_uid or series_instance_uid or "the whole study"
+    changefeed.append(
+        connection, "study", study.id, study_id=study.id, after="EXCLUDED" if excluded else "INCLUDED", reason=what
+    )
     if series_instance_uid is None and sop_instance_uid is None:
         connection.execute(update(schema.study).where(schema.study.c.id == study.id).values(excluded=excluded))
         return 0

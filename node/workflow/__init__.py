@@ -1,0 +1,1 @@
+"""The way of a study, from the first instance to the last acknowledgement."""
