@@ -15,9 +15,9 @@ __all__ = ["radiograph_input"]
 def radiograph_input(pixels: NDArray[Any], size: int = 256) -> NDArray[np.float32]:
     """Rescale, pad and resize one radiograph to a square input.
 
-    The 0.5th and 99.5th percentile of the pixels become 0 and 1 (values beyond are clipped), so that any positive linear
-    rescale of the pixels gives the same result; the shorter axis is padded with 0 on both ends; the resize averages
-    over the source pixels.
+    The 0.5th and 99.5th percentile of the pixels become 0 and 1 (values beyond are clipped), so that any positive
+    linear rescale of the pixels gives the same result; the shorter axis is padded with 0 on both ends; the resize
+    averages over the source pixels.
 
     Parameters
     ----------

@@ -1,0 +1,1 @@
+"""Scripts that made the shipped model files; never imported by the node."""

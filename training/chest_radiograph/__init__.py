@@ -1,0 +1,1 @@
+"""The script that made `chest-radiograph-demo`: data, network, training and evaluation."""

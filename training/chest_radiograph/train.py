@@ -1,0 +1,135 @@
+"""Train `chest-radiograph-demo` and write its ONNX file and thresholds.
+
+Run by `python -m training.chest_radiograph.train`. Needs the extra `train` (torch, onnx). Seeds are fixed; the weights
+are the same on the same machine with the same number of threads. `evaluate` writes the card.
+Thresholds maximise Youden's index on a validation set of the training family.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from phantoms.radiograph import FINDINGS
+from training.chest_radiograph.augment import moved, toned
+from training.chest_radiograph.data import SIZE, Radiographs, load
+from training.chest_radiograph.measure import auc, predict, youden
+from training.chest_radiograph.network import Net, Shipped
+
+MODEL = Path("conf/models/chest-radiograph-demo/chest-radiograph-demo.onnx")
+CACHE = Path("build/chest-radiograph")
+_BATCH = 48
+
+
+def _discs(part: Radiographs, chosen: np.ndarray) -> Tensor:
+    """Draw where the nodules are: [n, 1, 256, 256], 1 inside a disc of the nodule's size, at least 8 mm wide."""
+    rows, columns = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32)
+    out = np.zeros((len(chosen), 1, SIZE, SIZE), np.float32)
+    for k, i in enumerate(chosen):
+        if part.labels[i, 0]:
+            radius = max(part.sizes[i, 0] / 2, 4) / 1.56
+            row, column = part.places[i, 0]
+            out[k, 0] = np.hypot(rows - row, columns - column) <= radius
+    return torch.from_numpy(out)
+
+
+def _average(mean: nn.Module, net: nn.Module, keep: float) -> None:
+    """Move the averaged weights towards the current ones."""
+    with torch.no_grad():
+        for a, b in zip(mean.state_dict().values(), net.state_dict().values(), strict=True):
+            if a.dtype.is_floating_point:
+                a.mul_(keep).add_(b, alpha=1 - keep)
+            else:
+                a.copy_(b)
+
+
+def train(part: Radiographs, epochs: int, seed: int) -> Net:
+    """Fit the network and return the running average of its weights."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    net = Net().to(memory_format=torch.channels_last)
+    mean = copy.deepcopy(net).eval()
+    steps = len(part.images) // _BATCH
+    optimiser = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, epochs * steps, pct_start=0.15)
+    step = 0
+    for epoch in range(epochs):
+        began, total = time.monotonic(), 0.0
+        order = rng.permutation(len(part.images))
+        for k in range(steps):
+            chosen = order[k * _BATCH : (k + 1) * _BATCH]
+            image = torch.from_numpy(part.images[chosen]).float().unsqueeze(1) / 255
+            stack = moved(torch.cat([image, _discs(part, chosen)], dim=1))
+            target = torch.from_numpy(part.labels[chosen]).float()
+            place = torch.nn.functional.max_pool2d(stack[:, 1:], 8)
+            target[:, 0] *= (place.amax(dim=(1, 2, 3)) > 0.3).float()
+            with torch.autocast("cpu", torch.bfloat16):
+                logits, places = net(toned(stack[:, :1]).contiguous(memory_format=torch.channels_last))
+            loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), target)
+            weight = torch.tensor(12.0)
+            heat = nn.functional.binary_cross_entropy_with_logits(places.float(), place, pos_weight=weight)
+            optimiser.zero_grad()
+            (loss + 2 * heat).backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 2.0)
+            optimiser.step()
+            schedule.step()
+            step += 1
+            _average(mean, net, min(0.99, step / (step + 10)))
+            total += loss.item()
+            if k % 25 == 24:
+                print(f"epoch {epoch} step {k + 1}/{steps} loss {total / (k + 1):.3f}", flush=True)
+        print(f"epoch {epoch} loss {total / steps:.4f} in {time.monotonic() - began:.0f} s", flush=True)
+        CACHE.mkdir(parents=True, exist_ok=True)
+        torch.save(mean.state_dict(), CACHE / f"mean-{epoch}.pt")
+    return mean
+
+
+def export(net: Net, path: Path) -> None:
+    """Write the network with its sigmoid as ONNX: `image` [N, 1, 256, 256] to `probability` [N, 5]."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.onnx.export(
+        Shipped(net).float().eval(),
+        (torch.rand(1, 1, SIZE, SIZE),),
+        str(path),
+        input_names=["image"],
+        output_names=["probability"],
+        dynamic_axes={"image": {0: "N"}, "probability": {0: "N"}},
+        opset_version=17,
+        dynamo=False,
+    )
+
+
+def main() -> None:
+    """Train, export, choose thresholds, and print what the card needs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--epochs", type=int, default=9)
+    parser.add_argument("--seed", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--weights", type=Path, help="export these weights instead of training")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    if given.weights:
+        net = Net()
+        net.load_state_dict(torch.load(given.weights, weights_only=True))
+    else:
+        net = train(load("train", CACHE), given.epochs, given.seed)
+    export(net.eval(), given.model)
+    held = load("validation", CACHE)
+    probabilities = predict(given.model, held.images)
+    chosen = {}
+    for i, name in enumerate(FINDINGS):
+        chosen[name] = round(youden(held.labels[:, i], probabilities[:, i]), 3)
+        print(f"{name}: validation AUC {auc(held.labels[:, i], probabilities[:, i]):.3f}, threshold {chosen[name]}")
+    (CACHE / "thresholds.json").write_text(json.dumps(chosen, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
