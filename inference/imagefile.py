@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["hounsfield_rescale", "open_image", "padding_mask", "require_pixels", "stored_values"]
 
 #: Values longer than this stay in the file until they are asked for: headers are read first, pixels one by one.
-_DEFER = 16 * 1024
+_DEFER = 2048
 #: Rescale Types (0028,1054) whose output is Hounsfield units; absent means so for CT (PS3.3 C.8.2.1).
 _HOUNSFIELD = {"", "HU", "HU_MOD"}
 
