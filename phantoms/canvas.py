@@ -105,7 +105,7 @@ class Canvas:
 
     def alpha(self, distance: Field) -> Field:
         """Return the share of each voxel that lies inside a shape with this signed distance (mm)."""
-        return np.clip(np.float32(0.5) - distance / np.float32(self.edge), 0, 1)
+        return np.asarray(np.clip(np.float32(0.5) - distance / np.float32(self.edge), 0, 1), dtype=np.float32)
 
     def paint(self, box: Box, distance: Field, value: Any, within: Field | None = None) -> None:
         """Mix `value` (HU, scalar or array of the box's shape) into the voxels inside the shape."""
@@ -214,6 +214,8 @@ def make_canvas(
     ay = np.broadcast_to(s * x + c * y + np.float32(lean[1]) * z + np.float32(centre[1]), shape).astype(np.float32)
     az = np.broadcast_to(z + np.float32(centre[2]), shape).astype(np.float32)
     if warp_mm > 0:
-        for axis in (ax, ay, az):
-            axis += np.float32(warp_mm) * smooth_noise(rng, shape, spacing, float(rng.uniform(45, 110)))
+        ax, ay, az = (
+            a + np.float32(warp_mm) * smooth_noise(rng, shape, spacing, float(rng.uniform(45, 110)))
+            for a in (ax, ay, az)
+        )
     return Canvas(np.full(shape, -1000, dtype=np.float32), ax, ay, az, spacing)

@@ -13,8 +13,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from phantoms.anatomy import Anatomy, draw_anatomy, paint_body, paint_head, paint_lungs
+from phantoms.anatomy import Anatomy, draw_anatomy, paint_body
 from phantoms.canvas import make_canvas
+from phantoms.head import paint_head
+from phantoms.lungs import paint_lungs
 from phantoms.scanner import ScanStyle, draw_style, scan
 
 RIGHT_LUNG = 1
