@@ -5,8 +5,15 @@
     NodeError
     +-- ConfigurationError   file, key and what was expected; the command ends with status 2
     +-- EvidenceError        a document that must not leave
+    +-- WorkitemUnfit        a workitem that no try can perform: its model or its images have changed
     +-- InvalidMessage       a report that cannot be said in the receiver's format
     +-- AlreadyRunning       another node holds the data directory or a port
+    +-- RequestError         an HTTP request that cannot be served; ``node/web/problems.py`` gives each its status
+        +-- BadRequest           what was sent cannot be understood
+        +-- NotAcceptable        none of the asked representations can be given
+        +-- UnsupportedMedia     a body of a kind that is not taken
+        +-- BodyTooLarge         a body beyond the configured limit
+        +-- NoRoom               not enough disk is free to take anything
 """
 
 
@@ -28,3 +35,31 @@ class InvalidMessage(NodeError):
 
 class AlreadyRunning(NodeError):
     """Another node holds the data directory or a port."""
+
+
+class RequestError(NodeError):
+    """An HTTP request that cannot be served; the text goes to the caller and names no patient."""
+
+
+class BadRequest(RequestError):
+    """What was sent cannot be understood."""
+
+
+class NotAcceptable(RequestError):
+    """None of the representations that were asked for can be given."""
+
+
+class UnsupportedMedia(RequestError):
+    """A body of a kind that is not taken."""
+
+
+class BodyTooLarge(RequestError):
+    """A body beyond the configured limit."""
+
+
+class NoRoom(RequestError):
+    """Not enough disk is free to take anything."""
+
+
+class WorkitemUnfit(NodeError):
+    """A workitem that no try can perform: its model or its images are not what was scheduled."""

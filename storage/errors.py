@@ -4,11 +4,13 @@
 
     StorageError
     +-- NotDicom            bytes that cannot be read as a DICOM object; carries the reason in plain words
+    |   +-- Mismatch        an object that is not the one that its sender announced
     +-- IllegalTransition   a state change that the lifecycle does not have
     +-- LeaseLost           an attempt's result came after the attempt had been taken away
     +-- Unknown             a row that was asked for by name and is not there
     +-- DataDirectoryInUse  another node holds this data directory
     +-- StillNeeded         a deletion that would take away what open work needs
+    +-- InvalidQuery        a key or a value that nothing can be found by
 """
 
 
@@ -18,6 +20,10 @@ class StorageError(Exception):
 
 class NotDicom(StorageError):
     """Bytes that cannot be read as a DICOM object, or lack what identifies one."""
+
+
+class Mismatch(NotDicom):
+    """An object whose SOP Class or SOP Instance UID is not what its sender announced."""
 
 
 class IllegalTransition(StorageError):
@@ -38,3 +44,7 @@ class DataDirectoryInUse(StorageError):
 
 class StillNeeded(StorageError):
     """A deletion that would take away what open work still needs."""
+
+
+class InvalidQuery(StorageError):
+    """A key or a value that nothing can be found by; names the key, never its value."""

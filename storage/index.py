@@ -20,7 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from storage import changefeed, lifecycle, schema
 from storage.blobs import Blobs
 from storage.database import Database, now
-from storage.errors import NotDicom
+from storage.errors import Mismatch, NotDicom
 from storage.headers import Header, attribute_value, read_header
 
 __all__ = ["Archive", "Origin", "Outcome", "Receipt", "insert_instance", "quarantine_blob"]
@@ -92,18 +92,29 @@ class Archive:
         self._committer = threading.Thread(target=self._commit_groups, name="committer", daemon=True)
         self._committer.start()
 
-    def receive(self, path: Path, origin: Origin) -> Receipt:
+    def receive(self, path: Path, origin: Origin, announced: tuple[str, str] | None = None) -> Receipt:
         """Take over a Part 10 file; durable on return.
 
         The file is gone from where it was afterwards, whatever the outcome.
 
+        Parameters
+        ----------
+        path
+            On the same file system as the blobs.
+        origin
+            Who offers it.
+        announced
+            The SOP Class and SOP Instance UID that the sender named beside the dataset, where the protocol has that.
+
         Raises
         ------
         NotDicom
-            The bytes are in quarantine, with the reason.
+            The bytes are in quarantine, with the reason; ``Mismatch`` when they are not what was announced.
         """
         try:
             header = read_header(path)
+            if announced is not None:
+                _compare(header, announced)
         except NotDicom as error:
             self._quarantine(path, str(error), origin)
             raise
@@ -189,6 +200,16 @@ class Archive:
             return
         for one, outcome in zip(group, outcomes, strict=True):
             one.done.set_result(outcome)
+
+
+def _compare(header: Header, announced: tuple[str, str]) -> None:
+    """Refuse an object that is another than was announced: its sender would take the wrong one for stored."""
+    for name, said, found in (
+        ("SOP Class UID", announced[0], header.sop_class_uid),
+        ("SOP Instance UID", announced[1], header.sop_instance_uid),
+    ):
+        if said != found:
+            raise Mismatch(f"{name} of the dataset is not the announced one")
 
 
 def insert_instance(

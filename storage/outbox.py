@@ -17,8 +17,11 @@ from storage.database import now
 from storage.records import Delivery, Document, Notification
 
 __all__ = [
+    "Kind",
+    "Outgoing",
     "add_deliveries",
     "add_notification",
+    "content_digest",
     "deliveries_of",
     "deliveries_of_revision",
     "due_deliveries",
@@ -32,6 +35,7 @@ __all__ = [
 ]
 
 Kind = Literal["delivery", "notification"]
+Outgoing = Delivery | Notification
 _TABLES: dict[str, Table] = {"delivery": schema.delivery, "notification": schema.notification}
 _DONE: dict[str, str] = {"delivery": lifecycle.DELIVERED, "notification": lifecycle.ACKNOWLEDGED}
 
@@ -144,7 +148,7 @@ def add_notification(
             state=lifecycle.PENDING,
             control_id=control_id,
             message=message,
-            content_digest=hashlib.sha256(says).hexdigest(),
+            content_digest=content_digest(says),
             next_at=at,
             created_at=at,
         )
@@ -160,6 +164,11 @@ def add_notification(
     )
     row = connection.execute(select(schema.notification).where(n.id == key[0])).mappings().one()
     return Notification(**row)
+
+
+def content_digest(says: bytes) -> str:
+    """Return the digest by which two messages are known to say the same."""
+    return hashlib.sha256(says).hexdigest()
 
 
 def last_notification(connection: Connection, study_id: int, receiver: str) -> Notification | None:

@@ -261,8 +261,9 @@ def exclude(
     series_instance_uid: str | None = None,
     sop_instance_uid: str | None = None,
     excluded: bool = True,
+    by: str = "",
 ) -> int:
-    """Take a study, one of its series or one of its instances out of all judging, or back in.
+    """Take a study, one of its series or one of its instances out of all judging, or back in, in an operator's name.
 
     Returns
     -------
@@ -274,7 +275,7 @@ def exclude(
     Unknown
         When the study has no such series or instance.
     """
-    what = sop_instance_uid or series_instance_uid or "the whole study"
+    what = (sop_instance_uid or series_instance_uid or "the whole study") + (f", by {by}" if by else "")
     changefeed.append(
         connection, "study", study.id, study_id=study.id, after="EXCLUDED" if excluded else "INCLUDED", reason=what
     )

@@ -32,6 +32,7 @@ __all__ = [
     "complete",
     "current_workitems",
     "documents",
+    "earlier_documents",
     "fail",
     "get",
     "lose",
@@ -199,7 +200,7 @@ def complete(
     attempt: Attempt,
     *,
     findings: Mapping[str, Any],
-    documents_: Sequence[NewDocument],
+    new_documents: Sequence[NewDocument],
     outcome: str,
 ) -> list[Document]:
     """Commit a result: findings, documents, their index rows, their deliveries and COMPLETED, all together.
@@ -213,7 +214,7 @@ def complete(
         raise LeaseLost(f"attempt {attempt.id} was taken from {attempt.owner}")
     at = now(connection)
     made: list[Document] = []
-    for one in documents_:
+    for one in new_documents:
         insert_instance(connection, one.header, one.blob, Origin(calling_ae_title=""), made_here=True)
         key = connection.execute(
             insert(schema.document).values(
@@ -418,6 +419,27 @@ def documents(connection: Connection, workitem_id: int) -> list[Document]:
     d = schema.document.c
     rows = connection.execute(select(schema.document).where(d.workitem_id == workitem_id).order_by(d.id))
     return [Document(**row) for row in rows.mappings()]
+
+
+def earlier_documents(connection: Connection, workitem: Workitem) -> list[Document]:
+    """Return the documents that those of a workitem follow: of the same model, of its last completed workitem."""
+    w = schema.workitem.c
+    earlier = connection.execute(
+        select(w.id)
+        .where(
+            w.study_id == workitem.study_id,
+            w.model == workitem.model,
+            w.state == lifecycle.COMPLETED,
+            w.id < workitem.id,
+        )
+        .order_by(w.id.desc())
+    ).scalars()
+    roles = {role: chosen["series_instance_uid"] for role, chosen in workitem.input_set.items()}
+    for workitem_id in earlier:
+        before = get(connection, workitem_id).input_set
+        if {role: chosen["series_instance_uid"] for role, chosen in before.items()} == roles:
+            return documents(connection, workitem_id)
+    return []
 
 
 def _attempt(connection: Connection, attempt_id: int) -> Attempt:

@@ -1,0 +1,355 @@
+"""Where the parts are wired together: the parent that holds the ports and the lock, and its processes.
+
+One parent binds each port once and forks receivers, the web, the workflow and the performers. It stays
+single-threaded and opens no database while it forks. A process that dies is started anew; when the parent dies,
+its processes end with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final, NoReturn
+
+import structlog
+
+from inference.card import Card
+from inference.registry import Registry
+from node.delivery.factory import make_destination
+from node.dimse.scp import bind, run_receiver
+from node.errors import AlreadyRunning, ConfigurationError
+from node.notify.receivers import Hl7Receiver, Receiver
+from node.ops.logging import configure_logging
+from node.settings import Settings
+from node.web.application import Services, run_web
+from node.workflow.steps import Way
+from node.workflow.workers import run_performer, run_workflow
+from storage import studies
+from storage.blobs import FileBlobs
+from storage.database import Database, migrate
+from storage.index import Archive
+from storage.retention import reconcile
+
+__all__ = ["DataDirectory", "load_cards", "make_receivers", "serve"]
+
+_log = structlog.get_logger("overread.app")
+
+_PR_SET_PDEATHSIG: Final = 1
+_GRACE_SECONDS: Final = 20.0
+_RESTART_SECONDS: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class DataDirectory:
+    """The folders of a data directory. What is accepted, being taken in, and refused lie on one file system."""
+
+    root: Path
+
+    @property
+    def blobs(self) -> FileBlobs:
+        """The bytes of every instance."""
+        return FileBlobs(self.root / "blobs")
+
+    @property
+    def refused(self) -> FileBlobs:
+        """The bytes that were refused."""
+        return FileBlobs(self.root / "quarantine")
+
+    @property
+    def incoming(self) -> Path:
+        """Where bytes are written before they have a name."""
+        folder = self.root / "incoming"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def lock(self) -> IO[str]:
+        """Hold the directory for this process and its children.
+
+        Raises
+        ------
+        AlreadyRunning
+            When another node holds it.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        file = (self.root / "node.lock").open("a+", encoding="ascii")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            file.close()
+            raise AlreadyRunning(
+                f"{self.root} is held by another node (process {holder}); stop it, or give this one its own data_dir"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        return file
+
+
+def load_cards(settings: Settings) -> dict[str, Card]:
+    """Load every model and check that each route's models are there.
+
+    Raises
+    ------
+    inference.errors.CardError, ConfigurationError
+        Naming the file, the key and what was expected.
+    """
+    cards = {card.name: card for card in Registry.from_folder(settings.models)}
+    for route in settings.route_list:
+        for name in route.models:
+            if name not in cards:
+                there = ", ".join(sorted(cards)) or "none"
+                raise ConfigurationError(
+                    f"routes.{route.name}.models: no model {name!r} in {settings.models} (there is: {there})"
+                )
+    return cards
+
+
+def make_receivers(settings: Settings) -> dict[str, Receiver]:
+    """Make the configured receivers of notifications."""
+    return {name: Hl7Receiver.from_settings(one) for name, one in settings.notifiers.items()}
+
+
+def serve(settings: Settings) -> int:
+    """Run the node until it is told to stop (SIGTERM, SIGINT). Returns the exit status.
+
+    Raises
+    ------
+    AlreadyRunning
+        When the data directory or a port is taken.
+    """
+    started = time.monotonic()
+    configure_logging()
+    cards = load_cards(settings)
+    directory = DataDirectory(settings.data_dir.absolute())
+    with (
+        directory.lock(),
+        bind(settings.dimse.bind, settings.dimse.port) as dimse,
+        bind(settings.http.bind, settings.http.port) as http,
+    ):
+        _prepare(settings, directory, cards)
+        parent = _Parent(_processes(settings, directory, cards, dimse, http))
+        return parent.run(lambda: _log.info("ready", seconds=round(time.monotonic() - started, 3)))
+
+
+def _prepare(settings: Settings, directory: DataDirectory, cards: Mapping[str, Card]) -> None:
+    """Bring the schema up to date and put files and rows in agreement, before anything is taken in."""
+    migrate(settings.database_url)
+    database = Database(settings.database_url)
+    try:
+        found = reconcile(
+            database,
+            directory.blobs,
+            directory.refused,
+            directory.incoming,
+            {card.device_uid for card in cards.values()},
+        )
+        with database.write() as connection:
+            studies.restart_quiet_periods(connection)
+            studies.device_uid(connection)
+    finally:
+        database.close()
+    _log.info(
+        "reconciled",
+        adopted=found.adopted,
+        quarantined=found.quarantined,
+        removed=found.removed,
+        missing=len(found.missing),
+    )
+    for blob in found.missing:
+        _log.error("bytes are missing", blob=blob)
+
+
+Process = Callable[[threading.Event], None]
+
+
+def _processes(
+    settings: Settings,
+    directory: DataDirectory,
+    cards: Mapping[str, Card],
+    dimse: socket.socket,
+    http: socket.socket,
+) -> dict[str, Process]:
+    """Return what each process does. Each runs after the fork and opens its own database."""
+    device_uids = {card.device_uid for card in cards.values()}
+
+    def archive(database: Database) -> Archive:
+        return Archive(database, directory.blobs, directory.refused, device_uids)
+
+    def receiver(stop: threading.Event) -> None:
+        database = Database(settings.database_url)
+        with database.write() as connection:
+            # This receiver may stand for one that died in the middle of a study.
+            studies.restart_quiet_periods(connection)
+        inlet = archive(database)
+        try:
+            run_receiver(dimse, inlet, settings.dimse, directory.incoming, stop)
+        finally:
+            inlet.close()
+            database.close()
+
+    def web(stop: threading.Event) -> None:
+        database = Database(settings.database_url)
+        inlet = archive(database)
+        try:
+            services = Services(
+                settings=settings,
+                database=database,
+                archive=inlet,
+                blobs=directory.blobs,
+                incoming=directory.incoming,
+            )
+            run_web(http, services, stop)
+        finally:
+            inlet.close()
+            database.close()
+
+    def way(database: Database) -> Way:
+        from node.evidence.documents import node_identity
+
+        with database.write() as connection:
+            device_uid = studies.device_uid(connection)
+        return Way(
+            settings=settings,
+            database=database,
+            blobs=directory.blobs,
+            incoming=directory.incoming,
+            cards=cards,
+            identity=node_identity(device_uid=device_uid, ae_title=settings.dimse.ae_title),
+        )
+
+    def workflow(stop: threading.Event) -> None:
+        database = Database(settings.database_url)
+        destinations = [
+            make_destination(name, one, settings.dimse.ae_title) for name, one in settings.destinations.items()
+        ]
+        try:
+            run_workflow(way(database), destinations, make_receivers(settings), stop)
+        finally:
+            database.close()
+
+    def performer(index: int, stop: threading.Event) -> None:
+        database = Database(settings.database_url)
+        try:
+            run_performer(way(database), index, stop)
+        finally:
+            database.close()
+
+    processes: dict[str, Process] = {f"receiver-{n}": receiver for n in range(settings.dimse.receivers)}
+    processes |= {"web": web, "workflow": workflow}
+    for n in range(settings.perform.workers):
+        processes[f"performer-{n}"] = lambda stop, n=n: performer(n, stop)  # type: ignore[misc]
+    return processes
+
+
+class _Parent:
+    """Starts the processes, starts a dead one anew, and ends them all."""
+
+    _SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD})
+
+    def __init__(self, processes: Mapping[str, Process]) -> None:
+        self._processes = processes
+        self._running: dict[int, str] = {}
+        #: Name to the monotonic time at which it is to be started.
+        self._due = dict.fromkeys(processes, 0.0)
+
+    def run(self, ready: Callable[[], None]) -> int:
+        """Keep every process running until a signal says to stop; then end them all."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._SIGNALS)
+        self._start_due()
+        ready()
+        while True:
+            received = signal.sigtimedwait(self._SIGNALS, _RESTART_SECONDS)
+            if received is not None and received.si_signo != signal.SIGCHLD:
+                return self._end()
+            self._bury_the_dead()
+            self._start_due()
+
+    def _start_due(self) -> None:
+        for name, at in list(self._due.items()):
+            if at <= time.monotonic():
+                del self._due[name]
+                self._start(name)
+
+    def _start(self, name: str) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self._SIGNALS)
+            _child(name, self._processes[name], parent)
+        self._running[pid] = name
+
+    def _bury_the_dead(self) -> None:
+        while self._running:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            name = self._running.pop(pid, None)
+            if name is not None:
+                _log.error("process died; starting it anew", name=name, status=os.waitstatus_to_exitcode(status))
+                # Not at once: one that dies at its start must not spin.
+                self._due[name] = time.monotonic() + _RESTART_SECONDS
+
+    def _end(self) -> int:
+        _log.info("stopping", processes=len(self._running))
+        for pid in self._running:
+            os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + _GRACE_SECONDS
+        while self._running and time.monotonic() < deadline:
+            signal.sigtimedwait({signal.SIGCHLD}, 0.2)
+            while self._running and (pid := os.waitpid(-1, os.WNOHANG)[0]):
+                self._running.pop(pid, None)
+        for pid, name in self._running.items():
+            _log.warning("process did not end in time; killed", name=name)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        _log.info("stopped")
+        return 0
+
+
+def _child(name: str, process: Process, parent: int) -> NoReturn:
+    """Be one of the processes: end on SIGTERM, and with the parent."""
+    status = 1
+    try:
+        _end_with(parent)
+        stop = threading.Event()
+        signal.signal(signal.SIGTERM, lambda _number, _frame: stop.set())
+        # Ctrl-C reaches the whole group; the parent passes it on as SIGTERM.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        structlog.contextvars.bind_contextvars(process=name)
+        process(stop)
+        status = 0
+    except BaseException:  # noqa: BLE001 - a child must never run on into its parent's code
+        _log.exception("process failed", process=name)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _end_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent dies; elsewhere than on Linux, watch for it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _watch_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

@@ -1,0 +1,101 @@
+"""The loops that walk the steps: one thread for each thing that can wait without making the others wait."""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+
+import structlog
+
+from inference.card import Card
+from inference.engine import Job
+from inference.findings import Findings
+from inference.host import EngineHost
+from node.delivery.port import Destination
+from node.notify.receivers import Receiver
+from node.workflow import steps
+from node.workflow.steps import Way
+from storage import worklist
+from storage.database import Watch
+
+__all__ = ["run_performer", "run_workflow"]
+
+_log = structlog.get_logger("overread.workflow")
+
+#: The longest pause of a loop that nothing wakes: what waits for a time, not for a commit, is that much late.
+_IDLE_SECONDS = 0.25
+#: The pause after something unforeseen, so that a broken row is not hammered.
+_TROUBLE_SECONDS = 2.0
+
+
+def run_workflow(
+    way: Way, destinations: Sequence[Destination], receivers: Mapping[str, Receiver], stop: threading.Event
+) -> None:
+    """Judge, route, deliver and notify until ``stop``: every peer has a thread, so that none waits for another."""
+    loops: list[tuple[str, Callable[[], int]]] = [("judge", lambda: steps.complete(way) + steps.route(way))]
+    loops.append(("notify", lambda: steps.notify(way, receivers)))
+    for destination in destinations:
+        loops.append((f"deliver-{destination.name}", lambda destination=destination: steps.deliver(way, destination)))  # type: ignore[misc]
+    for name, receiver in receivers.items():
+        loops.append((f"send-{name}", lambda name=name, receiver=receiver: steps.send(way, name, receiver)))  # type: ignore[misc]
+    threads = [threading.Thread(target=_loop, args=(way, name, once, stop), name=name) for name, once in loops]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def run_performer(way: Way, index: int, stop: threading.Event) -> None:
+    """Perform workitems until ``stop``, one at a time, each card's engine in a process of its own."""
+    prefix = f"performer-{index}:"
+    owner = f"{prefix}{os.getpid()}:{uuid.uuid4().hex[:8]}"
+    losses = way.settings.perform.losses
+    with way.database.write() as connection:
+        worklist.lose(connection, prefix, limit=losses, reason="the node stopped while at it")
+    hosts: dict[str, EngineHost] = {}
+
+    def run(card: Card, job: Job, heartbeat: Callable[[], None]) -> Findings:
+        def beat() -> None:
+            if stop.is_set():
+                raise _Stopping
+            heartbeat()
+
+        host = hosts.get(card.name)
+        if host is None:
+            host = hosts[card.name] = EngineHost(card)
+        return host.run(job, heartbeat=beat)
+
+    def once() -> int:
+        with way.database.write() as connection:
+            worklist.lose_expired(connection, limit=losses)
+        return int(steps.perform(way, owner, run))
+
+    try:
+        _loop(way, prefix, once, stop)
+    finally:
+        for host in hosts.values():
+            host.close()
+
+
+class _Stopping(Exception):
+    """The node is being stopped: what runs is given up, and taken up again by the next start."""
+
+
+def _loop(way: Way, name: str, once: Callable[[], int], stop: threading.Event) -> None:
+    watch = Watch(way.database)
+    try:
+        while not stop.is_set():
+            try:
+                done = once()
+            except _Stopping:
+                return
+            except Exception:  # noqa: BLE001 - logged with its trace; the row it stands at stays due
+                _log.exception("a step failed; it will be tried again", loop=name)
+                stop.wait(_TROUBLE_SECONDS)
+                continue
+            if not done:
+                watch.wait(stop, _IDLE_SECONDS)
+    finally:
+        watch.close()
