@@ -1,0 +1,396 @@
+"""What operators do: retry, cancel, rerun, exclude, pause and resume.
+
+Every action may be given twice: the second time finds nothing to do and says so. Every move goes through
+``storage.lifecycle`` or the change feed with the operator's name in its reason, which is the audit trail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast, get_args
+
+from sqlalchemy import Connection, select
+
+from node.errors import ConfigurationError
+from node.settings import Settings
+from node.workflow.status import Item, Refused, Status, later_message, status
+from storage import control as holds
+from storage import lifecycle, outbox, schema, studies, worklist
+from storage.database import Database
+from storage.errors import Unknown
+from storage.records import Study, Workitem
+
+__all__ = [
+    "Done",
+    "Item",
+    "Refused",
+    "Status",
+    "Target",
+    "cancel",
+    "exclude",
+    "pause",
+    "rerun",
+    "resolve",
+    "resume",
+    "retry",
+    "status",
+]
+
+TargetKind = Literal["study", "workitem", "delivery", "notification"]
+_STUDY_ROWS: Mapping[str, Any] = {
+    "study": select(schema.study.c.id, schema.study.c.id.label("study_id")),
+    "workitem": select(schema.workitem.c.id, schema.workitem.c.study_id),
+    "delivery": select(schema.delivery.c.id, schema.workitem.c.study_id).select_from(
+        schema.delivery.join(schema.document).join(schema.workitem)
+    ),
+    "notification": select(schema.notification.c.id, schema.revision.c.study_id).select_from(
+        schema.notification.join(schema.revision)
+    ),
+}
+_TABLES = {
+    "study": schema.study,
+    "workitem": schema.workitem,
+    "delivery": schema.delivery,
+    "notification": schema.notification,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What an action is about: a row, and the study that it belongs to."""
+
+    kind: TargetKind
+    id: int
+    study_id: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """What an action came to, one line each: what was changed, and what there was to leave as it is."""
+
+    changed: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    hint: str = ""
+
+
+def resolve(connection: Connection, target: str) -> Target:
+    """Find what an operator means: ``delivery:12`` as ``status`` prints it, a study's UID or a workitem's.
+
+    Raises
+    ------
+    Unknown
+        With what a target looks like.
+    """
+    kind, colon, number = target.partition(":")
+    if colon:
+        if kind not in get_args(TargetKind) or not number.isdecimal():
+            raise Unknown(
+                f"{target!r} is no target: expected {', '.join(get_args(TargetKind))} and a number, as 'delivery:12'"
+            )
+        row = connection.execute(_STUDY_ROWS[kind].where(_TABLES[kind].c.id == int(number))).one_or_none()
+        if row is None:
+            raise Unknown(f"there is no {kind} {number}")
+        return Target(kind=cast(TargetKind, kind), id=int(number), study_id=row.study_id)
+    s, w = schema.study.c, schema.workitem.c
+    study_id = connection.execute(select(s.id).where(s.study_instance_uid == target)).scalar_one_or_none()
+    if study_id is not None:
+        return Target(kind="study", id=study_id, study_id=study_id)
+    row = connection.execute(select(w.id, w.study_id).where(w.uid == target)).one_or_none()
+    if row is not None:
+        return Target(kind="workitem", id=row.id, study_id=row.study_id)
+    raise Unknown(f"{target} is neither a study that was received nor a workitem; 'overread status' lists targets")
+
+
+def retry(database: Database, target: str, *, by: str) -> Done:
+    """Try again what is parked: a study, a workitem, a delivery, a notification, or everything parked of a study.
+
+    A study is judged anew after a full quiet period. A workitem is replaced by a new one that names it. A
+    delivery sends the stored bytes, a notification the stored message under its control id.
+
+    Raises
+    ------
+    Unknown
+        When there is no such target.
+    """
+    reason = f"retry asked for by {by}"
+    done = Done()
+    with database.write() as connection:
+        found = resolve(connection, target)
+        for one in _parked_of(connection, found) if found.kind == "study" else [found]:
+            _RETRY[one.kind](connection, one, reason, done)
+        if found.kind == "study" and not done.changed and not done.unchanged:
+            done.unchanged.append(f"nothing of study:{found.id} is parked")
+    return done
+
+
+def cancel(database: Database, target: str, *, by: str) -> Done:
+    """Stop what is open: a workitem is CANCELED for good; a delivery or notification is parked and can be retried.
+
+    Given a study, everything open of it. A result that comes after the cancelling is not taken.
+
+    Raises
+    ------
+    Unknown
+        When there is no such target.
+    """
+    reason = f"cancelled by operator {by}"
+    done = Done()
+    with database.write() as connection:
+        found = resolve(connection, target)
+        targets = _open_of(connection, found) if found.kind == "study" else [found]
+        for one in targets:
+            state = _state(connection, one)
+            if one.kind == "workitem" and state in (lifecycle.SCHEDULED, lifecycle.IN_PROGRESS):
+                worklist.cancel(connection, worklist.get(connection, one.id), reason)
+                done.changed.append(f"{one}: {state} -> {lifecycle.CANCELED}")
+            elif one.kind in ("delivery", "notification") and state == lifecycle.PENDING:
+                outbox.park(connection, one.kind, one.id, study_id=one.study_id, answer=reason)
+                done.changed.append(f"{one}: {state} -> {lifecycle.PARKED}")
+            else:
+                done.unchanged.append(f"{one} is {state}: nothing to cancel")
+        if not targets:
+            done.unchanged.append(f"nothing of {found} is open")
+    return done
+
+
+def rerun(database: Database, study_instance_uid: str, *, by: str) -> Done:
+    """Perform anew what the study's last revision wants: new workitems, new documents, a further message.
+
+    What is still open is left alone, so that asking twice runs it once.
+
+    Raises
+    ------
+    Unknown
+        When the study was never received.
+    """
+    reason = f"rerun asked for by {by}"
+    done = Done()
+    with database.write() as connection:
+        found = resolve(connection, study_instance_uid)
+        revision = studies.last_revision(connection, found.study_id)
+        if revision is None:
+            done.unchanged.append(f"study:{found.study_id} has not been judged complete yet: nothing ran on it")
+            return done
+        current = {item.id: item for _use, item in worklist.current_workitems(connection, revision.id)}
+        if found.kind == "workitem":
+            current = {key: item for key, item in current.items() if key == found.id}
+        for item in current.values():
+            _replace(connection, item, reason, done)
+        if not current:
+            done.unchanged.append(f"revision {revision.number} of study:{found.study_id} wants no such workitem")
+    return done
+
+
+def exclude(
+    database: Database,
+    study_instance_uid: str,
+    *,
+    by: str,
+    series_instance_uid: str | None = None,
+    sop_instance_uid: str | None = None,
+    undo: bool = False,
+) -> Done:
+    """Take a study, one of its series or one of its instances out of all judging, or (``undo``) back in.
+
+    The bytes stay where they are and stay findable. A complete study of which a part was taken out or in is judged
+    anew after a quiet period; a parked one waits for ``retry``.
+
+    Raises
+    ------
+    Unknown
+        When there is no such study, series or instance.
+    """
+    word = "included again" if undo else "excluded"
+    done = Done()
+    with database.write() as connection:
+        study = studies.by_uid(connection, study_instance_uid)
+        part = sop_instance_uid or series_instance_uid
+        name = f"study {study.study_instance_uid}" if part is None else part
+        if _flags(connection, study, series_instance_uid, sop_instance_uid) == {not undo}:
+            done.unchanged.append(f"{name} is {word} already")
+            return done
+        studies.exclude(
+            connection,
+            study,
+            series_instance_uid=series_instance_uid,
+            sop_instance_uid=sop_instance_uid,
+            excluded=not undo,
+            by=by,
+        )
+        done.changed.append(f"{name} {word}")
+        if study.state == lifecycle.PARKED:
+            return Done(changed=done.changed, hint=f"overread retry {study.study_instance_uid}")
+        if study.state == lifecycle.COMPLETE and (undo or part is not None) and studies.evidence(connection, study.id):
+            studies.reopen(connection, study, f"{name} {word} by {by}")
+            done.changed.append(f"study:{study.id} is judged anew after a quiet period")
+        still_open = _open_of(connection, Target(kind="study", id=study.id, study_id=study.id))
+    hint = (
+        f"what is open of it goes on; to stop it: overread cancel {study_instance_uid}"
+        if still_open and not undo
+        else ""
+    )
+    return Done(changed=done.changed, hint=hint)
+
+
+def pause(database: Database, settings: Settings, kind: str, name: str, *, by: str) -> Done:
+    """Hold a route, model, destination or notifier still until it is resumed, across restarts.
+
+    Raises
+    ------
+    ConfigurationError
+        When the configuration has nothing of that name.
+    """
+    checked = _configured(settings, kind, name)
+    with database.write() as connection:
+        if holds.pause(connection, checked, name, by=by):
+            return Done(changed=[f"{kind} {name} is paused"])
+    return Done(unchanged=[f"{kind} {name} is paused already"])
+
+
+def resume(database: Database, settings: Settings, kind: str, name: str, *, by: str) -> Done:
+    """Let it move again. What is held although no longer configured can still be resumed.
+
+    Raises
+    ------
+    ConfigurationError
+        When nothing of that name is configured nor held.
+    """
+    with database.write() as connection:
+        if kind in holds.PAUSABLE and holds.resume(connection, kind, name, by=by):
+            return Done(changed=[f"{kind} {name} is resumed"])
+    _configured(settings, kind, name)
+    return Done(unchanged=[f"{kind} {name} is not paused"])
+
+
+def _configured(settings: Settings, kind: str, name: str) -> holds.Pausable:
+    routes = settings.route_list
+    known: dict[str, set[str]] = {
+        "route": {route.name for route in routes},
+        "model": {model for route in routes for model in route.models},
+        "destination": set(settings.destinations),
+        "notifier": set(settings.notifiers),
+    }
+    if kind not in known:
+        raise ConfigurationError(f"{kind!r} cannot be paused; expected one of {', '.join(known)}")
+    if name not in known[kind]:
+        there = ", ".join(sorted(known[kind])) or "none"
+        raise ConfigurationError(f"no {kind} {name!r} is configured (there is: {there})")
+    return cast(holds.Pausable, kind)
+
+
+def _retry_study(connection: Connection, target: Target, reason: str, done: Done) -> None:
+    study = studies.get(connection, target.id)
+    if study.state != lifecycle.PARKED:
+        done.unchanged.append(f"{target} is {study.state}, not parked")
+        return
+    studies.reopen(connection, study, reason)
+    done.changed.append(f"{target}: judged anew after a quiet period")
+
+
+def _retry_workitem(connection: Connection, target: Target, reason: str, done: Done) -> None:
+    item = worklist.get(connection, target.id)
+    if item.state == lifecycle.CANCELED:
+        _replace(connection, item, reason, done)
+    else:
+        done.unchanged.append(f"{target} is {item.state}, not parked")
+
+
+def _retry_outgoing(connection: Connection, target: Target, reason: str, done: Done) -> None:
+    state = _state(connection, target)
+    if state != lifecycle.PARKED:
+        done.unchanged.append(f"{target} is {state}, not parked")
+        return
+    outbox.retry(connection, cast(outbox.Kind, target.kind), target.id, study_id=target.study_id, reason=reason)
+    done.changed.append(f"{target}: {lifecycle.PARKED} -> {lifecycle.PENDING}")
+    if target.kind == "delivery":
+        # The message said that this document was parked; once it arrives there is something new to say.
+        for revision_id in _revisions_of_delivery(connection, target.id):
+            studies.report_again(connection, revision_id, reason)
+
+
+_RETRY: Mapping[str, Callable[[Connection, Target, str, Done], None]] = {
+    "study": _retry_study,
+    "workitem": _retry_workitem,
+    "delivery": _retry_outgoing,
+    "notification": _retry_outgoing,
+}
+
+
+def _replace(connection: Connection, item: Workitem, reason: str, done: Done) -> None:
+    newer = connection.execute(
+        select(schema.workitem.c.id).where(schema.workitem.c.replaces_id == item.id)
+    ).scalar_one_or_none()
+    if newer is not None:
+        done.unchanged.append(f"workitem:{item.id} is replaced by workitem:{newer} already")
+    elif item.state not in (lifecycle.COMPLETED, lifecycle.CANCELED):
+        done.unchanged.append(f"workitem:{item.id} is {item.state}: it will run without being asked")
+    else:
+        made = worklist.replace(connection, item, reason)
+        done.changed.append(f"workitem:{item.id}: replaced by workitem:{made.id}")
+
+
+def _revisions_of_delivery(connection: Connection, delivery_id: int) -> Sequence[int]:
+    u = schema.workitem_use.c
+    return (
+        connection.execute(
+            select(u.revision_id)
+            .distinct()
+            .select_from(schema.delivery.join(schema.document).join(schema.workitem).join(schema.workitem_use))
+            .where(schema.delivery.c.id == delivery_id)
+            .order_by(u.revision_id)
+        )
+        .scalars()
+        .all()
+    )
+
+
+def _state(connection: Connection, target: Target) -> str:
+    table = _TABLES[target.kind]
+    return str(connection.execute(select(table.c.state).where(table.c.id == target.id)).scalar_one())
+
+
+def _parked_of(connection: Connection, study: Target) -> list[Target]:
+    found = [study] if _state(connection, study) == lifecycle.PARKED else []
+    w, d, n = schema.workitem.c, schema.delivery.c, schema.notification.c
+    conditions: dict[TargetKind, Any] = {
+        "workitem": w.parked.is_(True),
+        "delivery": d.state == lifecycle.PARKED,
+        "notification": (n.state == lifecycle.PARKED) & ~later_message(),
+    }
+    return found + _rows_of(connection, study, conditions)
+
+
+def _open_of(connection: Connection, study: Target) -> list[Target]:
+    conditions: dict[TargetKind, Any] = {
+        "workitem": schema.workitem.c.state.in_((lifecycle.SCHEDULED, lifecycle.IN_PROGRESS)),
+        "delivery": schema.delivery.c.state == lifecycle.PENDING,
+        "notification": schema.notification.c.state == lifecycle.PENDING,
+    }
+    return _rows_of(connection, study, conditions)
+
+
+def _rows_of(connection: Connection, study: Target, conditions: Mapping[TargetKind, Any]) -> list[Target]:
+    found = []
+    for kind, condition in conditions.items():
+        study_column = schema.revision.c.study_id if kind == "notification" else schema.workitem.c.study_id
+        query = _STUDY_ROWS[kind].where(study_column == study.study_id, condition).order_by(_TABLES[kind].c.id)
+        found += [Target(kind=kind, id=row.id, study_id=study.study_id) for row in connection.execute(query)]
+    return found
+
+
+def _flags(
+    connection: Connection, study: Study, series_instance_uid: str | None, sop_instance_uid: str | None
+) -> set[bool]:
+    if series_instance_uid is None and sop_instance_uid is None:
+        return {study.excluded}
+    i, s = schema.instance.c, schema.series.c
+    query = select(i.excluded).select_from(schema.instance.join(schema.series)).where(i.study_id == study.id)
+    if series_instance_uid is not None:
+        query = query.where(s.series_instance_uid == series_instance_uid)
+    if sop_instance_uid is not None:
+        query = query.where(i.sop_instance_uid == sop_instance_uid)
+    return set(connection.execute(query).scalars())

@@ -1,0 +1,438 @@
+"""Tells what became of a study and why, from the rows and the change feed alone: the answer of ``overread explain``.
+
+Nothing in a story names a patient: UIDs, states, times, and the reasons that the node wrote down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, func, select
+
+from storage import changefeed, lifecycle, outbox, schema, studies, worklist
+from storage.records import Change, Document, Revision, Study, Workitem
+
+__all__ = [
+    "AttemptTold",
+    "DecisionTold",
+    "DeliveryTold",
+    "DocumentTold",
+    "Event",
+    "NotificationTold",
+    "Received",
+    "RevisionTold",
+    "SeriesTold",
+    "Story",
+    "UseTold",
+    "WorkitemTold",
+    "tell",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesTold:
+    """One series of the study; ``made_here`` are evidence documents of this or another node."""
+
+    series_instance_uid: str
+    modality: str
+    series_number: str
+    instances: int
+    made_here: int
+    excluded: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """What came in. An object that came again unchanged leaves no trace; one that came again changed is a variant."""
+
+    instances: int
+    series: list[SeriesTold]
+    calling_ae_titles: list[str]
+    first_at: datetime
+    last_at: datetime
+    quiet_from: datetime
+    variants: int
+    conflicting: int
+    excluded: int
+    made_here: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionTold:
+    """What one route decided for one of its models, with a reason for every condition that was looked at."""
+
+    route: str
+    model: str
+    matched: bool
+    reasons: list[str]
+    not_analysed: dict[str, Any] | None
+    deliver: list[str]
+    notify: list[str]
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotificationTold:
+    """One message to one receiver; ``control_id`` is MSH-10 and the same at every try."""
+
+    target: str
+    receiver: str
+    number: int
+    control_id: str
+    state: str
+    tries: int
+    answer: str
+    created_at: datetime
+    next_at: datetime | None
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevisionTold:
+    """The study as it stood when it was judged complete, with the verdict and what the routes made of it."""
+
+    number: int
+    state: str
+    opened_at: datetime
+    instances: int
+    verdict: dict[str, Any]
+    decisions: list[DecisionTold]
+    notifications: list[NotificationTold]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UseTold:
+    """That a revision wants a workitem, by which route and why these series."""
+
+    revision: int
+    route: str
+    reason: str
+    deliver: list[str]
+    notify: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptTold:
+    """One try at a workitem."""
+
+    number: int
+    state: str
+    outcome: str
+    started_at: datetime
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryTold:
+    """One evidence document to one destination."""
+
+    target: str
+    destination: str
+    state: str
+    tries: int
+    answer: str
+    created_at: datetime
+    next_at: datetime | None
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentTold:
+    """One evidence document and where it went."""
+
+    kind: str
+    sop_instance_uid: str
+    series_instance_uid: str
+    created_at: datetime
+    deliveries: list[DeliveryTold]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkitemTold:
+    """One model on one input set."""
+
+    target: str
+    uid: str
+    model: str
+    model_version: str
+    state: str
+    parked: bool
+    outcome: str
+    replaces: str | None
+    replaced_by: str | None
+    input_set: dict[str, Any]
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    uses: list[UseTold]
+    attempts: list[AttemptTold]
+    documents: list[DocumentTold]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One entry of the change feed."""
+
+    sequence: int
+    at: datetime
+    object: str
+    before: str | None
+    after: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Story:
+    """The whole way of one study, oldest first; ``summary`` says in a sentence where it stands."""
+
+    target: str
+    study_instance_uid: str
+    state: str
+    summary: str
+    excluded: bool
+    historical: bool
+    received: Received
+    revisions: list[RevisionTold]
+    workitems: list[WorkitemTold]
+    events: list[Event]
+
+
+def tell(connection: Connection, study_instance_uid: str) -> Story:
+    """Tell a study's story.
+
+    Raises
+    ------
+    storage.errors.Unknown
+        When nothing of the study was ever received.
+    """
+    study = studies.by_uid(connection, study_instance_uid)
+    changes = changefeed.of_study(connection, study.id)
+    revisions = studies.revisions(connection, study.id)
+    numbers = {one.id: one.number for one in revisions}
+    workitems = _workitems(connection, study.id, numbers)
+    revisions_told = [_revision(connection, study, one) for one in revisions]
+    return Story(
+        target=f"study:{study.id}",
+        study_instance_uid=study.study_instance_uid,
+        state=study.state,
+        summary=_summary(study, changes, revisions_told, workitems),
+        excluded=study.excluded,
+        historical=study.historical,
+        received=_received(connection, study),
+        revisions=revisions_told,
+        workitems=workitems,
+        events=_events(changes),
+    )
+
+
+def _received(connection: Connection, study: Study) -> Received:
+    i, v, s = schema.instance.c, schema.variant.c, schema.series.c
+    rows = connection.execute(
+        select(i.series_id, i.made_here, i.excluded, i.conflicting, i.calling_ae_title).where(i.study_id == study.id)
+    ).all()
+    variants = connection.execute(
+        select(func.count()).select_from(schema.variant.join(schema.instance)).where(i.study_id == study.id)
+    ).scalar_one()
+    senders = {row.calling_ae_title for row in rows if not row.made_here}
+    senders |= set(
+        connection.execute(
+            select(v.calling_ae_title).select_from(schema.variant.join(schema.instance)).where(i.study_id == study.id)
+        ).scalars()
+    )
+    series = []
+    for one in connection.execute(select(schema.series).where(s.study_id == study.id).order_by(s.id)):
+        of_it = [row for row in rows if row.series_id == one.id]
+        series.append(
+            SeriesTold(
+                series_instance_uid=one.series_instance_uid,
+                modality=one.modality,
+                series_number=one.series_number,
+                instances=len(of_it),
+                made_here=sum(row.made_here for row in of_it),
+                excluded=sum(row.excluded for row in of_it),
+            )
+        )
+    return Received(
+        instances=sum(not row.made_here for row in rows),
+        series=series,
+        calling_ae_titles=sorted(senders - {""}),
+        first_at=study.first_received_at,
+        last_at=study.last_received_at,
+        quiet_from=study.quiet_from,
+        variants=variants,
+        conflicting=sum(row.conflicting for row in rows),
+        excluded=sum(row.excluded for row in rows),
+        made_here=sum(row.made_here for row in rows),
+    )
+
+
+def _revision(connection: Connection, study: Study, revision: Revision) -> RevisionTold:
+    decisions = [
+        DecisionTold(
+            route=one["route"],
+            model=one["model"],
+            matched=one["matched"],
+            reasons=list(one["reasons"]),
+            not_analysed=None if one["not_analysed"] is None else dict(one["not_analysed"]),
+            deliver=list(one["deliver"]),
+            notify=list(one["notify"]),
+            at=one["decided_at"],
+        )
+        for one in studies.decisions(connection, revision.id)
+    ]
+    notifications = [
+        NotificationTold(
+            target=f"notification:{one.id}",
+            receiver=one.receiver,
+            number=one.number,
+            control_id=one.control_id,
+            state=one.state,
+            tries=one.tries,
+            answer=one.answer,
+            created_at=one.created_at,
+            next_at=one.next_at if one.state == lifecycle.PENDING else None,
+            ended_at=one.ended_at,
+        )
+        for one in outbox.notifications_of(connection, revision.id)
+    ]
+    return RevisionTold(
+        number=revision.number,
+        state=revision.state,
+        opened_at=revision.opened_at,
+        instances=len(studies.evidence(connection, study.id, up_to=revision.last_instance_id)),
+        verdict=dict(revision.verdict),
+        decisions=decisions,
+        notifications=notifications,
+    )
+
+
+def _workitems(connection: Connection, study_id: int, numbers: Mapping[int, int]) -> list[WorkitemTold]:
+    w = schema.workitem.c
+    rows = connection.execute(select(schema.workitem).where(w.study_id == study_id).order_by(w.id)).mappings()
+    found = [Workitem(**row) for row in rows]
+    uids = {one.id: one.uid for one in found}
+    replaced_by = {one.replaces_id: one.uid for one in found if one.replaces_id is not None}
+    return [
+        WorkitemTold(
+            target=f"workitem:{one.id}",
+            uid=one.uid,
+            model=one.model,
+            model_version=one.model_version,
+            state=one.state,
+            parked=one.parked,
+            outcome=one.outcome,
+            replaces=uids.get(one.replaces_id) if one.replaces_id is not None else None,
+            replaced_by=replaced_by.get(one.id),
+            input_set=dict(one.input_set),
+            created_at=one.created_at,
+            started_at=one.started_at,
+            ended_at=one.ended_at,
+            uses=[
+                UseTold(
+                    revision=numbers[use.revision_id],
+                    route=use.route,
+                    reason=use.reason,
+                    deliver=use.deliver,
+                    notify=use.notify,
+                )
+                for use in worklist.uses(connection, one.id)
+            ],
+            attempts=[
+                AttemptTold(
+                    number=attempt.number,
+                    state=attempt.state,
+                    outcome=attempt.outcome,
+                    started_at=attempt.started_at,
+                    ended_at=attempt.ended_at,
+                )
+                for attempt in worklist.attempts(connection, one.id)
+            ],
+            documents=[_document(connection, document) for document in worklist.documents(connection, one.id)],
+        )
+        for one in found
+    ]
+
+
+def _document(connection: Connection, document: Document) -> DocumentTold:
+    return DocumentTold(
+        kind=document.kind,
+        sop_instance_uid=document.sop_instance_uid,
+        series_instance_uid=document.series_instance_uid,
+        created_at=document.created_at,
+        deliveries=[
+            DeliveryTold(
+                target=f"delivery:{one.id}",
+                destination=one.destination,
+                state=one.state,
+                tries=one.tries,
+                answer=one.answer,
+                created_at=one.created_at,
+                next_at=one.next_at if one.state == lifecycle.PENDING else None,
+                ended_at=one.ended_at,
+            )
+            for one in outbox.deliveries_of(connection, document.id)
+        ],
+    )
+
+
+def _events(changes: Sequence[Change]) -> list[Event]:
+    """Every event but the storing of each instance, which ``received`` sums up."""
+    kept = [one for one in changes if not (one.kind == "instance" and one.after == "STORED")]
+    return [
+        Event(
+            sequence=one.sequence,
+            at=one.at,
+            object=one.kind if one.object_id is None else f"{one.kind}:{one.object_id}",
+            before=one.before,
+            after=one.after,
+            reason=one.reason,
+        )
+        for one in kept
+    ]
+
+
+def _summary(
+    study: Study, changes: Sequence[Change], revisions: Sequence[RevisionTold], workitems: Sequence[WorkitemTold]
+) -> str:
+    if study.excluded:
+        return "excluded by an operator: nothing runs on it"
+    if study.historical:
+        return "historical: taken in from an archive; nothing runs on it until an operator asks"
+    if study.state == lifecycle.PARKED:
+        reasons = [one.reason for one in changes if one.kind == "study" and one.after == lifecycle.PARKED]
+        return f"parked: {reasons[-1] if reasons and reasons[-1] else 'no reason was recorded'}"
+    if study.state == lifecycle.RECEIVING:
+        return "being received: it is judged once nothing more has come for the quiet period"
+    if not revisions:
+        return "no image of it was received that could be read; only evidence documents"
+    current = [one for one in workitems if one.replaced_by is None]
+    deliveries = [one for item in current for document in item.documents for one in document.deliveries]
+    messages = [one for revision in revisions for one in revision.notifications]
+    parts = [
+        _counted(sum(one.state in (lifecycle.SCHEDULED, lifecycle.IN_PROGRESS) for one in current), "workitem open"),
+        _counted(sum(one.parked for one in current), "workitem parked"),
+        _counted(sum(one.state == lifecycle.COMPLETED for one in current), "workitem completed"),
+        _counted(sum(one.state == lifecycle.DELIVERED for one in deliveries), "document delivered"),
+        _counted(sum(one.state == lifecycle.PENDING for one in deliveries), "delivery waiting"),
+        _counted(sum(one.state == lifecycle.PARKED for one in deliveries), "delivery parked"),
+        _counted(sum(one.state == lifecycle.ACKNOWLEDGED for one in messages), "message acknowledged"),
+        _counted(sum(one.state == lifecycle.PENDING for one in messages), "message waiting"),
+        _counted(sum(one.state == lifecycle.PARKED for one in messages), "message parked"),
+    ]
+    said = ", ".join(part for part in parts if part)
+    if said:
+        return f"complete: {said}"
+    if any(decision.matched for decision in revisions[-1].decisions):
+        return "complete: a route matched, and nothing could be analysed"
+    return "complete: no route matched, so nothing ran" if revisions[-1].decisions else "complete: about to be routed"
+
+
+def _counted(count: int, what: str) -> str:
+    if count == 0:
+        return ""
+    noun, _, state = what.partition(" ")
+    plural = {"delivery": "deliveries"}.get(noun, f"{noun}s")
+    return f"{count} {noun if count == 1 else plural} {state}"
