@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,12 +17,21 @@ if TYPE_CHECKING:
 
     from inference.engine import ImageFile
 
-__all__ = ["hounsfield_rescale", "open_image", "padding_mask", "require_pixels", "stored_values"]
+__all__ = [
+    "count_of",
+    "hounsfield_rescale",
+    "open_image",
+    "padding_mask",
+    "require_pixels",
+    "stored_values",
+    "texts_of",
+    "value_of",
+]
 
 #: Values longer than this stay in the file until they are asked for: headers are read first, pixels one by one.
 _DEFER = 2048
 #: Rescale Types (0028,1054) whose output is Hounsfield units; absent means so for CT (PS3.3 C.8.2.1).
-_HOUNSFIELD = {"", "HU", "HU_MOD"}
+_HOUNSFIELD = frozenset({"", "HU", "HU_MOD"})
 
 
 def open_image(file: ImageFile) -> Dataset:
@@ -39,9 +49,7 @@ def open_image(file: ImageFile) -> Dataset:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = dcmread(file.path, defer_size=_DEFER)
-            dataset.get("ImageType")
-            return dataset
+            return dcmread(file.path, defer_size=_DEFER)
     except (OSError, MemoryError):
         raise
     except Exception as problem:  # hostile bytes fail in every way that a parser has
@@ -56,17 +64,17 @@ def require_pixels(dataset: Dataset) -> tuple[int, int]:
     InputRefused
         ``no-pixels``, ``multi-sample`` or ``unsupported-photometric``.
     """
-    rows, columns = _count(dataset, "Rows"), _count(dataset, "Columns")
+    rows, columns = count_of(dataset, "Rows"), count_of(dataset, "Columns")
     if rows < 1 or columns < 1:
         raise InputRefused("no-pixels", f"an image has {rows} rows and {columns} columns")
     if "PixelData" not in dataset:
         raise InputRefused("no-pixels", "an image has no Pixel Data")
-    samples = _count(dataset, "SamplesPerPixel", default=1)
+    samples = count_of(dataset, "SamplesPerPixel", default=1)
     if samples != 1:
         raise InputRefused("multi-sample", f"an image has {samples} samples a pixel; greyscale has 1")
-    photometric = str(dataset.get("PhotometricInterpretation") or "")
-    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        known = photometric if photometric in ("PALETTE COLOR", "RGB") else "another value or none"
+    photometric = texts_of(dataset, "PhotometricInterpretation")
+    if photometric not in (("MONOCHROME1",), ("MONOCHROME2",)):
+        known = photometric[0] if photometric in (("PALETTE COLOR",), ("RGB",)) else "another value or none"
         raise InputRefused("unsupported-photometric", f"Photometric Interpretation is not MONOCHROME1 or 2 ({known})")
     return rows, columns
 
@@ -82,7 +90,8 @@ def stored_values(dataset: Dataset) -> npt.NDArray[Any]:
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
 
-    syntax = UID(str(dataset.file_meta.get("TransferSyntaxUID", "") or "1.2.840.10008.1.2"))
+    meta = getattr(dataset, "file_meta", None)
+    syntax = UID(str((meta and meta.get("TransferSyntaxUID")) or "1.2.840.10008.1.2"))
     name = syntax.name if syntax.name != str(syntax) else "an unknown one"
     try:
         with warnings.catch_warnings():
@@ -97,7 +106,7 @@ def stored_values(dataset: Dataset) -> npt.NDArray[Any]:
             "no-pixels", f"Pixel Data is truncated or cannot be decoded (transfer syntax {name}, {syntax})"
         ) from problem
     values = np.asarray(values)
-    if values.shape != (int(dataset.Rows), int(dataset.Columns)):
+    if values.shape != (count_of(dataset, "Rows"), count_of(dataset, "Columns")):
         raise InputRefused("no-pixels", f"Pixel Data decodes to {values.shape}, not to its Rows and Columns")
     return values
 
@@ -113,12 +122,12 @@ def hounsfield_rescale(dataset: Dataset) -> tuple[float, float]:
     if "ModalityLUTSequence" in dataset:
         raise InputRefused("not-hounsfield", "a CT image has a Modality LUT in place of a linear rescale")
     try:
-        slope, intercept = float(dataset["RescaleSlope"].value), float(dataset["RescaleIntercept"].value)
-    except (KeyError, TypeError, ValueError, OverflowError) as problem:
+        slope, intercept = float(value_of(dataset, "RescaleSlope")), float(value_of(dataset, "RescaleIntercept"))
+    except (TypeError, ValueError, OverflowError) as problem:
         raise InputRefused("missing-rescale", "Rescale Slope or Intercept is absent or no number") from problem
     if not math.isfinite(slope) or not math.isfinite(intercept) or slope <= 0 or abs(intercept) > 1e6:
         raise InputRefused("missing-rescale", "Rescale Slope or Intercept is not a possible one")
-    if str(dataset.get("RescaleType") or "").strip().upper() not in _HOUNSFIELD:
+    if not _HOUNSFIELD.issuperset(texts_of(dataset, "RescaleType")):
         raise InputRefused("not-hounsfield", "Rescale Type says that the values are no Hounsfield units")
     return slope, intercept
 
@@ -134,24 +143,59 @@ def padding_mask(dataset: Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[np.b
     return mask
 
 
+def value_of(dataset: Dataset, keyword: str) -> Any:
+    """Return an attribute's value, or None where it is absent or empty; values are parsed only here.
+
+    Raises
+    ------
+    InputRefused
+        ``unreadable``, naming the attribute, if its bytes are none of its kind.
+    """
+    if keyword not in dataset:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = dataset[keyword].value
+    except (OSError, MemoryError):
+        raise
+    except Exception as problem:  # hostile bytes fail in every way that a parser has
+        raise InputRefused("unreadable", f"{keyword} cannot be parsed ({type(problem).__name__})") from problem
+    return None if isinstance(value, (str, bytes)) and not value else value
+
+
+def count_of(dataset: Dataset, keyword: str, default: int = 0) -> int:
+    """Return an attribute's value as an integer, or a default where it is absent or empty.
+
+    Raises
+    ------
+    InputRefused
+        ``unreadable``, naming the attribute, if it is no integer.
+    """
+    value = value_of(dataset, keyword)
+    try:
+        return default if value is None else int(value)
+    except (TypeError, ValueError, OverflowError) as problem:
+        raise InputRefused("unreadable", f"{keyword} is no number") from problem
+
+
+def texts_of(dataset: Dataset, keyword: str) -> tuple[str, ...]:
+    """Return an attribute's values as stripped upper-case text; none where it is absent or empty."""
+    value = value_of(dataset, keyword)
+    if value is None:
+        return ()
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        value = [value]
+    return tuple(str(one).strip().upper() for one in value)
+
+
 def _padding(dataset: Dataset, keyword: str) -> int | None:
     try:
-        value = dataset[keyword].value
-        number = int(value)
-    except (KeyError, TypeError, ValueError, OverflowError):
+        number = int(value_of(dataset, keyword))
+    except (TypeError, ValueError, OverflowError, InputRefused):
         return None
     # Some writers give the signed value with an unsigned representation, or the other way round.
-    signed = _count(dataset, "PixelRepresentation") == 1
+    signed = count_of(dataset, "PixelRepresentation") == 1
     if signed and number > 32767:
         return number - 65536
     return number + 65536 if not signed and number < 0 else number
-
-
-def _count(dataset: Dataset, keyword: str, default: int = 0) -> int:
-    try:
-        value = dataset[keyword].value
-        return default if value in (None, "") else int(value)
-    except KeyError:
-        return default
-    except Exception as problem:  # a value that no integer can be read from, in any of pydicom's ways
-        raise InputRefused("unreadable", f"{keyword} is no number") from problem

@@ -151,7 +151,7 @@ def _infer_labels(card: Card, model: Model, volume: Volume) -> tuple[npt.NDArray
 
 
 def _classify(card: Card, model: Model, files: Sequence[ImageFile]) -> Findings:
-    from inference.imagefile import open_image
+    from inference.imagefile import open_image, value_of
     from inference.preprocess import radiograph_input
     from inference.radiograph import radiograph_pixels
 
@@ -162,7 +162,7 @@ def _classify(card: Card, model: Model, files: Sequence[ImageFile]) -> Findings:
     seconds = 0.0
     for file in files:
         dataset = open_image(file)
-        attributes = {key: dataset.get(key) for key in keywords(role.match) if key in dataset}
+        attributes = {key: value_of(dataset, key) for key in keywords(role.match)}
         # One series may hold a frontal and a lateral view: only what the card means is read.
         if not evaluate(role.match, attributes).matched:
             continue

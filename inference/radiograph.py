@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from inference.errors import InputRefused
-from inference.imagefile import open_image, padding_mask, require_pixels, stored_values
+from inference.imagefile import count_of, open_image, padding_mask, require_pixels, stored_values, texts_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,29 +42,27 @@ def radiograph_pixels(dataset: Dataset) -> npt.NDArray[np.float32]:
         ``for-processing``.
     """
     require_pixels(dataset)
-    if int(dataset.get("NumberOfFrames") or 1) > 1:
+    if count_of(dataset, "NumberOfFrames", default=1) > 1:
         raise InputRefused("multi-frame", "a radiograph of more than one frame")
-    if str(dataset.get("PresentationIntentType") or "") == "FOR PROCESSING":
+    if texts_of(dataset, "PresentationIntentType") == ("FOR PROCESSING",):
         raise InputRefused("for-processing", "the radiograph is raw (FOR PROCESSING), not made for display")
     stored = stored_values(dataset)
     padding = padding_mask(dataset, stored)
     pixels = _modality_lut(dataset, stored)
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
+    if texts_of(dataset, "PhotometricInterpretation") == ("MONOCHROME1",):
         pixels = (pixels.max() + pixels.min()) - pixels
     if padding is not None and padding.any() and not padding.all():
         pixels[padding] = pixels[~padding].min()
-    try:
-        directions = [str(value).upper() for value in dataset.get("PatientOrientation") or ()]
-    except TypeError:
-        directions = []
-    return np.ascontiguousarray(_displayed(pixels, directions))
+    return np.ascontiguousarray(_displayed(pixels, texts_of(dataset, "PatientOrientation")))
 
 
 def _modality_lut(dataset: Dataset, stored: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
     from pydicom.pixels.processing import apply_modality_lut
 
     try:
-        pixels = np.array(apply_modality_lut(stored, dataset), dtype=np.float32)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pixels = np.array(apply_modality_lut(stored, dataset), dtype=np.float32)
     except Exception as problem:  # a LUT is hostile bytes like any other
         raise InputRefused("no-pixels", "the Modality LUT or rescale cannot be applied") from problem
     if not np.isfinite(pixels).all():

@@ -16,7 +16,16 @@ import numpy as np
 
 from inference.errors import InputRefused
 from inference.findings import Coverage
-from inference.imagefile import hounsfield_rescale, open_image, padding_mask, require_pixels, stored_values
+from inference.imagefile import (
+    count_of,
+    hounsfield_rescale,
+    open_image,
+    padding_mask,
+    require_pixels,
+    stored_values,
+    texts_of,
+    value_of,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -172,7 +181,7 @@ def read_volume(files: Sequence[ImageFile], *, minimum: int = 2) -> Volume:
 def _read_plane(index: int, file: ImageFile) -> _Plane:
     dataset = open_image(file)
     matrix = require_pixels(dataset)
-    if int(dataset.get("NumberOfFrames") or 1) > 1 or "PerFrameFunctionalGroupsSequence" in dataset:
+    if count_of(dataset, "NumberOfFrames", default=1) > 1 or "PerFrameFunctionalGroupsSequence" in dataset:
         raise InputRefused("multi-frame", "a multi-frame image is in the series; single-frame CT images are needed")
     position = _numbers(dataset, "ImagePositionPatient", 3)
     orientation = _numbers(dataset, "ImageOrientationPatient", 6)
@@ -194,15 +203,15 @@ def _read_plane(index: int, file: ImageFile) -> _Plane:
         pixel_spacing=(float(spacing[0]), float(spacing[1])),
         matrix=matrix,
         rescale=hounsfield_rescale(dataset),
-        localizer="LOCALIZER" in [str(value).upper() for value in dataset.get("ImageType") or ()],
-        frame_of_reference=str(dataset.get("FrameOfReferenceUID") or ""),
+        localizer="LOCALIZER" in texts_of(dataset, "ImageType"),
+        frame_of_reference="".join(texts_of(dataset, "FrameOfReferenceUID")),
     )
 
 
 def _numbers(dataset: Dataset, keyword: str, count: int) -> npt.NDArray[np.float64]:
     try:
-        values = np.array([float(value) for value in dataset[keyword].value], dtype=np.float64)
-    except (KeyError, TypeError, ValueError, OverflowError) as problem:
+        values = np.array([float(value) for value in value_of(dataset, keyword)], dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as problem:
         raise InputRefused("missing-geometry", f"{keyword} is absent or is not {count} numbers") from problem
     if values.shape != (count,) or not np.isfinite(values).all():
         raise InputRefused("missing-geometry", f"{keyword} is absent or is not {count} numbers")

@@ -241,7 +241,7 @@ def _dx_attributes(photometric: str, bits_stored: int) -> dict[str, Any]:
         "BurnedInAnnotation": "NO",
         "LossyImageCompression": "00",
         "PixelIntensityRelationship": "LOG",
-        "PixelIntensityRelationshipSign": -1 if photometric == "MONOCHROME1" else 1,
+        "PixelIntensityRelationshipSign": 1 if photometric == "MONOCHROME1" else -1,
         "RescaleSlope": "1",
         "RescaleIntercept": "0",
         "RescaleType": "US",

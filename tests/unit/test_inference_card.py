@@ -1,0 +1,187 @@
+"""A card is believed only when every key and every byte is what it says."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from inference.card import Card, load_card
+from inference.engine import open_engine
+from inference.errors import CardError
+from inference.registry import Registry
+from tests.model_factory import classification_card, mean_brightness, segmentation_card, thresholding, write_model
+
+
+def card_with(folder: Path, **changes: Any) -> Card:
+    return load_card(write_model(folder, segmentation_card(**changes), thresholding()))
+
+
+def refused(folder: Path, card: dict[str, Any]) -> str:
+    path = write_model(folder, card, thresholding())
+    with pytest.raises(CardError) as caught:
+        load_card(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_card_is_read_from_its_file_or_its_folder(tmp_path: Path) -> None:
+    path = write_model(tmp_path, segmentation_card(), thresholding())
+    card = load_card(path)
+    assert card == load_card(path.parent)
+    assert card.directory == path.parent
+    assert card.path == path
+    assert card.outputs[0].code.meaning == "Right lung"
+    assert (card.resources.seconds, card.resources.memory_mb) == (30, 2048)
+
+
+def test_resources_have_defaults(tmp_path: Path) -> None:
+    content = segmentation_card()
+    del content["resources"]
+    card = load_card(write_model(tmp_path, content, thresholding()))
+    assert (card.resources.seconds, card.resources.memory_mb) == (120, 4096)
+
+
+def test_changed_weights_are_refused_by_the_files_name(tmp_path: Path) -> None:
+    path = write_model(tmp_path, segmentation_card(), thresholding())
+    with (path.parent / "model.onnx").open("ab") as stream:
+        stream.write(b"\0")
+    with pytest.raises(CardError, match=re.escape("files.model.onnx.sha256: expected")):
+        load_card(path)
+
+
+def test_absent_weights_are_refused_by_the_files_name(tmp_path: Path) -> None:
+    path = write_model(tmp_path, segmentation_card(), thresholding())
+    (path.parent / "model.onnx").unlink()
+    with pytest.raises(CardError, match=re.escape("files.model.onnx: cannot be read")):
+        load_card(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"intendeduse": "x"}, "intendeduse: unknown key"),
+        ({"slab": {"slices": 8, "overlaps": 2}}, "slab.overlaps: unknown key"),
+        ({"slab": {"slices": 8, "overlap": 8}}, "slab: overlap: expected less than slices"),
+        ({"engine": "pickle"}, "engine: Input should be 'onnx'"),
+        ({"task": "poetry"}, "task: Input should be 'segmentation' or 'classification'"),
+        ({"version": 1.0}, "version: Input should be a valid string"),
+        ({"files": {"../model.onnx": {"sha256": "0" * 64}}}, "files: '../model.onnx' is not the plain name"),
+        ({"files": {"model.onnx": {"sha256": "abc"}}}, "files.model.onnx.sha256"),
+        ({"tensors": {"image": "hu"}}, "tensors: a segmentation names"),
+        ({"resources": {"seconds": 0}}, "resources.seconds: Input should be greater than 0"),
+        ({"outputs": []}, "outputs:"),
+        ({"postprocess": [{"smooth": {}}]}, "postprocess.0.smooth: unknown key"),
+        ({"postprocess": [{}]}, "postprocess.0: expected exactly one of"),
+        (
+            {"postprocess": [{"require_volume": {"minimum_ml": 1, "otherwise": "no-such"}}]},
+            "'no-such' does not stand under not_analysed",
+        ),
+        (
+            {"inputs": [{"role": "ct", "kind": "volume", "match": {"Modalty": "CT"}}]},
+            "inputs.0: match.Modalty: not a DICOM keyword",
+        ),
+        ({"inputs": [{"role": "ct", "kind": "radiograph"}]}, "inputs: a segmentation reads exactly one role"),
+        (
+            {"inputs": [{"role": "ct", "kind": "volume", "slice_spacing_mm": [3, 1]}]},
+            "slice_spacing_mm: expected [least, most]",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_wrong_card_names_file_key_and_what_was_expected(
+    tmp_path: Path, changes: dict[str, Any], expected: str
+) -> None:
+    assert expected in refused(tmp_path, segmentation_card(**changes))
+
+
+@pytest.mark.parametrize("missing", ["intended_use", "limits", "licence", "outputs", "tensors", "inputs", "title"])
+def test_a_card_that_leaves_out_what_people_must_know_is_refused(tmp_path: Path, missing: str) -> None:
+    content = segmentation_card()
+    del content[missing]
+    assert f"{missing}: missing" in refused(tmp_path, content)
+
+
+def test_outputs_fit_their_task(tmp_path: Path) -> None:
+    outputs = segmentation_card()["outputs"]
+    assert "label of their own" in refused(tmp_path, segmentation_card(outputs=[outputs[0], outputs[0]]))
+    assert "threshold" in refused(tmp_path, segmentation_card(outputs=[outputs[0] | {"threshold": 0.5}]))
+    assert "code" in refused(tmp_path, segmentation_card(outputs=[outputs[0] | {"code": {"value": "1"}}]))
+    wrong = classification_card()["outputs"][0] | {"threshold": 1.5}
+    assert "outputs.0.threshold" in refused(tmp_path, classification_card(outputs=[wrong]))
+
+
+@pytest.mark.parametrize("content", ["- a\n- b\n", "name: [", "\xff\xfe", ""])
+def test_what_is_no_card_is_refused_by_its_file(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "card.yaml"
+    path.write_text(content, encoding="latin-1")
+    with pytest.raises(CardError, match=re.escape(str(path))):
+        load_card(path)
+
+
+def test_the_digest_and_the_device_uid_change_with_behaviour_alone(tmp_path: Path) -> None:
+    base = card_with(tmp_path / "base")
+    for number, same in enumerate(
+        [{"title": "Other"}, {"performance": "better"}, {"limits": "x"}, {"resources": {"seconds": 9}}]
+    ):
+        card = card_with(tmp_path / f"same{number}", **same)
+        assert (card.digest, card.device_uid) == (base.digest, base.device_uid)
+    outputs = segmentation_card()["outputs"]
+    different = [
+        {"version": "1.0.1"},
+        {"slab": {"slices": 9, "overlap": 2}},
+        {"postprocess": []},
+        {"outputs": [outputs[0]]},
+        {"inputs": [{"role": "ct", "kind": "volume"}]},
+        {"not_analysed": {"nothing-bright": {"meaning": "other words"}}},
+    ]
+    digests = {card_with(tmp_path / f"other{n}", **changes).digest for n, changes in enumerate(different)}
+    assert len(digests | {base.digest}) == len(different) + 1
+
+
+def test_other_weights_or_thresholds_are_another_device(tmp_path: Path) -> None:
+    first = load_card(write_model(tmp_path / "a", classification_card(), mean_brightness()))
+    weights = load_card(write_model(tmp_path / "b", classification_card(), mean_brightness(0.1)))
+    outputs = [classification_card()["outputs"][0] | {"threshold": 0.51}]
+    threshold = load_card(write_model(tmp_path / "c", classification_card(outputs=outputs), mean_brightness()))
+    uids = {first.device_uid, weights.device_uid, threshold.device_uid}
+    assert len(uids) == 3
+    for uid in uids:
+        assert re.fullmatch(r"2\.25\.[1-9][0-9]*", uid)
+        assert len(uid) <= 64
+    assert re.fullmatch("[0-9a-f]{64}", first.digest)
+
+
+def test_a_registry_finds_models_by_name(tmp_path: Path) -> None:
+    write_model(tmp_path, segmentation_card("zeta"), thresholding())
+    write_model(tmp_path, classification_card("alpha"), mean_brightness())
+    (tmp_path / "notes").mkdir()
+    registry = Registry.from_folder(tmp_path)
+    assert registry.names() == ("alpha", "zeta")
+    assert registry.get("zeta").task == "segmentation"
+    assert [card.name for card in registry] == ["alpha", "zeta"]
+    assert "zeta" in registry
+    assert len(registry) == 2
+    with pytest.raises(CardError, match="alpha, zeta"):
+        registry.get("beta")
+
+
+def test_a_folder_that_is_not_its_cards_name_is_refused(tmp_path: Path) -> None:
+    write_model(tmp_path, segmentation_card("one"), thresholding()).parent.rename(tmp_path / "two")
+    with pytest.raises(CardError, match="expected 'two'"):
+        Registry.from_folder(tmp_path)
+    with pytest.raises(CardError, match="folder"):
+        Registry.from_folder(tmp_path / "absent")
+
+
+def test_every_shipped_card_loads_and_its_model_opens() -> None:
+    folder = Path(__file__).resolve().parents[2] / "conf" / "models"
+    for card in Registry.from_folder(folder):
+        open_engine(card)
+        for name, entry in card.files.items():
+            assert hashlib.sha256((card.directory / name).read_bytes()).hexdigest() == entry.sha256
+        assert yaml.safe_load(card.path.read_text(encoding="utf-8"))["name"] == card.name
