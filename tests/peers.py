@@ -67,6 +67,17 @@ def orthanc(start_orthanc: Callable[..., Orthanc]) -> Orthanc:
     return start_orthanc()
 
 
+@pytest.fixture(scope="module")
+def orthanc_of_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    """Give one Orthanc that the tests of a module share; each of them uses studies of its own."""
+    need(find_orthanc(), "Orthanc with DICOMweb is not installed (Debian packages orthanc, orthanc-dicomweb)")
+    peer = Orthanc(folder=tmp_path_factory.mktemp("orthanc"))
+    try:
+        yield peer.start()
+    finally:
+        peer.stop(kill=True)
+
+
 @pytest.fixture
 def start_mllp_receiver(tmp_path: Path) -> Iterator[Callable[..., MllpReceiver]]:
     """Give a function that starts one more receiver: ``start_mllp_receiver("AE:2", "silence:1")``."""

@@ -33,6 +33,7 @@ _PRESENT = ("52101004", "Present", "SCT")
 _ABSENT = ("272519000", "Absent", "SCT")
 _NOT_ATTEMPTED = ("111225", "Not Attempted", "DCM")
 _FAILED = ("111224", "Failed", "DCM")
+_PROBABILITY = {"value": "122157", "meaning": "Probability", "scheme": "DCM"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,23 +262,20 @@ def _observations(report: Report, result: Result, profile: Profile) -> Iterator[
         yield obx("CWE", identifier, value, status="X"), f"{word}: {reason}"
     else:
         for number, segment in enumerate(findings.get("segments", ()), 1):
-            code = segment["code"]
-            identifier = _code(code["value"], code["meaning"], code["scheme"])
+            name = segment["name"]
+            identifier = _with_local(segment["code"], name, f"Volume of {name}")
             units = _code("mL", "milliliter", "UCUM")
-            yield (
-                obx("NM", identifier, _number(segment["volume_ml"], 1), sub_id=str(number), units=units),
-                "Volume of the segmented structure",
-            )
+            yield obx("NM", identifier, _number(segment["volume_ml"], 1), sub_id=str(number), units=units), ""
         for number, finding in enumerate(findings.get("classifications", ()), 1):
-            code = finding["code"]
-            identifier = _code(code["value"], code["meaning"], code["scheme"])
+            name = finding["name"]
+            identifier = _with_local(finding["code"], name, name)
             present = bool(finding["present"])
             value = _code(*(_PRESENT if present else _ABSENT))
             yield obx("CWE", identifier, value, sub_id=str(number), abnormal="A" if present else ""), ""
             yield (
                 obx(
                     "NM",
-                    _code("122157", "Probability", "DCM"),
+                    _with_local(_PROBABILITY, f"{name} probability", f"Probability of {name}"),
                     _number(finding["probability"], 4),
                     sub_id=str(number),
                     units=_code("1", "no units", "UCUM"),
@@ -300,6 +298,11 @@ def _observations(report: Report, result: Result, profile: Profile) -> Iterator[
 def _code(value: str, meaning: str, scheme: str) -> str:
     """Return the first three components of CE and CWE."""
     return "^".join((escape(value, _ST_LENGTH), escape(meaning, _ST_LENGTH), escape(_HL7_SCHEMES.get(scheme, scheme))))
+
+
+def _with_local(code: dict[str, str], name: str, meaning: str) -> str:
+    """Return all six components of CE: the standard's code, and our own name of the same thing as the alternate."""
+    return f"{_code(code['value'], code['meaning'], code['scheme'])}^{_code(name, meaning, CODING_SCHEME)}"
 
 
 def _number(value: float, digits: int) -> str:

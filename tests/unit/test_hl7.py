@@ -204,8 +204,8 @@ def test_results_are_entered_not_verified_unless_configured_otherwise() -> None:
 def test_volumes_are_numbers_in_ucum_millilitres_under_the_structures_code() -> None:
     numbers = [obx for obx in only(build_message(a_report(), Profile(), "X"), "OBX") if obx[2] == "NM"]
     assert [(obx[3], obx[4], obx[5], obx[6]) for obx in numbers] == [
-        ("3341006^Right lung^SCT", "1", "2511", "mL^milliliter^UCUM"),
-        ("44029006^Left lung^SCT", "2", "0", "mL^milliliter^UCUM"),
+        ("3341006^Right lung^SCT^right lung^Volume of right lung^99OVERREAD", "1", "2511", "mL^milliliter^UCUM"),
+        ("44029006^Left lung^SCT^left lung^Volume of left lung^99OVERREAD", "2", "0", "mL^milliliter^UCUM"),
     ]
     assert numbers[0][14] == "20261120101112"
     assert numbers[0][19] == "20261121083000+0000"
@@ -215,8 +215,8 @@ def test_findings_are_present_or_absent_with_a_probability_and_the_threshold() -
     message = build_message(a_report(results=(a_result(findings=NODULE),)), Profile(), "X")
     coded = [obx for obx in only(message, "OBX") if obx[2] == "CWE"]
     assert [(obx[3], obx[4], obx[5], obx[8]) for obx in coded] == [
-        ("27925004^Nodule^SCT", "1", "52101004^Present^SCT", "A"),
-        ("36118008^Pneumothorax^SCT", "2", "272519000^Absent^SCT", ""),
+        ("27925004^Nodule^SCT^nodule^nodule^99OVERREAD", "1", "52101004^Present^SCT", "A"),
+        ("36118008^Pneumothorax^SCT^pneumothorax^pneumothorax^99OVERREAD", "2", "272519000^Absent^SCT", ""),
     ]
     numbers = [obx for obx in only(message, "OBX") if obx[2] == "NM"]
     assert [(obx[3].split("^")[1], obx[4], obx[5], obx[7]) for obx in numbers] == [
