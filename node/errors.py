@@ -8,6 +8,7 @@
     +-- WorkitemUnfit        a workitem that no try can perform: its model or its images have changed
     +-- InvalidMessage       a report that cannot be said in the receiver's format
     +-- AlreadyRunning       another node holds the data directory or a port
+    +-- BackupError          a backup that cannot be taken or restored; nothing is left half done
     +-- RequestError         an HTTP request that cannot be served; ``node/web/problems.py`` gives each its status
         +-- BadRequest           what was sent cannot be understood
         +-- NotAcceptable        none of the asked representations can be given
@@ -35,6 +36,10 @@ class InvalidMessage(NodeError):
 
 class AlreadyRunning(NodeError):
     """Another node holds the data directory or a port."""
+
+
+class BackupError(NodeError):
+    """A backup cannot be taken or restored: names the file and what to do."""
 
 
 class RequestError(NodeError):

@@ -1,0 +1,162 @@
+"""Checks everything that a node needs before it is put to work: configuration, models, database, disk, every peer.
+
+Nothing is changed by a check but one file that is written into the data directory and taken away again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from node.settings import Settings
+
+if TYPE_CHECKING:
+    from inference.registry import Registry
+
+__all__ = ["Check", "check"]
+
+_LEAST_FREE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was looked at: what was found, and where it is not in order, what to do."""
+
+    what: str
+    passed: bool
+    found: str
+    todo: str = ""
+
+
+class _Probe(Protocol):
+    def probe(self) -> str | None: ...
+
+
+def check(settings: Settings) -> list[Check]:
+    """Check a loaded configuration against the world. Never raises for what it finds; peers are probed at once."""
+    found = [*_models(settings), _database(settings), _data_dir(settings)]
+    probes = list(_probes(settings))
+    with ThreadPoolExecutor(max_workers=max(1, min(16, len(probes)))) as pool:
+        return found + list(pool.map(lambda one: _peer(*one), probes))
+
+
+def _models(settings: Settings) -> Iterator[Check]:
+    from inference.errors import InferenceError
+    from inference.registry import Registry
+
+    try:
+        registry = Registry.from_folder(settings.models)
+    except InferenceError as error:
+        yield Check(
+            what="models",
+            passed=False,
+            found=str(error),
+            todo="put the model's files back as they were, or correct its card",
+        )
+        return
+    for card in registry:
+        shown = "; a demonstration, and off (demonstration_models)" if _is_off(settings, card.demonstration) else ""
+        yield Check(what=f"model {card.name}", passed=True, found=f"{card.version}, hashes right{shown}")
+    yield from (_route(route.name, route.models, registry) for route in settings.route_list)
+
+
+def _is_off(settings: Settings, demonstration: bool) -> bool:
+    return demonstration and not settings.demonstration_models
+
+
+def _route(name: str, models: tuple[str, ...], registry: Registry) -> Check:
+    absent = [model for model in models if model not in registry]
+    if absent:
+        there = ", ".join(registry.names()) or "none"
+        return Check(
+            what=f"route {name}",
+            passed=False,
+            found=f"no model {absent[0]!r} (there is: {there})",
+            todo=f"correct routes.{name}.models, or install the model",
+        )
+    return Check(what=f"route {name}", passed=True, found=", ".join(models))
+
+
+def _database(settings: Settings) -> Check:
+    from storage.database import schema_versions
+
+    what = "database"
+    if settings.database.url is None and not (settings.data_dir / "overread.sqlite").is_file():
+        return Check(what=what, passed=True, found="none yet; 'overread serve' makes it")
+    try:
+        current, ours = schema_versions(settings.database_url)
+    except SQLAlchemyError as error:
+        # The driver's own first line: SQLAlchemy's text may quote the URL.
+        cause = str(getattr(error, "orig", None) or type(error).__name__).splitlines()[0]
+        return Check(what=what, passed=False, found=cause, todo="check database.url, and that the server runs")
+    if current == ours:
+        return Check(what=what, passed=True, found=f"reachable, schema {current}")
+    if current is None:
+        return Check(what=what, passed=True, found="reachable, empty; 'overread serve' makes the schema")
+    known = _known_versions()
+    if current not in known:
+        return Check(
+            what=what,
+            passed=False,
+            found=f"schema {current} is of a newer version; this one knows up to {ours}",
+            todo="run the version that wrote it, or restore a backup",
+        )
+    return Check(what=what, passed=True, found=f"schema {current}; 'overread serve' brings it to {ours}")
+
+
+def _known_versions() -> set[str]:
+    from alembic.script import ScriptDirectory
+
+    import storage
+
+    folder = Path(storage.__file__).parent / "migrations"
+    return {one.revision for one in ScriptDirectory(str(folder)).walk_revisions()}
+
+
+def _data_dir(settings: Settings) -> Check:
+    folder = settings.data_dir.absolute()
+    what = "data_dir"
+    # What is not there yet is made at start, below the first folder that is.
+    there = next(one for one in (folder, *folder.parents) if one.is_dir())
+    try:
+        with tempfile.NamedTemporaryFile(dir=there, prefix=".check-"):
+            free = shutil.disk_usage(there).free
+    except OSError as error:
+        todo = f"let the user that runs the node write to {there}"
+        return Check(what=what, passed=False, found=f"{folder}: {error.strerror or error}", todo=todo)
+    found = f"{folder}: writable, {free / 1e9:.1f} GB free"
+    if free < _LEAST_FREE_BYTES:
+        return Check(what=what, passed=False, found=found, todo="make room: a full disk refuses what is sent")
+    return Check(what=what, passed=True, found=found)
+
+
+def _probes(settings: Settings) -> Iterator[tuple[str, str, Callable[[], _Probe]]]:
+    from node.delivery.factory import make_destination
+    from node.notify.receivers import Hl7Receiver
+
+    for name, one in settings.destinations.items():
+        yield (
+            f"destination {name}",
+            f"destinations.{name} ({one.kind})",
+            lambda name=name, one=one: make_destination(name, one, settings.dimse.ae_title),  # type: ignore[misc]
+        )
+    for name, receiver in settings.notifiers.items():
+        yield (
+            f"notifier {name}",
+            f"notifiers.{name} ({receiver.kind})",
+            lambda receiver=receiver: Hl7Receiver.from_settings(receiver),  # type: ignore[misc]
+        )
+
+
+def _peer(what: str, key: str, make: Callable[[], _Probe]) -> Check:
+    trouble = make().probe()
+    if trouble is None:
+        return Check(what=what, passed=True, found="answers")
+    return Check(what=what, passed=False, found=trouble, todo=f"start the peer, or correct {key} in the configuration")

@@ -1,0 +1,248 @@
+"""Restores a backup of a data directory so that nothing is sent a second time by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tarfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, select, update
+
+from node.errors import BackupError
+from node.ops.backup import (
+    CHUNK,
+    DATABASE,
+    FORMAT,
+    MANIFEST,
+    Hashing,
+    Progress,
+    database_file,
+    dataset_digest,
+    sqlite_file,
+)
+from node.settings import Settings
+from node.workflow import control
+from storage import changefeed, lifecycle, outbox, schema, studies, worklist
+from storage.blobs.files import fsync_directory
+from storage.database import Database, migrate
+
+__all__ = ["RestoreReport", "restore"]
+
+_ALL = 1 << 30
+_MEMBER = re.compile(r"[a-z]{1,32}/[0-9a-f]{2}/[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreReport:
+    """What was restored, and how much of it is parked since it may have gone on after the backup."""
+
+    taken_at: str
+    studies: int
+    instances: int
+    files: int
+    parked_studies: int
+    parked_workitems: int
+    parked_deliveries: int
+    parked_notifications: int
+    missing: list[str] = field(default_factory=list)
+
+
+def restore(settings: Settings, file: Path, progress: Progress = lambda _done, _total: None) -> RestoreReport:
+    """Unpack a backup into an empty data directory, check every byte, and hold what may have gone on since.
+
+    What was pending when the backup was taken may have been sent afterwards: deliveries, notifications, open
+    workitems and studies that were still being received are parked, each with that reason, until an operator
+    asks for them. What comes in anew runs as ever.
+
+    Raises
+    ------
+    ConfigurationError
+        With PostgreSQL.
+    BackupError
+        When the data directory is not empty, or the archive is none of ours, incomplete or damaged; then nothing
+        is left behind.
+    """
+    target = database_file(settings)
+    root = settings.data_dir
+    if root.is_dir() and any(root.iterdir()):
+        raise BackupError(f"{root} is not empty; restore into a new data_dir, or move what is there away first")
+    if target.exists():
+        raise BackupError(f"{target} is there already; move it away first")
+    if not file.is_file():
+        raise BackupError(f"{file}: no such file")
+    existed = root.is_dir()
+    unpacked = root / "restoring"
+    unpacked.mkdir(parents=True)
+    try:
+        manifest = _unpack(file, unpacked, progress)
+        missing = _check_digests(unpacked, set(manifest["damaged"]))
+        _complete_folders(unpacked)
+        migrate(_url(unpacked / DATABASE))
+        held = _hold(unpacked / DATABASE, str(manifest["taken_at"]))
+    except BaseException:
+        shutil.rmtree(unpacked if existed else root)
+        raise
+    # The database goes last: a directory without it is no node's yet, and a restore into it is refused.
+    for one in sorted(unpacked.iterdir(), key=lambda path: path.name == DATABASE):
+        one.rename(target if one.name == DATABASE else root / one.name)
+    unpacked.rmdir()
+    fsync_directory(root)
+    return RestoreReport(
+        taken_at=str(manifest["taken_at"]),
+        studies=int(manifest["studies"]),
+        instances=int(manifest["instances"]),
+        files=len(manifest["files"]) - 1,
+        missing=missing,
+        **held,
+    )
+
+
+def _url(file: Path) -> str:
+    return f"sqlite:///{file.absolute()}"
+
+
+def _unpack(file: Path, folder: Path, progress: Progress) -> dict[str, Any]:
+    """Unpack an archive of ours and nothing else: every name is one that a backup writes, every byte is checked."""
+    found: dict[str, str] = {}
+    manifest: dict[str, Any] | None = None
+    try:
+        with tarfile.open(file) as archive:
+            for number, member in enumerate(archive, start=1):
+                known = member.name in (DATABASE, MANIFEST) or _MEMBER.fullmatch(member.name)
+                if not known or not member.isreg() or member.name in found:
+                    raise BackupError(
+                        f"{file}: holds {member.name!r}, which no backup of a node does; nothing restored"
+                    )
+                content = archive.extractfile(member)
+                assert content is not None
+                if member.name == MANIFEST:
+                    manifest = json.load(content)
+                    continue
+                path = folder / member.name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                hashing = Hashing(content)
+                with path.open("xb") as out:
+                    shutil.copyfileobj(hashing, out, CHUNK)
+                    out.flush()
+                    os.fsync(out.fileno())
+                found[member.name] = hashing.digest.hexdigest()
+                progress(number, number)
+    except (tarfile.TarError, EOFError, OSError, json.JSONDecodeError) as error:
+        raise BackupError(f"{file}: cannot be unpacked: {error}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or DATABASE not in found:
+        raise BackupError(f"{file}: is no complete backup of a node (format {FORMAT})")
+    wrong = sorted(
+        name for name in found.keys() | manifest["files"].keys() if found.get(name) != manifest["files"].get(name)
+    )
+    if wrong:
+        raise BackupError(f"{file}: {wrong[0]} (and {len(wrong) - 1} more) is not what was backed up; nothing restored")
+    for parent in {(folder / name).parent for name in found}:
+        fsync_directory(parent)
+    return manifest
+
+
+def _check_digests(folder: Path, damaged: set[str]) -> list[str]:
+    """Hold each instance's dataset against the digest in its row.
+
+    Returns
+    -------
+    list of str
+        The names that have no file, and those that were damaged before the backup was taken.
+    """
+    folders = [one for one in folder.iterdir() if one.is_dir()]
+    missing: list[str] = []
+    with sqlite_file(folder / DATABASE) as database:
+        rows = database.execute(
+            "SELECT blob, digest FROM instance UNION ALL SELECT blob, digest FROM variant"
+        ).fetchall()
+    for blob, digest in rows:
+        path = next((one / blob[:2] / blob for one in folders if (one / blob[:2] / blob).is_file()), None)
+        if path is None or blob in damaged:
+            missing.append(blob)
+        elif dataset_digest(path) != digest:
+            raise BackupError(f"{blob}: the object's dataset is not the one that was received; nothing restored")
+    return missing
+
+
+def _complete_folders(folder: Path) -> None:
+    """Make the subfolders that had no file: blobs are adopted into folders that are there."""
+    for one in folder.iterdir():
+        if one.is_dir():
+            for number in range(256):
+                (one / f"{number:02x}").mkdir(exist_ok=True)
+            fsync_directory(one)
+
+
+def _hold(file: Path, taken_at: str) -> dict[str, int]:
+    """Park everything that was under way: it may have been finished and sent after the backup was taken."""
+    reason = (
+        f"restored from a backup of {taken_at}; it may have gone on after that: look at the PACS and the receiver, "
+        "then retry what is missing there"
+    )
+    database = Database(_url(file))
+    try:
+        with database.write() as connection:
+            held = {
+                "parked_workitems": _hold_workitems(connection, reason),
+                "parked_studies": _hold_studies(connection, reason),
+                "parked_deliveries": _hold_outgoing(connection, "delivery", reason),
+                "parked_notifications": _hold_outgoing(connection, "notification", reason),
+            }
+            changefeed.append(connection, "restore", None, study_id=None, after="RESTORED", reason=reason, detail=held)
+    finally:
+        database.close()
+    with sqlite_file(file) as restored:
+        # One file again, nothing beside it.
+        restored.execute("PRAGMA journal_mode=DELETE")
+    return held
+
+
+def _hold_workitems(connection: Connection, reason: str) -> int:
+    w = schema.workitem.c
+    query = select(w.id).where(w.state.in_((lifecycle.SCHEDULED, lifecycle.IN_PROGRESS)))
+    found = connection.execute(query).scalars().all()
+    for workitem_id in found:
+        worklist.cancel(connection, worklist.get(connection, workitem_id), reason)
+        connection.execute(update(schema.workitem).where(w.id == workitem_id).values(parked=True))
+    return len(found)
+
+
+def _hold_studies(connection: Connection, reason: str) -> int:
+    """Park what was being received or not yet routed; what was about to be reported is held as reported."""
+    s = schema.study.c
+    unrouted = set()
+    for revision in studies.revisions_in(connection, lifecycle.OPEN, limit=_ALL):
+        unrouted.add(revision.study_id)
+        _move(connection, "revision", revision.id, lifecycle.ROUTED, revision.study_id, reason)
+    for revision in studies.revisions_in(connection, lifecycle.ROUTED, limit=_ALL):
+        _move(connection, "revision", revision.id, lifecycle.REPORTED, revision.study_id, reason)
+    parked = 0
+    for row in connection.execute(select(s.id, s.state)).all():
+        if row.state == lifecycle.COMPLETE and row.id in unrouted:
+            # An operator's word about the study, so that a retry judges it anew although nothing new has come.
+            study = studies.get(connection, row.id)
+            studies.exclude(connection, study, excluded=study.excluded, by="restore")
+            _move(connection, "study", row.id, lifecycle.RECEIVING, row.id, reason)
+        elif row.state != lifecycle.RECEIVING:
+            continue
+        _move(connection, "study", row.id, lifecycle.PARKED, row.id, reason)
+        parked += 1
+    return parked
+
+
+def _hold_outgoing(connection: Connection, kind: outbox.Kind, reason: str) -> int:
+    table = schema.delivery if kind == "delivery" else schema.notification
+    found = connection.execute(select(table.c.id).where(table.c.state == lifecycle.PENDING)).scalars().all()
+    for object_id in found:
+        study_id = control.resolve(connection, f"{kind}:{object_id}").study_id
+        outbox.park(connection, kind, object_id, study_id=study_id, answer=reason)
+    return len(found)
+
+
+def _move(connection: Connection, kind: str, object_id: int, to: str, study_id: int, reason: str) -> None:
+    lifecycle.transition(connection, kind, object_id, to, study_id=study_id, reason=reason)
