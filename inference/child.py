@@ -67,6 +67,8 @@ def _failure(problem: Exception) -> list[str]:
         return ["broke", str(problem)]
     if isinstance(problem, MemoryError):
         return ["overran-memory", "the engine could not get the memory that it asked for"]
+    if isinstance(problem, FileNotFoundError):
+        return ["broke", "a file of the input set is not there"]
     trace = problem.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -76,7 +76,7 @@ class EngineHost:
         EngineFailure
             ``died``, ``overran-time``, ``overran-memory`` or ``broke``.
         """
-        if job.card_path.resolve() not in (self._card.path, self._card.directory):
+        if job.card_path.resolve() not in (self._card.path.resolve(), self._card.directory):
             raise ValueError(f"a job for {job.card_path} came to the engine of {self._card.path}")
         with self._lock:
             try:

@@ -23,10 +23,8 @@ def voxel_ml(spacing_mm: Sequence[float]) -> float:
 
 def volumes_ml(labels: npt.NDArray[np.uint8], spacing_mm: Sequence[float], wanted: Sequence[int]) -> dict[int, float]:
     """Return the volume of each wanted label in mL."""
-    counts = np.zeros(256, np.int64)
-    for plane in labels:
-        counts += np.bincount(plane.ravel(), minlength=256)
-    return {label: float(counts[label]) * voxel_ml(spacing_mm) for label in wanted}
+    voxel = voxel_ml(spacing_mm)
+    return {label: sum(int(np.count_nonzero(plane == label)) for plane in labels) * voxel for label in wanted}
 
 
 def keep_components(
@@ -50,25 +48,66 @@ def keep_components(
 
     Notes
     -----
-    Voxels are connected through faces. Each label is searched only within its own bounding box.
+    Voxels are connected through faces. The work is done on runs of voxels along a row, of which a lung has some
+    hundred thousand where the volume has some hundred million voxels: exact, quick, and without a volume of its own.
     """
-    from scipy import ndimage
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
 
-    voxel = voxel_ml(spacing_mm)
-    for number, box in enumerate(ndimage.find_objects(labels), start=1):
-        if box is None:
-            continue
-        part = labels[box]
-        components, found = ndimage.label(part == number)
-        if found == 0:
-            continue
-        sizes = np.zeros(found + 1, np.int64)
-        for plane in components:
-            sizes += np.bincount(plane.ravel(), minlength=found + 1)
-        sizes[0] = 0
-        least = max(minimum_ml / voxel, minimum_fraction * float(sizes.max()))
-        small = sizes < least
-        small[0] = False
-        if small.any():
-            part[small[components]] = 0
+    _, rows, columns = labels.shape
+    # One background voxel ends each row, so that no run passes into the next.
+    width = columns + 1
+    for label in (int(value) for value in np.flatnonzero(_present(labels)) if value):
+        starts, ends = _runs(labels, label)
+        in_last_row = (starts // width) % rows == rows - 1
+        below = _touching(starts, ends, np.flatnonzero(~in_last_row), width)
+        behind = _touching(starts, ends, np.arange(len(starts)), rows * width)
+        first, second = np.concatenate([below, behind], axis=1)
+        graph = coo_matrix((np.ones(len(first), np.bool_), (first, second)), shape=(len(starts), len(starts)))
+        found, component = connected_components(graph, directed=False)
+        sizes = np.bincount(component, weights=ends - starts, minlength=found)
+        least = max(minimum_ml / voxel_ml(spacing_mm), minimum_fraction * float(sizes.max()))
+        small = (sizes < least)[component]
+        places = _spread(starts[small], (ends - starts)[small])
+        row_number, column = np.divmod(places, width)
+        labels[row_number // rows, row_number % rows, column] = 0
     return labels
+
+
+def _present(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    present = np.zeros(256, np.bool_)
+    for plane in labels:
+        present[plane] = True
+    return present
+
+
+def _runs(labels: npt.NDArray[np.uint8], label: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return where each run of a label starts and ends, counting voxels with one more column than there is."""
+    slices, rows, columns = labels.shape
+    padded = np.zeros((rows, columns + 1), np.bool_)
+    flat = padded.reshape(-1)
+    edges = [np.zeros(0, np.int64)]
+    for number in range(slices):
+        np.equal(labels[number], label, out=padded[:, :columns])
+        changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+        if flat[0]:
+            changes = np.concatenate([[0], changes])
+        edges.append(changes + number * flat.size)
+    all_edges = np.concatenate(edges)
+    return all_edges[0::2], all_edges[1::2]
+
+
+def _touching(
+    starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64], shift: int
+) -> npt.NDArray[np.int64]:
+    """Return pairs (2, n) of a chosen run and a run that it covers part of once it is moved by ``shift``."""
+    low = np.searchsorted(ends, starts[chosen] + shift, side="right")
+    high = np.searchsorted(starts, ends[chosen] + shift, side="left")
+    counts = np.maximum(high - low, 0)
+    return np.stack([np.repeat(chosen, counts), _spread(low, counts)])
+
+
+def _spread(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return start, start + 1, ... of each run, one run after the other."""
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset, FileMetaDataset
 from pydicom.uid import (
+    UID,
     ComputedRadiographyImageStorage,
     CTImageStorage,
     DigitalXRayImageStorageForPresentation,
@@ -183,7 +184,7 @@ def write(
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     if transfer_syntax in ("1.2.840.10008.1.2", ExplicitVRLittleEndian):
-        dataset.file_meta.TransferSyntaxUID = transfer_syntax
+        dataset.file_meta.TransferSyntaxUID = UID(transfer_syntax)
     elif "PixelData" in dataset:
         dataset.compress(transfer_syntax, generate_instance_uid=False)
     path = folder / f"{dataset.SOPInstanceUID}.dcm"

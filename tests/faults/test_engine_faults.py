@@ -162,6 +162,14 @@ def test_bytes_that_are_no_model_break_with_the_files_name(tmp_path: Path, image
     assert "model.onnx" in failure.value.text
 
 
+def test_an_image_whose_file_is_gone_is_said_to_be_gone(tmp_path: Path, images: tuple[ImageFile, ...]) -> None:
+    gone = ImageFile("gone", tmp_path / "gone.dcm")
+    with host_of(tmp_path, thresholding()) as host, pytest.raises(EngineFailure) as failure:
+        host.run(Job(host._card.path, {"ct": (*images, gone)}))
+    assert failure.value.reason == "broke"
+    assert "not there" in failure.value.text
+
+
 def test_a_label_that_the_card_does_not_name_is_no_finding(tmp_path: Path, images: tuple[ImageFile, ...]) -> None:
     with host_of(tmp_path, constant_label(7)) as host, pytest.raises(EngineFailure) as failure:
         host.run(job_for(host, images))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from scipy import ndimage
 
 from inference.card import load_card
 from inference.engine import ImageFile, Job, open_engine
@@ -143,6 +144,19 @@ def test_components_touch_through_faces_alone() -> None:
     labels[0, 0, 0] = labels[1, 1, 1] = 1
     labels[1, 1, 2] = 1
     assert keep_components(labels, (1, 1, 1), minimum_fraction=0.9).sum() == 2
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_components_are_those_that_a_plain_search_finds(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    labels = (random.random((7, 9, 11)) < 0.45).astype(np.uint8) * random.integers(1, 3, (7, 9, 11), dtype=np.uint8)
+    expected = labels.copy()
+    for label in (1, 2):
+        components, found = ndimage.label(labels == label)
+        for component in range(1, found + 1):
+            if (components == component).sum() < 4:
+                expected[components == component] = 0
+    assert (keep_components(labels, (10, 10, 10), minimum_ml=4) == expected).all()
 
 
 def test_each_radiograph_of_the_input_set_is_classified_under_its_own_key(tmp_path: Path) -> None:
