@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
+from unicodedata import category
 
 from node.errors import InvalidMessage
 
@@ -52,11 +53,13 @@ class Profile:
 
 
 def escape(text: str, limit: int | None = None) -> str:
-    """Return text that holds no delimiter: HL7 v2.5.1, 2.7.1; control characters, which no field may hold, are spaces.
+    """Return text that holds no delimiter (HL7 v2.5.1, 2.7.1).
 
-    With ``limit`` the escaped text is cut to that many characters, never inside an escape sequence.
+    Control characters and lone surrogates, which no field may hold, become spaces; every other code point stays,
+    ideographic spaces and joiners included. With ``limit`` the escaped text is cut to that many characters, never
+    inside an escape sequence.
     """
-    clean = "".join(c if c.isprintable() or c == " " else " " for c in text).strip()
+    clean = "".join(" " if category(c) in {"Cc", "Cs"} else c for c in text).strip(" ")
     escaped = clean.translate(_ESCAPES)
     while limit is not None and len(escaped) > limit:
         clean = clean[:-1]

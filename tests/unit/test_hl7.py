@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -284,6 +285,8 @@ def test_every_message_says_research_use_and_a_demonstration_says_so() -> None:
         "\\\\",
         "Ünï 한국어 ~ Ελληνικά",
         "a\\X0D\\b",
+        "山田　太郎",
+        "می‌خواهم",
     ],
 )
 def test_delimiters_in_text_come_back_as_they_were(text: str) -> None:
@@ -291,6 +294,19 @@ def test_delimiters_in_text_come_back_as_they_were(text: str) -> None:
     [pid], [obr] = only(message, "PID"), only(message, "OBR")
     assert unescape(pid[3].removesuffix("^^^HOSPITAL")) == text
     assert unescape(obr[44].removeprefix("^")) == text
+
+
+def test_any_soup_of_delimiters_comes_back_as_it_was() -> None:
+    rng = random.Random(7)
+    for _ in range(15):
+        text = "a" + "".join(rng.choice("\\|^&~FSTREHNX0Dé ") for _ in range(rng.randint(1, 24))) + "z"
+        message = build_message(a_report(patient_id=text, results=(a_result(findings=None),)), Profile(), "X")
+        assert unescape(only(message, "PID")[0][3].removesuffix("^^^HOSPITAL")) == text
+
+
+def test_a_lone_surrogate_from_a_broken_source_breaks_nothing() -> None:
+    message = build_message(a_report(patient_name="A\udc80B"), Profile(), "X")
+    assert only(message, "PID")[0][5].startswith("A B^")
 
 
 def test_a_line_break_in_a_value_cannot_forge_a_segment() -> None:
