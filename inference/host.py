@@ -97,6 +97,11 @@ class EngineHost:
                 raise
 
     @property
+    def card(self) -> Card:
+        """The card whose model runs here."""
+        return self._card
+
+    @property
     def pid(self) -> int | None:
         """The process that runs now, if there is one."""
         child = self._child

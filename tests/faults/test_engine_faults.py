@@ -37,7 +37,7 @@ def host_of(folder: Path, model: object, **resources: float) -> EngineHost:
 
 
 def job_for(host: EngineHost, images: tuple[ImageFile, ...]) -> Job:
-    return Job(host._card.path, {"ct": images})
+    return Job(host.card.path, {"ct": images})
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
@@ -133,7 +133,7 @@ def test_an_engine_stopped_between_jobs_cannot_hold_the_supervisor(
         host.run(job_for(host, images))
         assert host.pid is not None
         os.kill(host.pid, signal.SIGSTOP)
-        many = Job(host._card.path, {"ct": images * 1000})
+        many = Job(host.card.path, {"ct": images * 1000})
         with pytest.raises(EngineFailure) as failure:
             host.run(many)
         assert failure.value.reason == "overran-time"
@@ -165,7 +165,7 @@ def test_bytes_that_are_no_model_break_with_the_files_name(tmp_path: Path, image
 def test_an_image_whose_file_is_gone_is_said_to_be_gone(tmp_path: Path, images: tuple[ImageFile, ...]) -> None:
     gone = ImageFile("gone", tmp_path / "gone.dcm")
     with host_of(tmp_path, thresholding()) as host, pytest.raises(EngineFailure) as failure:
-        host.run(Job(host._card.path, {"ct": (*images, gone)}))
+        host.run(Job(host.card.path, {"ct": (*images, gone)}))
     assert failure.value.reason == "broke"
     assert "not there" in failure.value.text
 
@@ -178,7 +178,7 @@ def test_a_label_that_the_card_does_not_name_is_no_finding(tmp_path: Path, image
 
 def test_weights_replaced_under_a_running_node_do_not_run(tmp_path: Path, images: tuple[ImageFile, ...]) -> None:
     with host_of(tmp_path, thresholding()) as host:
-        (host._card.directory / "model.onnx").write_bytes(b"other")
+        (host.card.directory / "model.onnx").write_bytes(b"other")
         with pytest.raises(EngineFailure) as failure:
             host.run(job_for(host, images))
     assert failure.value.reason == "broke"
