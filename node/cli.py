@@ -1,0 +1,400 @@
+"""The command ``overread``: run the node, ask it, act on it, check it, back it up.
+
+Everything heavy is imported by the command that needs it, so that ``--help`` answers at once. Exit status 0 is
+success, 1 something that was asked for and could not be done, 2 a configuration or a command line that is wrong.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from node.settings import Settings
+    from node.workflow.control import Done
+    from storage.database import Database
+
+__all__ = ["app", "main"]
+
+_NOTICE = "Research use only: not a medical device."
+
+app = typer.Typer(
+    name="overread",
+    help=f"A second reader that plugs into any PACS: DICOM in, models, DICOM SR and SEG and HL7 out. {_NOTICE}",
+    epilog=f"Start with: overread check, then overread serve. {_NOTICE}",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigOption = Annotated[
+    Path,
+    typer.Option("--config", "-c", envvar="OVERREAD_CONFIG", help="The configuration file.", show_default=True),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+ByOption = Annotated[
+    str, typer.Option("--by", help="Who asks, for the audit trail; the default is the login name.", show_default=False)
+]
+StudyArgument = Annotated[str, typer.Argument(metavar="STUDY_UID", help="Study Instance UID.")]
+TargetArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="TARGET",
+        help="A Study Instance UID, a workitem's UID, or what 'overread status' prints: delivery:12, workitem:5.",
+    ),
+]
+_CONFIG = Path("conf/node.yaml")
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader has gone (overread status | head): not worth a word.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:  # noqa: BLE001 - the edge: known errors become lines, the rest is raised again
+        sys.exit(_explained(error))
+
+
+def _explained(error: Exception) -> int:
+    """Print an error that was raised on purpose and return the exit status; raise any other again."""
+    from inference.errors import CardError
+    from node.errors import ConfigurationError, NodeError
+    from storage.errors import StorageError
+
+    if isinstance(error, (ConfigurationError, CardError)):
+        typer.echo(str(error), err=True)
+        return 2
+    if isinstance(error, (NodeError, StorageError)):
+        typer.echo(f"overread: {error}", err=True)
+        return 1
+    raise error
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"overread {version('overread')}. {_NOTICE}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def serve(config: ConfigOption = _CONFIG) -> None:
+    """Run the node until SIGTERM or Ctrl-C.
+
+    Example: **overread serve --config conf/node.yaml**
+
+    The database is made or brought up to date first. A second node on the same data directory or port is refused.
+    """
+    settings = _settings(config)
+    from node.app import serve as run
+
+    raise typer.Exit(run(settings))
+
+
+@app.command()
+def explain(
+    study: StudyArgument,
+    config: ConfigOption = _CONFIG,
+    as_json: JsonOption = False,
+    events: Annotated[bool, typer.Option("--events", help="Also every event of the change feed.")] = False,
+) -> None:
+    """Tell a study's story: received, judged complete, routed, performed, delivered, notified, and why.
+
+    Example: **overread explain 1.2.840.113619.2.55.3.1**
+    """
+    with _database(config) as (_, database):
+        from node.workflow import story
+
+        with database.read() as connection:
+            told = story.tell(connection, study)
+    if as_json:
+        _print_json(story.Story, told)
+    else:
+        from node.ops.terminal import show_story
+
+        show_story(_console(), told, events=events)
+
+
+@app.command()
+def status(config: ConfigOption = _CONFIG, as_json: JsonOption = False) -> None:
+    """Show what waits, what is parked and why, and what to do about each.
+
+    Examples: **overread status**, **overread status --json**
+    """
+    with _database(config) as (_, database):
+        from node.workflow import control
+
+        with database.read() as connection:
+            found = control.status(connection)
+    if as_json:
+        _print_json(control.Status, found)
+    else:
+        from node.ops.terminal import show_status
+
+        show_status(_console(), found)
+
+
+@app.command()
+def retry(target: TargetArgument, config: ConfigOption = _CONFIG, by: ByOption = "") -> None:
+    """Try again what is parked; given a study, everything parked of it.
+
+    Examples: **overread retry delivery:12**, **overread retry 1.2.840.113619.2.55.3.1**
+
+    Stored documents and messages go out as the same bytes. A workitem is replaced by a new one that names it.
+    """
+    from node.workflow import control
+
+    with _database(config) as (_, database):
+        _show(control.retry(database, target, by=by or getpass.getuser()))
+
+
+@app.command()
+def cancel(target: TargetArgument, config: ConfigOption = _CONFIG, by: ByOption = "") -> None:
+    """Stop what is open: a workitem for good; a delivery or notification until it is retried.
+
+    Examples: **overread cancel workitem:5**, **overread cancel 1.2.840.113619.2.55.3.1**
+    """
+    from node.workflow import control
+
+    with _database(config) as (_, database):
+        _show(control.cancel(database, target, by=by or getpass.getuser()))
+
+
+@app.command()
+def rerun(study: StudyArgument, config: ConfigOption = _CONFIG, by: ByOption = "") -> None:
+    """Perform anew what the study's last revision wants: new documents, which name their predecessors.
+
+    Example: **overread rerun 1.2.840.113619.2.55.3.1**
+    """
+    from node.workflow import control
+
+    with _database(config) as (_, database):
+        _show(control.rerun(database, study, by=by or getpass.getuser()))
+
+
+@app.command()
+def exclude(
+    study: StudyArgument,
+    config: ConfigOption = _CONFIG,
+    series: Annotated[str | None, typer.Option("--series", help="Only this Series Instance UID.")] = None,
+    instance: Annotated[str | None, typer.Option("--instance", help="Only this SOP Instance UID.")] = None,
+    undo: Annotated[bool, typer.Option("--undo", help="Take it back in.")] = False,
+    by: ByOption = "",
+) -> None:
+    """Take a study, a series or an instance out of all judging; nothing is deleted.
+
+    Examples: **overread exclude 1.2.3**, **overread exclude 1.2.3 --series 1.2.3.4**, **overread exclude 1.2.3 --undo**
+
+    Two patients in one study: exclude what does not belong, then **overread retry** the study.
+    """
+    from node.workflow import control
+
+    with _database(config) as (_, database):
+        done = control.exclude(
+            database,
+            study,
+            by=by or getpass.getuser(),
+            series_instance_uid=series,
+            sop_instance_uid=instance,
+            undo=undo,
+        )
+    _show(done)
+
+
+KindArgument = Annotated[str, typer.Argument(metavar="KIND", help="route, model, destination or notifier.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Its name in the configuration.")]
+
+
+@app.command()
+def pause(kind: KindArgument, name: NameArgument, config: ConfigOption = _CONFIG, by: ByOption = "") -> None:
+    """Hold a route, model, destination or notifier still, without a restart and across restarts.
+
+    Examples: **overread pause destination pacs**, **overread pause model lung-ct**
+    """
+    from node.workflow import control
+
+    with _database(config) as (settings, database):
+        _show(control.pause(database, settings, kind, name, by=by or getpass.getuser()))
+
+
+@app.command()
+def resume(kind: KindArgument, name: NameArgument, config: ConfigOption = _CONFIG, by: ByOption = "") -> None:
+    """Let what was paused move again.
+
+    Example: **overread resume destination pacs**
+    """
+    from node.workflow import control
+
+    with _database(config) as (settings, database):
+        _show(control.resume(database, settings, kind, name, by=by or getpass.getuser()))
+
+
+@app.command()
+def check(config: ConfigOption = _CONFIG, as_json: JsonOption = False) -> None:
+    """Check configuration, models, database and disk, and reach every peer (C-ECHO, HTTP, MLLP).
+
+    Example: **overread check --config conf/node.yaml**
+
+    Exit status 1 where anything is not in order, 2 where the configuration itself is wrong.
+    """
+    settings = _settings(config)
+    from node.ops.check import Check
+    from node.ops.check import check as look
+
+    found = look(settings)
+    if as_json:
+        _print_json(list[Check], found)
+    else:
+        from node.ops.terminal import show_checks
+
+        console = _console()
+        console.print(f"{config}: read and right")
+        show_checks(console, found)
+    raise typer.Exit(0 if all(one.passed for one in found) else 1)
+
+
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A tar file to make; compressed if it ends with gz.")],
+    config: ConfigOption = _CONFIG,
+) -> None:
+    """Copy the data directory into one file, while the node runs or not, and read it back.
+
+    Example: **overread backup /backup/overread-2026-11-21.tar**
+    """
+    settings = _settings(config)
+    from node.ops.backup import backup as take
+
+    with _progress("backup") as step:
+        report = take(settings, file, step)
+    console = _console()
+    console.print(
+        f"{report.file}: {report.studies} studies, {report.instances} instances, {report.files} files, "
+        f"{report.size / 1e6:.1f} MB, {report.seconds:.1f} s; read back and found right",
+        soft_wrap=True,
+    )
+    for word, blobs in (("missing", report.missing), ("damaged", report.damaged)):
+        for blob in blobs:
+            typer.echo(f"overread: {word} in the data directory: {blob[:2]}/{blob}", err=True)
+    raise typer.Exit(1 if report.missing or report.damaged else 0)
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What 'overread backup' made.")],
+    config: ConfigOption = _CONFIG,
+) -> None:
+    """Unpack a backup into an empty data directory, checking every byte; the node must not run.
+
+    Example: **overread restore /backup/overread-2026-11-21.tar**
+
+    What was under way when the backup was taken is parked, since it may have been sent after that: look at the PACS
+    and the receiver, then **overread retry** what is missing there.
+    """
+    settings = _settings(config)
+    from node.ops.restore import restore as put_back
+
+    with _progress("restore") as step:
+        report = put_back(settings, file, step)
+    console = _console()
+    console.print(
+        f"{settings.data_dir}: {report.studies} studies, {report.instances} instances as of {report.taken_at}; "
+        "every byte is what was backed up",
+        soft_wrap=True,
+    )
+    console.print(
+        f"parked, since it may have gone on after the backup: {report.parked_studies} studies, "
+        f"{report.parked_workitems} workitems, {report.parked_deliveries} deliveries, "
+        f"{report.parked_notifications} notifications (overread status)",
+        soft_wrap=True,
+    )
+    for blob in report.missing:
+        typer.echo(f"overread: was missing or damaged when the backup was taken: {blob}", err=True)
+
+
+def _settings(config: Path) -> Settings:
+    from node.settings import load_settings
+
+    return load_settings(config)
+
+
+@contextmanager
+def _database(config: Path) -> Iterator[tuple[Settings, Database]]:
+    """Open the node's database beside it, whether it runs or not."""
+    settings = _settings(config)
+    from sqlalchemy.exc import OperationalError
+
+    from node.errors import NodeError
+    from storage.database import Database, schema_versions
+
+    if settings.database.url is None and not (settings.data_dir / "overread.sqlite").is_file():
+        raise NodeError(
+            f"{settings.data_dir.absolute()} holds no database: no node has run with this configuration yet"
+        )
+    try:
+        current, ours = schema_versions(settings.database_url)
+    except OperationalError as error:
+        raise NodeError(f"the database cannot be reached: {str(error.orig).splitlines()[0]}") from None
+    if current != ours:
+        raise NodeError(f"the database has schema version {current}, this command {ours}; start the node to migrate it")
+    database = Database(settings.database_url)
+    try:
+        yield settings, database
+    finally:
+        database.close()
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 200)
+
+
+def _show(done: Done) -> None:
+    from node.ops.terminal import show_done
+
+    show_done(_console(), done)
+
+
+def _print_json(kind: Any, value: Any) -> None:
+    from pydantic import TypeAdapter
+
+    typer.echo(json.dumps(TypeAdapter(kind).dump_python(value, mode="json"), indent=2, ensure_ascii=False))
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Any]:
+    """Show a bar; gives a function of (done, total)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,208 @@
+"""Shows stories, statuses and checks on a terminal: trees and tables for people, JSON beside them for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+if TYPE_CHECKING:
+    from node.ops.check import Check
+    from node.workflow.control import Done
+    from node.workflow.status import Item, Status
+    from node.workflow.story import DecisionTold, DeliveryTold, NotificationTold, RevisionTold, Story, WorkitemTold
+
+__all__ = ["show_checks", "show_done", "show_status", "show_story"]
+
+_GOOD = frozenset({"COMPLETED", "DELIVERED", "ACKNOWLEDGED", "SUCCEEDED", "COMPLETE", "REPORTED"})
+_BAD = frozenset({"PARKED", "FAILED", "LOST", "CANCELED"})
+
+
+def show_story(console: Console, story: Story, *, events: bool) -> None:
+    """Print a story as a tree, in the order in which things happen."""
+    tree = Tree(f"[bold]study[/] {escape(story.study_instance_uid)}  {_state(story.state)}")
+    tree.add(f"[bold]{escape(story.summary)}[/]")
+    received = story.received
+    branch = tree.add(
+        f"received {received.instances} instances in {len(received.series)} series"
+        f" from {escape(', '.join(received.calling_ae_titles) or 'unknown')}"
+        f", {_at(received.first_at)} to {_at(received.last_at)}"
+    )
+    for one in received.series:
+        parts = [f"{one.instances} instances"]
+        parts += [f"{one.made_here} made by a node"] if one.made_here else []
+        parts += [f"{one.excluded} excluded"] if one.excluded else []
+        title = f"{one.modality or '?'} series {one.series_number or '-'}"
+        branch.add(escape(f"{title}: {', '.join(parts)}  {one.series_instance_uid}"))
+    for count, text in (
+        (received.variants, "came again under a known UID with other content: kept aside, the first one counts"),
+        (received.conflicting, "stand under two Study or Series Instance UIDs"),
+        (received.excluded, "were excluded by an operator"),
+    ):
+        if count:
+            branch.add(f"[yellow]{count} {text}[/]")
+    for revision in story.revisions:
+        _add_revision(tree, revision, story.workitems)
+    if events:
+        branch = tree.add("events")
+        for event in story.events:
+            move = " -> ".join(part for part in (event.before, event.after) if part)
+            branch.add(escape(f"{_at(event.at)}  {event.object} {move}  {event.reason}".rstrip()))
+    console.print(tree, soft_wrap=True)
+
+
+def _add_revision(tree: Tree, revision: RevisionTold, workitems: Sequence[WorkitemTold]) -> None:
+    title = f"revision {revision.number}: judged complete {_at(revision.opened_at)} with {revision.instances} instances"
+    branch = tree.add(f"[bold]{title}[/]  {_state(revision.state)}")
+    why = branch.add("why complete")
+    for key, value in revision.verdict.items():
+        why.add(escape(f"{key.replace('_', ' ')}: {_value(value)}"))
+    for decision in revision.decisions:
+        _add_decision(branch, decision)
+    for workitem in workitems:
+        uses = [use for use in workitem.uses if use.revision == revision.number]
+        if uses:
+            _add_workitem(branch, workitem, [(use.route, use.reason) for use in uses])
+    for message in revision.notifications:
+        text = f"notification {message.number} to {message.receiver}, {message.control_id}"
+        branch.add(f"{escape(text)}  {_state(message.state)}  {_outgoing(message)}")
+
+
+def _add_decision(branch: Tree, decision: DecisionTold) -> None:
+    verdict = "[green]matched[/]" if decision.matched else "[dim]not matched[/]"
+    node = branch.add(f"route {escape(decision.route)}, model {escape(decision.model)}: {verdict}  {_at(decision.at)}")
+    for reason in decision.reasons:
+        node.add(escape(reason), style="dim")
+    if decision.not_analysed:
+        text = decision.not_analysed.get("text") or _value(decision.not_analysed)
+        node.add(f"[yellow]not analysed: {escape(str(text))}[/]")
+
+
+def _add_workitem(branch: Tree, workitem: WorkitemTold, wanted: Sequence[tuple[str, str]]) -> None:
+    parked = "  [red]PARKED[/]" if workitem.parked else ""
+    title = escape(f"{workitem.target} {workitem.model} {workitem.model_version}")
+    node = branch.add(f"[bold]{title}[/]  {_state(workitem.state)}{parked}  {escape(workitem.uid)}")
+    if workitem.outcome:
+        node.add(escape(workitem.outcome))
+    for route, reason in wanted:
+        node.add(escape(f"wanted by {route}: {reason}"))
+    for role, chosen in workitem.input_set.items():
+        node.add(escape(f"reads {role}: {_value(chosen)}"))
+    if workitem.replaces:
+        node.add(f"replaces {escape(workitem.replaces)}")
+    if workitem.replaced_by:
+        node.add(f"[yellow]replaced by {escape(workitem.replaced_by)}[/]")
+    for attempt in workitem.attempts:
+        times = f"{_at(attempt.started_at)}" + (
+            f", {_seconds(attempt.started_at, attempt.ended_at)}" if attempt.ended_at else ""
+        )
+        node.add(f"attempt {attempt.number}  {_state(attempt.state)}  {times}  {escape(attempt.outcome)}".rstrip())
+    for document in workitem.documents:
+        leaf = node.add(f"{escape(document.kind)} {escape(document.sop_instance_uid)}  {_at(document.created_at)}")
+        for delivery in document.deliveries:
+            text = f"{delivery.target} to {delivery.destination}"
+            leaf.add(f"{escape(text)}  {_state(delivery.state)}  {_outgoing(delivery)}")
+
+
+def show_status(console: Console, status: Status) -> None:
+    """Print what is held, what waits, and what is parked with what to do about it."""
+    for kind, states in status.counts.items():
+        counted = ", ".join(f"{count} {state}" for state, count in states.items()) or "none"
+        console.print(f"{kind:<13}{counted}", highlight=False)
+    for hold in status.paused:
+        console.print(f"[yellow]paused       {escape(f'{hold.kind} {hold.name}')} since {_at(hold.since)}[/]")
+    _items(console, "waiting", status.waiting)
+    _items(console, "parked", status.parked)
+    if status.refused_in_all:
+        table = Table(
+            title=f"refused: {status.refused_in_all}, kept in the data directory under quarantine", title_justify="left"
+        )
+        for heading in ("file", "from", "when", "bytes", "reason"):
+            table.add_column(heading, overflow="fold")
+        for one in status.refused:
+            table.add_row(
+                f"{one.blob[:2]}/{one.blob}",
+                escape(one.calling_ae_title),
+                _at(one.received_at),
+                str(one.size),
+                escape(one.reason),
+            )
+        console.print(table)
+    if not (status.waiting or status.parked or status.refused_in_all):
+        console.print("nothing waits, nothing is parked")
+
+
+def _items(console: Console, title: str, items: Sequence[Item]) -> None:
+    if not items:
+        return
+    table = Table(title=title, title_justify="left")
+    for heading in ("target", "state", "what", "since", "next try", "why", "study", "do"):
+        table.add_column(heading, overflow="fold")
+    for one in items:
+        table.add_row(
+            one.target,
+            _state(one.state),
+            escape(one.what),
+            _at(one.since),
+            _at(one.next_at) if one.next_at else "",
+            escape(one.reason),
+            one.study_instance_uid,
+            escape(one.todo),
+        )
+    console.print(table)
+
+
+def show_checks(console: Console, checks: Sequence[Check]) -> None:
+    """Print what was checked, with what to do about what is not in order."""
+    table = Table()
+    for heading in ("", "what", "found", "do"):
+        table.add_column(heading, overflow="fold")
+    for one in checks:
+        mark = Text("ok", style="green") if one.passed else Text("NO", style="bold red")
+        table.add_row(mark, escape(one.what), escape(one.found), escape(one.todo))
+    console.print(table)
+
+
+def show_done(console: Console, done: Done) -> None:
+    """Print what an action changed and what it left."""
+    for line in done.changed:
+        console.print(f"[green]done[/]  {escape(line)}", soft_wrap=True)
+    for line in done.unchanged:
+        console.print(f"[dim]as is[/] {escape(line)}", soft_wrap=True)
+    if done.hint:
+        console.print(f"next  {escape(done.hint)}", soft_wrap=True)
+
+
+def _outgoing(one: DeliveryTold | NotificationTold) -> str:
+    parts = [f"tried {one.tries}x", _at(one.ended_at or one.created_at)]
+    parts += [f"next {_at(one.next_at)}"] if one.next_at else []
+    parts += [escape(one.answer)] if one.answer else []
+    return ", ".join(parts)
+
+
+def _state(state: str) -> str:
+    colour = "green" if state in _GOOD else "red" if state in _BAD else "yellow"
+    return f"[{colour}]{state}[/]"
+
+
+def _at(moment: datetime) -> str:
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S%z")
+
+
+def _seconds(start: datetime, end: datetime) -> str:
+    return f"{(end - start).total_seconds():.1f} s"
+
+
+def _value(value: Any) -> str:
+    """Show what a row keeps as JSON on one line; long lists by their length."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{str(key).replace('_', ' ')} {_value(one)}" for key, one in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) if len(value) <= 3 else f"({len(value)})"
+    return str(value)
