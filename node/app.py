@@ -290,6 +290,7 @@ class _Parent:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, self._SIGNALS)
             _child(name, self._processes[name], parent)
         self._running[pid] = name
+        _log.info("process started", name=name, pid=pid)
 
     def _bury_the_dead(self) -> None:
         while self._running:
