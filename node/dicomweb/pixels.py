@@ -1,0 +1,127 @@
+"""Frames and whole objects in the transfer syntax that a caller asks for (PS3.18 8.7.3.5, 10.4)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.encaps import generate_frames
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
+
+from node.errors import NotAcceptable
+from storage.errors import Unknown
+
+__all__ = ["FRAME_TYPES", "as_explicit_little_endian", "frames"]
+
+#: How the frames of an encapsulated transfer syntax are called on their own: PS3.18 Table 8.7.3-5.
+FRAME_TYPES = {
+    "1.2.840.10008.1.2.4.50": "image/jpeg",
+    "1.2.840.10008.1.2.4.51": "image/jpeg",
+    "1.2.840.10008.1.2.4.57": "image/jpeg",
+    "1.2.840.10008.1.2.4.70": "image/jpeg",
+    "1.2.840.10008.1.2.4.80": "image/jls",
+    "1.2.840.10008.1.2.4.81": "image/jls",
+    "1.2.840.10008.1.2.4.90": "image/jp2",
+    "1.2.840.10008.1.2.4.91": "image/jp2",
+    "1.2.840.10008.1.2.4.92": "image/jpx",
+    "1.2.840.10008.1.2.4.93": "image/jpx",
+    "1.2.840.10008.1.2.4.201": "image/jphc",
+    "1.2.840.10008.1.2.4.202": "image/jphc",
+    "1.2.840.10008.1.2.4.203": "image/jphc",
+    "1.2.840.10008.1.2.5": "image/dicom-rle",
+}
+
+
+def as_explicit_little_endian(path: Path) -> bytes:
+    """Return a stored object as a Part 10 file in Explicit VR Little Endian.
+
+    Raises
+    ------
+    NotAcceptable
+        When its pixel data cannot be decoded here.
+    """
+    try:
+        dataset = pydicom.dcmread(path)
+        syntax = UID(dataset.file_meta.TransferSyntaxUID)
+        if syntax.is_encapsulated:
+            # The colours stay as they are stored: only the encoding changes.
+            dataset.decompress(as_rgb=False, generate_instance_uid=False)
+        elif syntax == ExplicitVRBigEndian:
+            _swap_words(dataset)
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        written = io.BytesIO()
+        dataset.save_as(written, enforce_file_format=True)
+    except Exception as error:  # noqa: BLE001 - decoders and hostile bytes raise anything
+        raise NotAcceptable(
+            f"the object cannot be given in Explicit VR Little Endian ({type(error).__name__}); "
+            "ask for transfer-syntax=* to get it as it is stored"
+        ) from None
+    return written.getvalue()
+
+
+def frames(path: Path, numbers: Sequence[int], *, stored: bool) -> tuple[str, list[bytes]]:
+    """Return some frames of an image and the transfer syntax that they are in.
+
+    Parameters
+    ----------
+    numbers
+        Frame numbers from 1.
+    stored
+        As they are stored; otherwise decoded to little endian samples.
+
+    Raises
+    ------
+    Unknown
+        When the object has no such frame.
+    NotAcceptable
+        When the frames cannot be decoded here.
+    """
+    dataset = pydicom.dcmread(path)
+    syntax = UID(dataset.file_meta.TransferSyntaxUID)
+    count = int(dataset.get("NumberOfFrames", 1) or 1)
+    if "PixelData" not in dataset or not numbers or min(numbers) < 1 or max(numbers) > count:
+        raise Unknown(f"the instance has no such frame (it has {count if 'PixelData' in dataset else 0})")
+    try:
+        if syntax.is_encapsulated and stored:
+            all_frames = list(generate_frames(dataset.PixelData, number_of_frames=count))
+            return str(syntax), [all_frames[number - 1] for number in numbers]
+        if syntax.is_encapsulated or syntax == ExplicitVRBigEndian or dataset.get("BitsAllocated") == 1:
+            return str(ExplicitVRLittleEndian), [_decoded(dataset, number) for number in numbers]
+        size = int(dataset.Rows) * int(dataset.Columns) * int(dataset.SamplesPerPixel) * int(dataset.BitsAllocated) // 8
+        data = dataset.PixelData
+        if size == 0 or size * max(numbers) > len(data):
+            raise Unknown("the pixel data is shorter than its frames")
+        return str(ExplicitVRLittleEndian), [data[(number - 1) * size : number * size] for number in numbers]
+    except Unknown:
+        raise
+    except Exception as error:  # noqa: BLE001 - decoders and hostile bytes raise anything
+        raise NotAcceptable(
+            f"the frames cannot be decoded here ({type(error).__name__}); "
+            'ask for type="application/octet-stream"; transfer-syntax=* to get them as they are stored'
+        ) from None
+
+
+def _decoded(dataset: Any, number: int) -> bytes:
+    import numpy as np
+    from pydicom.pixels.decoders.base import get_decoder
+
+    decoder = get_decoder(UID(dataset.file_meta.TransferSyntaxUID))
+    array, _ = decoder.as_array(dataset, index=number - 1, raw=True)
+    if dataset.BitsAllocated == 1:
+        return np.packbits(array.astype(np.uint8).ravel(), bitorder="little").tobytes()
+    return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))).tobytes()
+
+
+def _swap_words(dataset: Any) -> None:
+    """Turn 16-bit and wider samples round: pydicom writes OW, OF and OD as it read them."""
+    import numpy as np
+
+    for elem in dataset.iterall():
+        if elem.VR in ("OW", "OF", "OD", "OL", "OV", "OB or OW") and isinstance(elem.value, bytes) and elem.value:
+            # Pixel data of 8 bits is made of words too when its VR is OW (PS3.5 8.1.1).
+            width = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}.get(elem.VR, 1)
+            if len(elem.value) % width == 0 and width > 1:
+                elem.value = np.frombuffer(elem.value, f"u{width}").byteswap().tobytes()

@@ -1,0 +1,112 @@
+"""Metrics for Prometheus, read from the database at the moment they are asked for: state lives nowhere else.
+
+No label names a patient, a study or anything else that grows with the archive.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from sqlalchemy import Connection, Table, func, select
+
+from storage import lifecycle, schema
+from storage.database import Database, now
+
+__all__ = ["CONTENT_TYPE", "render"]
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_BY_STATE: dict[str, tuple[str, Table]] = {
+    "studies": ("study", schema.study),
+    "revisions": ("revision", schema.revision),
+    "workitems": ("workitem", schema.workitem),
+    "attempts": ("attempt", schema.attempt),
+    "deliveries": ("delivery", schema.delivery),
+    "notifications": ("notification", schema.notification),
+}
+
+
+def render(database: Database, data_dir: Path) -> bytes:
+    """Return everything in the Prometheus text format."""
+    registry = CollectorRegistry()
+    registry.register(_FromState(database, data_dir))
+    return generate_latest(registry)
+
+
+class _FromState(Collector):
+    def __init__(self, database: Database, data_dir: Path) -> None:
+        self._database = database
+        self._data_dir = data_dir
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """Say nothing beforehand: the registry would otherwise collect once to find out."""
+        return []
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Read everything in one view of the database."""
+        with self._database.read() as connection:
+            yield from self._states(connection)
+            yield from self._amounts(connection)
+            yield from self._waiting(connection)
+        yield self._gauge("disk_free_bytes", "Free on the data directory's disk.", _free(self._data_dir))
+        yield self._gauge("wal_bytes", "Size of SQLite's write-ahead log.", _wal_size(self._database.url))
+
+    @staticmethod
+    def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+        return GaugeMetricFamily(f"overread_{name}", text, value=value)
+
+    @staticmethod
+    def _states(connection: Connection) -> Iterator[GaugeMetricFamily]:
+        for name, (kind, table) in _BY_STATE.items():
+            gauge = GaugeMetricFamily(f"overread_{name}", f"{name.capitalize()} by state.", labels=["state"])
+            counts = dict.fromkeys(lifecycle.STATES[kind], 0)
+            for state, count in connection.execute(select(table.c.state, func.count()).group_by(table.c.state)):
+                counts[state] = count
+            for state, count in counts.items():
+                gauge.add_metric([state], count)
+            yield gauge
+        parked = connection.execute(
+            select(func.count()).select_from(schema.workitem).where(schema.workitem.c.parked.is_(True))
+        ).scalar_one()
+        yield _FromState._gauge("workitems_parked", "Workitems that wait for an operator.", parked)
+
+    def _amounts(self, connection: Connection) -> Iterator[GaugeMetricFamily]:
+        instances, size = connection.execute(select(func.count(), func.sum(schema.instance.c.size))).one()
+        yield self._gauge("instances", "Instances stored.", instances)
+        yield self._gauge("instance_bytes", "Bytes of the instances stored.", float(size or 0))
+        refused = connection.execute(select(func.count()).select_from(schema.quarantine)).scalar_one()
+        yield self._gauge("quarantined", "Objects refused and kept for an operator.", refused)
+        variants = connection.execute(select(func.count()).select_from(schema.variant)).scalar_one()
+        yield self._gauge("variants", "Objects set aside because their UID was taken.", variants)
+
+    @staticmethod
+    def _waiting(connection: Connection) -> Iterator[GaugeMetricFamily]:
+        gauge = GaugeMetricFamily(
+            "overread_oldest_pending_seconds", "Age of the oldest that is not done yet.", labels=["kind"]
+        )
+        at = now(connection)
+        for kind, table, state, since in (
+            ("study", schema.study, lifecycle.RECEIVING, schema.study.c.first_received_at),
+            ("workitem", schema.workitem, lifecycle.SCHEDULED, schema.workitem.c.created_at),
+            ("delivery", schema.delivery, lifecycle.PENDING, schema.delivery.c.created_at),
+            ("notification", schema.notification, lifecycle.PENDING, schema.notification.c.created_at),
+        ):
+            oldest = connection.execute(select(since).where(table.c.state == state).order_by(since).limit(1)).scalar()
+            gauge.add_metric([kind], max(0.0, (at - oldest).total_seconds()) if oldest else 0.0)
+        yield gauge
+
+
+def _free(folder: Path) -> float:
+    return float(shutil.disk_usage(folder).free)
+
+
+def _wal_size(url: str) -> float:
+    if not url.startswith("sqlite:///"):
+        return 0.0
+    log = Path(url.removeprefix("sqlite:///") + "-wal")
+    return float(log.stat().st_size) if log.exists() else 0.0

@@ -1,0 +1,1 @@
+"""The web side of the node: one application for DICOMweb, the API, health and metrics."""

@@ -1,0 +1,176 @@
+"""The web application: DICOMweb, the API, health and metrics behind one door, and how it is run."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+import uvicorn
+from fastapi import FastAPI, Response
+from fastapi.responses import JSONResponse
+
+from node.dicomweb import qido, stow, wado
+from node.dicomweb.media import ROOT
+from node.errors import AlreadyRunning
+from node.ops import metrics
+from node.ops.health import MINIMUM_FREE_BYTES, Readiness
+from node.security.bearer import RequireToken
+from node.settings import HttpSettings, Settings
+from node.web import problems
+from node.web.access import AccessLog
+from storage.blobs import Blobs
+from storage.database import Database
+from storage.index import Archive
+
+__all__ = ["Services", "StopSignal", "create_application", "listen", "run_web"]
+
+#: How long running requests may take once the node is told to stop.
+_GRACE_SECONDS = 5
+
+log = structlog.get_logger("web")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """What the web side stands on; everything is open in this process.
+
+    Parameters
+    ----------
+    incoming
+        Where bodies are written as they come; on the file system of ``blobs``.
+    minimum_free_bytes
+        So much of the disk stays free: below it, STOW-RS takes nothing and the node is not ready.
+    """
+
+    settings: Settings
+    database: Database
+    archive: Archive
+    blobs: Blobs
+    incoming: Path
+    started_at: datetime
+    minimum_free_bytes: int = MINIMUM_FREE_BYTES
+
+
+class StopSignal(Protocol):
+    """Says when to stop: ``threading.Event`` and ``multiprocessing.Event`` both do."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the word; returns whether it came."""
+
+
+def create_application(services: Services) -> FastAPI:
+    """Wire the web side together."""
+    application = FastAPI(
+        title="Overread",
+        description="A DICOM AI node. For research use only, not a medical device.",
+        docs_url="/docs",
+        redoc_url=None,
+    )
+    problems.install(application)
+    http = services.settings.http
+    application.include_router(qido.router(services.database), prefix=ROOT)
+    application.include_router(wado.router(services.database, services.blobs), prefix=ROOT)
+    application.include_router(
+        stow.router(
+            services.archive,
+            services.database,
+            services.incoming,
+            maximum_body=http.maximum_body_mb << 20,
+            minimum_free=services.minimum_free_bytes,
+        ),
+        prefix=ROOT,
+    )
+    _include_api(application, services)
+    _include_operations(application, services)
+    if http.token is not None:
+        application.add_middleware(RequireToken, token=http.token.get_secret_value())
+    application.add_middleware(AccessLog)
+    return application
+
+
+def _include_api(application: FastAPI, services: Services) -> None:
+    if importlib.util.find_spec("node.web.api") is not None:
+        api: Any = importlib.import_module("node.web.api")
+        application.include_router(api.router(services), prefix="/api/v1")
+
+
+def _include_operations(application: FastAPI, services: Services) -> None:
+    readiness = Readiness(services.database, services.incoming, services.minimum_free_bytes)
+
+    @application.get("/health/live", tags=["health"], summary="The process answers")
+    def live() -> dict[str, Any]:
+        seconds = (datetime.now(UTC) - services.started_at).total_seconds()
+        return {"status": "live", "seconds": round(seconds, 1)}
+
+    @application.get("/health/ready", tags=["health"], summary="The node can do its work")
+    def ready() -> Response:
+        complaints = readiness.complaints()
+        body = {"status": "not ready" if complaints else "ready", "complaints": complaints}
+        return JSONResponse(body, 503 if complaints else 200)
+
+    @application.get("/metrics", tags=["metrics"], summary="Metrics for Prometheus")
+    def prometheus() -> Response:
+        body = metrics.render(services.database, services.incoming)
+        return Response(body, media_type=metrics.CONTENT_TYPE)
+
+
+def listen(http: HttpSettings) -> socket.socket:
+    """Bind the port, once, for whoever will serve it.
+
+    Raises
+    ------
+    AlreadyRunning
+        When it is taken.
+    """
+    family = socket.AF_INET6 if ":" in http.bind else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # So that a restart need not wait for the old connections' last packets; it shares the port with nobody.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((http.bind, http.port))
+        listening.listen(256)
+    except OSError as error:
+        listening.close()
+        raise AlreadyRunning(
+            f"http.port: {http.bind}:{http.port} cannot be bound ({os.strerror(error.errno or 0)}); "
+            "another node or program has it, stop that one or choose another port"
+        ) from None
+    return listening
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn that leaves signals to the process it is in: only its stop signal ends it."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def run_web(listening: socket.socket, services: Services, stop: StopSignal) -> None:
+    """Serve on a bound socket until told to stop; requests that are running get a few seconds to end."""
+    configuration = uvicorn.Config(
+        create_application(services),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+        timeout_keep_alive=15,
+    )
+    server = _Server(configuration)
+
+    def end() -> None:
+        stop.wait()
+        server.should_exit = True
+
+    threading.Thread(target=end, name="web-stop", daemon=True).start()
+    server.run(sockets=[listening])

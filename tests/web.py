@@ -1,0 +1,105 @@
+"""Pytest fixtures that run the node's web side for real: uvicorn on a free port, an archive on disk."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import requests
+from dicomweb_client.api import DICOMwebClient
+
+from demo.peers import wait_until
+from node.settings import Settings
+from node.web.application import Services, listen, run_web
+from storage.blobs import FileBlobs
+from storage.database import Database, migrate
+from storage.index import Archive, Origin, Receipt
+
+__all__ = ["WebNode"]
+
+
+@dataclass(frozen=True)
+class WebNode:
+    """A running web side and what it stands on."""
+
+    url: str
+    folder: Path
+    services: Services
+    http: httpx.Client
+
+    @property
+    def dicomweb(self) -> str:
+        return f"{self.url}/dicom-web"
+
+    def take_in(self, path: Path) -> Receipt:
+        """Put a copy of a file into the archive, as any receiver would."""
+        copy = self.services.incoming / f"{path.name}.copy"
+        copy.write_bytes(path.read_bytes())
+        return self.services.archive.receive(copy, Origin(calling_ae_title="TEST"))
+
+
+@pytest.fixture
+def start_web(tmp_path: Path) -> Iterator[Callable[..., WebNode]]:
+    """Give a function that starts one more web side: ``start_web(http={"token": "x"}, minimum_free_bytes=0)``."""
+    started = 0
+    with ExitStack() as stack:
+
+        def start(*, http: dict[str, Any] | None = None, **services: Any) -> WebNode:
+            nonlocal started
+            started += 1
+            node = _started(stack, tmp_path / f"web-{started}", http or {}, services)
+            wait_until(lambda: node.http.get("/health/live").status_code == 200, 20, "the web side")
+            return node
+
+        yield start
+
+
+@pytest.fixture
+def web(start_web: Callable[..., WebNode]) -> WebNode:
+    """Give a running web side with an empty archive."""
+    return start_web()
+
+
+@pytest.fixture
+def dicomweb_client(web: WebNode) -> Iterator[DICOMwebClient]:
+    """Give a client of another maker, of the running web side."""
+    with requests.Session() as session:
+        yield DICOMwebClient(web.dicomweb, session=session)
+
+
+def _started(stack: ExitStack, folder: Path, http: dict[str, Any], services: dict[str, Any]) -> WebNode:
+    incoming = folder / "incoming"
+    incoming.mkdir(parents=True)
+    url = f"sqlite:///{folder / 'overread.sqlite'}"
+    migrate(url)
+    database = Database(url)
+    stack.callback(database.close)
+    blobs = FileBlobs(folder / "objects")
+    archive = Archive(database, blobs, FileBlobs(folder / "refused"))
+    stack.callback(archive.close)
+    settings = Settings(data_dir=folder, routes=(), http={"port": 1, **http})
+    listening = listen(settings.http.model_copy(update={"port": 0}))
+    port = listening.getsockname()[1]
+    wired = Services(
+        settings=settings,
+        database=database,
+        archive=archive,
+        blobs=blobs,
+        incoming=incoming,
+        started_at=datetime.now(UTC),
+        **services,
+    )
+    stop = threading.Event()
+    thread = threading.Thread(target=run_web, args=(listening, wired, stop))
+    thread.start()
+    stack.callback(thread.join)
+    stack.callback(stop.set)
+    client = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60))
+    return WebNode(f"http://127.0.0.1:{port}", folder, wired, client)
