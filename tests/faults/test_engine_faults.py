@@ -33,7 +33,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> tuple[ImageFile, ...]:
 
 def host_of(folder: Path, model: object, **resources: float) -> EngineHost:
     path = write_model(folder, segmentation_card(resources=LIMITS | resources), model)  # type: ignore[arg-type]
-    return EngineHost(load_card(path))
+    return EngineHost(load_card(path), folder=folder)
 
 
 def job_for(host: EngineHost, images: tuple[ImageFile, ...]) -> Job:
@@ -52,6 +52,11 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except OSError:
         return False
+
+
+def under_way(folder: Path) -> bool:
+    """Whether a loaded engine was handed its job: only then is the job's file written."""
+    return any(folder.glob("engine-*/job-*.json"))
 
 
 class Running:
@@ -74,8 +79,7 @@ class Running:
         self.beats += 1
 
     def pid(self) -> int:
-        # The second heartbeat can only come from a job that is long under way.
-        wait_for(lambda: self.beats >= 2 and self._host.pid is not None, 30, "the engine works")
+        wait_for(lambda: under_way(self._host.card.directory.parent), 60, "the engine has its job")
         assert self._host.pid is not None
         return self._host.pid
 
@@ -118,7 +122,7 @@ def test_a_loop_in_c_is_ended_at_the_cards_time(tmp_path: Path, images: tuple[Im
 
 
 def test_a_stopped_engine_is_ended_at_the_cards_time(tmp_path: Path, images: tuple[ImageFile, ...]) -> None:
-    with host_of(tmp_path, endless(), seconds=4.0) as host:
+    with host_of(tmp_path, endless(), seconds=2.0) as host:
         running = Running(host, job_for(host, images))
         pid = running.pid()
         os.kill(pid, signal.SIGSTOP)
@@ -239,7 +243,7 @@ from inference.engine import ImageFile, Job
 from inference.host import EngineHost
 
 card = load_card(Path(sys.argv[1]))
-host = EngineHost(card)
+host = EngineHost(card, folder=card.directory.parent)
 files = tuple(ImageFile(Path(p).stem, Path(p)) for p in sys.argv[2:])
 host.run(Job(card.path, {"ct": files}), heartbeat=lambda: print(host.pid, flush=True))
 """
@@ -255,6 +259,7 @@ def test_the_engine_dies_within_two_seconds_of_its_parent(
     )
     try:
         assert parent.stdout is not None
+        wait_for(lambda: under_way(tmp_path), 60, "the engine has its job")
         pid = int(parent.stdout.readline())
         assert alive(pid)
         if stopped:
