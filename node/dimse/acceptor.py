@@ -1,0 +1,319 @@
+"""The acceptor's side of one association on pynetdicom: datasets go straight to disk, and nothing is polled.
+
+What differs from pynetdicom's own classes, and why:
+
+- the socket acknowledges at once (TCP_QUICKACK before each read), since senders that leave Nagle's algorithm on
+  wait some 40 ms an object for a delayed acknowledgement, and it refuses lengths that no PDU of ours can have;
+- a dataset is written to a file as it arrives, so that its size costs no memory; a full disk answers with a
+  status instead of ending the association;
+- both threads of an association sleep until something happens instead of waking every millisecond.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import select
+import socket
+import struct
+import time
+import uuid
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import structlog
+from pynetdicom.association import Association
+from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_messages import C_STORE_RQ
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.dul import DULServiceProvider
+from pynetdicom.pdu_primitives import P_DATA
+from pynetdicom.transport import AssociationSocket
+
+from node.dimse.partten import file_head
+
+__all__ = ["PART_SUFFIX", "Messages", "QuickSocket", "Received", "UpperLayer"]
+
+#: How the file of a dataset that is still arriving ends.
+PART_SUFFIX = ".part"
+
+_log = structlog.get_logger(__name__)
+_INVALID_PDU = "Evt19"
+#: A peer may send this many C-STORE requests ahead of their answers (we negotiate one at a time, PS3.7 D.3.3.3).
+_MAXIMUM_AHEAD = 16
+_IDLE_SECONDS = 0.1
+
+
+@dataclass(slots=True)
+class Received:
+    """One dataset as it came in: a Part 10 file, or the error that kept it from becoming one."""
+
+    path: Path
+    size: int = 0
+    error: OSError | None = None
+    _file: BinaryIO | None = None
+
+    @classmethod
+    def begin(cls, folder: Path, head: bytes) -> Received:
+        """Open a file in the folder and write its head; an error is kept for the answer."""
+        received = cls(folder / f"{os.getpid()}-{uuid.uuid4().hex}{PART_SUFFIX}")
+        try:
+            received._file = received.path.open("xb", buffering=0)
+            received._file.write(head)
+        except OSError as error:
+            received._fail(error)
+        return received
+
+    def write(self, data: memoryview) -> None:
+        """Add a fragment of the dataset; after an error the rest is only counted."""
+        self.size += len(data)
+        while self._file is not None and len(data):
+            try:
+                data = data[self._file.write(data) :]
+            except OSError as error:
+                self._fail(error)
+
+    def end(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            file, self._file = self._file, None
+            try:
+                file.close()
+            except OSError as error:
+                self._fail(error)
+
+    def discard(self) -> None:
+        """Close and remove the file."""
+        self.end()
+        self.path.unlink(missing_ok=True)
+
+    def _fail(self, error: OSError) -> None:
+        self.error = error
+        file, self._file = self._file, None
+        if file is not None:
+            try:
+                file.close()
+            except OSError as closing:
+                _log.warning("dataset file could not be closed", error=closing.strerror)
+        self.path.unlink(missing_ok=True)
+
+
+class QuickSocket(AssociationSocket):
+    """A connected socket that reads whole PDUs, acknowledges at once and can be woken.
+
+    Parameters
+    ----------
+    association
+        Its owner.
+    connection
+        Accepted; becomes blocking, with a time limit on every read and write.
+    timeout
+        That limit, in seconds.
+    longest
+        The longest PDU that is read, in bytes.
+    """
+
+    def __init__(self, association: Association, connection: socket.socket, timeout: float, longest: int) -> None:
+        connection.setblocking(True)
+        limit = struct.pack("@ll", int(timeout), int(timeout % 1 * 1_000_000))
+        # Kernel limits rather than settimeout(), which would cost a poll(2) beside every read.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._longest = longest
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll = select.poll()
+        self._connection = connection.fileno()
+        self._poll.register(self._connection, select.POLLIN)
+        self._poll.register(self._wake, select.POLLIN)
+        super().__init__(association, client_socket=connection)
+
+    def wake(self) -> None:
+        """End the wait of whoever waits in ``ready``."""
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
+
+    def end(self) -> None:
+        """Free the wake-up descriptor; the reader's thread has ended."""
+        if self._wake >= 0:
+            descriptor, self._wake = self._wake, -1
+            os.close(descriptor)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to read; waits for it, or to be woken, where nothing else is to do."""
+        if self.socket is None or not self._is_connected:
+            # The state machine runs to its end without a connection; only its timers are left to wait for.
+            select.select([], [], [], 0.001)
+            return False
+        dul = self.assoc.dul
+        busy = not dul.event_queue.empty() or dul.state_machine.current_state == "Sta13"
+        try:
+            events = self._poll.poll(0 if busy else _IDLE_SECONDS * 1000)
+        except OSError:
+            self.event_queue.put("Evt17")
+            return False
+        readable = False
+        for descriptor, _ in events:
+            if descriptor == self._connection:
+                readable = True
+            else:
+                os.eventfd_read(self._wake)
+        return readable
+
+    def recv(self, nr_bytes: int) -> bytearray:
+        """Read exactly so many bytes, or what came before the end of the connection.
+
+        Raises
+        ------
+        OSError
+            When the peer was silent for too long, or announced more than any PDU of ours may have.
+        """
+        connection = cast(socket.socket, self.socket)
+        if nr_bytes > self._longest:
+            raise OSError(f"a PDU of {nr_bytes} bytes was announced; the longest accepted is {self._longest}")
+        buffer = bytearray(nr_bytes)
+        view = memoryview(buffer)
+        filled = 0
+        while filled < nr_bytes:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            count = connection.recv_into(view[filled:])
+            if not count:
+                return buffer[:filled]
+            filled += count
+        return buffer
+
+
+class UpperLayer(DULServiceProvider):
+    """The upper layer's thread, which sleeps until the peer or this node has something to say."""
+
+    def __init__(self, association: Association) -> None:
+        super().__init__(association)
+        self._run_loop_delay = 0
+        # A peer that hangs must not keep the process from ending.
+        self.daemon = True
+        self.to_user_queue = _Announcing(association)
+
+    def send_pdu(self, primitive: Any) -> None:
+        """Hand a primitive to the thread and wake it."""
+        super().send_pdu(primitive)
+        cast(QuickSocket, self.socket).wake()
+
+    def receive_pdu(self, wait: bool = False, timeout: float | None = None) -> Any:
+        """Return what came for the association; do not wait for a peer that has hung up."""
+        if not wait or timeout is None:
+            return super().receive_pdu(wait, timeout)
+        deadline = time.monotonic() + timeout
+        gone = 0
+        while (left := deadline - time.monotonic()) > 0 and gone < 2:
+            primitive = super().receive_pdu(wait=True, timeout=min(_IDLE_SECONDS, left))
+            if primitive is not None:
+                return primitive
+            # Back in its first state with nothing to do: the connection was closed before it asked for anything.
+            gone = gone + 1 if self.state_machine.current_state == "Sta1" and self.event_queue.empty() else 0
+        return None
+
+
+class _Announcing(queue.Queue[Any]):
+    """What the upper layer has for the association; wakes the association's thread, which waits for messages."""
+
+    def __init__(self, association: Association) -> None:
+        super().__init__()
+        self._association = association
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        super().put(item, block, timeout)
+        self._association.dimse.msg_queue.put((None, None))
+
+
+class Messages(DIMSEServiceProvider):
+    """DIMSE messages, the datasets of C-STORE requests as files.
+
+    Parameters
+    ----------
+    association
+        Its owner.
+    incoming
+        Folder on the file system of the blobs.
+    """
+
+    def __init__(self, association: Association, incoming: Path) -> None:
+        super().__init__(association)
+        self._incoming = incoming
+        self._arriving: Received | None = None
+        self._arrived: deque[Received] = deque()
+
+    def get_msg(self, block: bool = False) -> Any:
+        """Return the next request; where none is there, wait a moment for one."""
+        if block:
+            return super().get_msg(block=True)
+        try:
+            return self.msg_queue.get(timeout=_IDLE_SECONDS)
+        except queue.Empty:
+            return None, None
+
+    def receive_primitive(self, primitive: P_DATA) -> None:
+        """Take a P-DATA primitive apart: commands to pynetdicom, the datasets of C-STORE requests to disk."""
+        try:
+            for context_id, data in primitive.presentation_data_value_list:
+                self._receive_fragment(context_id, data)
+        except Exception as error:  # noqa: BLE001 - whatever the bytes were, they are no DIMSE message
+            _log.warning("invalid message", calling_ae_title=self._calling, error=type(error).__name__)
+            self.dul.event_queue.put(_INVALID_PDU)
+
+    def take(self) -> Received | None:
+        """Return the dataset of the C-STORE request that ``get_msg`` has returned."""
+        return self._arrived.popleft() if self._arrived else None
+
+    def discard(self) -> None:
+        """Remove whatever has not become an answered request; both threads have ended."""
+        left = [*self._arrived, *([self._arriving] if self._arriving else [])]
+        self._arriving = None
+        self._arrived.clear()
+        for one in left:
+            one.discard()
+
+    @property
+    def _calling(self) -> str:
+        return str(self.assoc.requestor.ae_title).strip()
+
+    def _receive_fragment(self, context_id: int, data: bytes) -> None:
+        control = data[0]  # PS3.8 E.2: bit 0 command, bit 1 last fragment
+        if self._arriving is not None and not control & 1:
+            self._arriving.write(memoryview(data)[1:])
+            if control & 2:
+                self._finish()
+            return
+        if self._arriving is not None:
+            raise ValueError("a command within a dataset")
+        one = P_DATA()
+        one.presentation_data_value_list.append((context_id, data))
+        super().receive_primitive(one)
+        if isinstance(self.message, C_STORE_RQ):
+            self._begin(self.message, context_id)
+
+    def _begin(self, message: C_STORE_RQ, context_id: int) -> None:
+        if len(self._arrived) >= _MAXIMUM_AHEAD:
+            raise ValueError("too many requests ahead of their answers")
+        command = message.command_set
+        self._arriving = Received.begin(
+            self._incoming,
+            file_head(
+                sop_class_uid=str(command.AffectedSOPClassUID),
+                sop_instance_uid=str(command.AffectedSOPInstanceUID),
+                transfer_syntax_uid=str(self.assoc._accepted_cx[context_id].transfer_syntax[0]),
+                source_ae_title=self._calling,
+            ),
+        )
+
+    def _finish(self) -> None:
+        received, self._arriving = self._arriving, None
+        message, self.message = self.message, None
+        assert received is not None
+        assert message is not None
+        received.end()
+        self._arrived.append(received)
+        self.msg_queue.put((cast(int, message.context_id), cast(C_STORE, message.message_to_primitive())))

@@ -1,0 +1,451 @@
+"""The Storage and Verification SCP: takes objects in and answers only once they are durable.
+
+One process binds the port (:func:`bind`); any number of processes forked from it accept on the same socket
+(:func:`run_receiver`). The way of one object is :meth:`Intake._keep`.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import select
+import socket
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import structlog
+from pynetdicom import AE, _config, evt
+from pynetdicom._globals import MODE_ACCEPTOR
+from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.presentation import PresentationContext
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+from pynetdicom.transport import AddressInformation, AssociationServer, RequestHandler
+from sqlalchemy.exc import SQLAlchemyError
+
+from node.dimse import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, status
+from node.dimse.acceptor import PART_SUFFIX, Messages, QuickSocket, UpperLayer
+from node.dimse.contexts import accepted_contexts
+from node.errors import AlreadyRunning, ConfigurationError
+from node.settings import DimseSettings
+from storage.errors import NotDicom, StorageError
+from storage.index import Archive, Origin
+
+__all__ = ["bind", "clear_incoming", "run_receiver"]
+
+_log = structlog.get_logger(__name__)
+_BACKLOG = 128
+_ACCEPT_SECONDS = 0.2
+#: How long associations may go on after the receiver was told to stop.
+_GRACE_SECONDS = 3.0
+_ASSOCIATE_SECONDS = 30
+#: A-ASSOCIATE-RQ with 128 contexts and all transfer syntaxes takes some 200 KB, whatever the maximum for P-DATA.
+_LONGEST_PDU = 1 << 20
+_LOCAL_LIMIT_EXCEEDED = (0x02, 0x03, 0x02)  # rejected-transient, presentation related (PS3.8 Table 9-21)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a listening socket that several processes may accept on.
+
+    Without SO_REUSEPORT: two nodes must not share a port unknowingly.
+
+    Raises
+    ------
+    AlreadyRunning
+        When something listens there already.
+    ConfigurationError
+        When the address cannot be listened on at all.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise ConfigurationError(f"dimse.bind: {host} is no address of this machine ({error.strerror})") from None
+    listening = socket.socket(family, kind, protocol)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(_BACKLOG)
+    except OSError as error:
+        listening.close()
+        if error.errno == errno.EADDRINUSE:
+            raise AlreadyRunning(
+                f"port {port} on {host} is in use: another node or program listens there; "
+                "stop it, or choose another dimse.port"
+            ) from None
+        raise ConfigurationError(f"dimse: cannot listen on {host} port {port}: {error.strerror}") from None
+    # A sibling may take a connection between the wait and the accept.
+    listening.setblocking(False)
+    return listening
+
+
+def clear_incoming(incoming: Path) -> None:
+    """Make the folder of arriving datasets and remove what an earlier run left: nothing in it was acknowledged.
+
+    For the parent, before any receiver runs.
+    """
+    incoming.mkdir(parents=True, exist_ok=True)
+    for left in incoming.glob(f"*{PART_SUFFIX}"):
+        left.unlink(missing_ok=True)
+
+
+def run_receiver(
+    listening: socket.socket, archive: Archive, settings: DimseSettings, incoming: Path, stop: threading.Event
+) -> None:
+    """Accept associations until told to stop; then let those that run end, for a moment.
+
+    One call a process.
+
+    Parameters
+    ----------
+    listening
+        From :func:`bind`, shared with the sibling receivers.
+    archive
+        Opened in this process.
+    settings
+        AE title, allow-list and limits; the limit on associations counts over all receivers of ``incoming``.
+    incoming
+        Existing folder on the file system of the blobs.
+    stop
+        Ends the call.
+    """
+    # pynetdicom's own log handlers format every message and quote datasets.
+    _config.LOG_HANDLER_LEVEL = "none"
+    ae = AE(ae_title=settings.ae_title)
+    ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+    ae.maximum_pdu_size = settings.maximum_pdu
+    ae.network_timeout = settings.network_timeout_seconds
+    ae.dimse_timeout = settings.network_timeout_seconds
+    ae.acse_timeout = _ASSOCIATE_SECONDS
+    ae.require_called_aet = True
+    ae.require_calling_aet = list(settings.allowed_ae_titles)
+    # The limit is counted over all processes, by Slots.
+    ae.maximum_associations = 1 << 30
+    slots = Slots(incoming / ".associations", settings.maximum_associations)
+    server = _Server(ae, listening, settings, archive, incoming, slots)
+    _log.info("receiver started", ae_title=settings.ae_title, port=server.address_info.port)
+    waiting = select.poll()
+    waiting.register(listening, select.POLLIN)
+    while not stop.is_set():
+        if waiting.poll(_ACCEPT_SECONDS * 1000):
+            server.accept()
+    _finish(server)
+    slots.close()
+    _log.info("receiver stopped")
+
+
+def _finish(server: _Server) -> None:
+    deadline = time.monotonic() + _GRACE_SECONDS
+    for association in server.established():
+        association.join(max(0.0, deadline - time.monotonic()))
+    late = server.established()
+    for association in late:
+        association.abort(block=False)
+    for association in late:
+        association.join(1.0)
+
+
+class Slots:
+    """Counts associations over processes by locks on the bytes of a file, which the death of a process frees.
+
+    Parameters
+    ----------
+    path
+        The file; the same for all receivers. Record locks belong to a process: open it once in each.
+    count
+        How many associations there may be.
+    """
+
+    def __init__(self, path: Path, count: int) -> None:
+        self._file = path.open("ab")
+        self._count = count
+        self._held: set[int] = set()
+        self._lock = threading.Lock()
+
+    def acquire(self) -> int | None:
+        """Return a slot, or None where all are taken."""
+        with self._lock:
+            for slot in range(self._count):
+                if slot in self._held:
+                    continue
+                try:
+                    fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, slot)
+                except OSError:
+                    continue
+                self._held.add(slot)
+                return slot
+        return None
+
+    def release(self, slot: int) -> None:
+        """Give a slot back."""
+        with self._lock:
+            self._held.discard(slot)
+            if not self._file.closed:
+                fcntl.lockf(self._file, fcntl.LOCK_UN, 1, slot)
+
+    def close(self) -> None:
+        """Give all slots back."""
+        with self._lock:
+            self._file.close()
+
+
+class _Server(AssociationServer):
+    """Accepts on a socket that belongs to the parent."""
+
+    def __init__(
+        self,
+        ae: AE,
+        listening: socket.socket,
+        settings: DimseSettings,
+        archive: Archive,
+        incoming: Path,
+        slots: Slots,
+    ) -> None:
+        self._listening = listening
+        self.settings = settings
+        self.archive = archive
+        self.incoming = incoming
+        self.slots = slots
+        self._running: set[Intake] = set()
+        super().__init__(
+            ae,
+            listening.getsockname(),
+            ae.ae_title,
+            [],
+            request_handler=_Connection,
+        )
+
+    def server_bind(self) -> None:
+        """Take the shared socket in place of one of its own."""
+        assert self.socket is not None
+        self.socket.close()
+        self.socket = self._listening
+        self.server_address = self._listening.getsockname()
+
+    def server_activate(self) -> None:
+        """Do nothing: it listens already."""
+
+    def accept(self) -> None:
+        """Make a waiting connection an association; a receiver that has much to do lets its siblings go first."""
+        if busy := len(self.established()):
+            time.sleep(min(0.002 * busy, 0.01))
+        try:
+            connection, address = self._listening.accept()
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
+                _log.error("connection not accepted", error=error.strerror)
+                time.sleep(_ACCEPT_SECONDS)  # out of descriptors, say: it will not be better at once
+            return
+        try:
+            self.process_request(connection, address)
+        except Exception:  # noqa: BLE001 - one connection must not end the receiver
+            _log.exception("connection failed")
+            self.shutdown_request(connection)
+
+    def shutdown_request(self, request: socket.socket | tuple[bytes, socket.socket]) -> None:
+        """Close a connection so that a thread that reads from it wakes up."""
+        assert isinstance(request, socket.socket)
+        try:
+            request.shutdown(socket.SHUT_RDWR)
+        except OSError as error:
+            if error.errno not in (errno.ENOTCONN, errno.EBADF):
+                raise
+        request.close()
+
+    def running(self) -> list[Intake]:
+        """Return the associations whose threads are alive."""
+        self._running = {one for one in self._running if one.is_alive()}
+        return list(self._running)
+
+    def established(self) -> list[Intake]:
+        """Return the associations that were accepted and have not ended."""
+        return [one for one in self.running() if one.is_established]
+
+    def started(self, association: Intake) -> None:
+        """Note a new association."""
+        self._running.add(association)
+
+
+class _Connection(RequestHandler):
+    """Makes an accepted connection an association."""
+
+    server: _Server
+
+    def handle(self) -> None:
+        """Start the association's threads."""
+        server = self.server
+        if len(server.running()) >= 2 * server.settings.maximum_associations:
+            server.shutdown_request(self.request)
+            return
+        association = Intake(server, self.request, AddressInformation.from_tuple(self.client_address))
+        association.start()
+        server.started(association)
+
+
+def _requested(event: evt.Event) -> None:
+    assert isinstance(event.assoc, Intake)
+    event.assoc.requested()
+
+
+class Intake(Association):
+    """One association that objects come in by."""
+
+    dul: UpperLayer
+    dimse: Messages
+
+    def __init__(self, server: _Server, connection: socket.socket, peer: AddressInformation) -> None:
+        ae = server.ae
+        super().__init__(ae, MODE_ACCEPTOR)
+        self.name = f"AcceptorThread@{peer.address}:{peer.port}"
+        self._server: _Server = server
+        self._archive = server.archive
+        self._slot: int | None = None
+        self._began = time.monotonic()
+        self._outcomes: Counter[str] = Counter()
+        self._bytes = 0
+        self._studies: set[str] = set()
+        self.dul = UpperLayer(self)
+        self.dimse = Messages(self, server.incoming)
+        self.acse_timeout = ae.acse_timeout
+        self.dimse_timeout = ae.dimse_timeout
+        self.network_timeout = ae.network_timeout
+        longest = max(server.settings.maximum_pdu, _LONGEST_PDU)
+        self._quick = QuickSocket(self, connection, server.settings.network_timeout_seconds, longest)
+        self.set_socket(self._quick)
+        self.acceptor.maximum_length = ae.maximum_pdu_size
+        self.acceptor.ae_title = server.ae_title
+        self.acceptor.address_info = server.address_info
+        self.acceptor.implementation_class_uid = ae.implementation_class_uid
+        self.acceptor.implementation_version_name = ae.implementation_version_name
+        self.requestor.address_info = peer
+        self.bind(evt.EVT_REQUESTED, _requested)
+
+    def requested(self) -> None:
+        """Refuse what is one too many; else offer what the node supports of the proposal."""
+        self._slot = self._server.slots.acquire()
+        if self._slot is None:
+            self.acse.send_reject(*_LOCAL_LIMIT_EXCEEDED)
+            self.kill()
+            return
+        assert self.requestor.primitive is not None
+        proposed = self.requestor.primitive.presentation_context_definition_list
+        self.acceptor.supported_contexts = accepted_contexts(proposed) or [_nothing()]
+
+    def run_reactor(self) -> None:
+        """Serve the association, and leave nothing behind however it ends."""
+        try:
+            super().run_reactor()
+        finally:
+            self._end()
+
+    def _serve_request(self, msg: Any, context_id: int) -> None:
+        if isinstance(msg, C_STORE) and context_id in self._accepted_cx:
+            self._store(msg, self._accepted_cx[context_id])
+        else:
+            super()._serve_request(msg, context_id)
+
+    def _store(self, request: C_STORE, context: PresentationContext) -> None:
+        answer = self._keep(request, context)
+        if not self.is_established:
+            return
+        response = C_STORE()
+        response.MessageIDBeingRespondedTo = request.MessageID
+        response.AffectedSOPClassUID = request.AffectedSOPClassUID
+        response.AffectedSOPInstanceUID = request.AffectedSOPInstanceUID
+        response.Status = answer.code
+        if answer.comment:
+            response.ErrorComment = answer.comment  # type: ignore[assignment]
+        assert context.context_id is not None
+        self.dimse.send_msg(response, context.context_id)
+
+    def _keep(self, request: C_STORE, context: PresentationContext) -> status.Status:
+        """Make the object durable and say what to answer."""
+        received = self.dimse.take()
+        if received is None:
+            return self._refused(status.MISSING_DATASET)
+        self._bytes += received.size
+        origin = Origin(calling_ae_title=self._calling)
+        try:
+            if received.error is not None:
+                raise received.error
+            if request.AffectedSOPClassUID != context.abstract_syntax:
+                self._archive.refuse(received.path, status.WRONG_CONTEXT.comment, origin)
+                return self._refused(status.WRONG_CONTEXT)
+            receipt = self._archive.receive(
+                received.path, origin, (str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID))
+            )
+        except Exception as error:  # noqa: BLE001 - this is the edge: every error becomes a status
+            return self._refused(status.status_for(error), error)
+        finally:
+            received.path.unlink(missing_ok=True)
+        self._outcomes[receipt.outcome] += 1
+        self._studies.add(receipt.study_instance_uid)
+        return status.SUCCESS
+
+    def _refused(self, answer: status.Status, error: BaseException | None = None) -> status.Status:
+        self._outcomes["refused"] += 1
+        known = error is None or isinstance(error, (NotDicom, OSError, SQLAlchemyError, StorageError))
+        _log.warning(
+            "object refused",
+            calling_ae_title=self._calling,
+            status=f"0x{answer.code:04X}",
+            reason=answer.comment,
+            error=type(error).__name__ if error is not None else None,
+            # An error that nobody foresaw needs its place in the code to be found.
+            exc_info=None if known else error,
+        )
+        return answer
+
+    @property
+    def _calling(self) -> str:
+        return str(self.requestor.ae_title).strip()
+
+    def _end(self) -> None:
+        self.dul.kill_dul()
+        self._quick.wake()
+        if self._started_dul:
+            self.dul.join()
+        self._quick.end()
+        self.dimse.discard()
+        if self._slot is not None:
+            self._server.slots.release(self._slot)
+        try:
+            self._archive.association_released(self._studies)
+        except (SQLAlchemyError, StorageError) as error:
+            # The quiet period then runs from the last instance, a little earlier.
+            _log.warning("release not recorded", error=type(error).__name__)
+        if self.requestor.primitive is None or self.requestor.address_info is None:
+            return  # a probe: connected, and hung up without a request
+        _log.info(
+            "association ended",
+            calling_ae_title=self._calling,
+            peer=self.requestor.address_info.address,
+            how=self._how(),
+            seconds=round(time.monotonic() - self._began, 3),
+            bytes=self._bytes,
+            studies=len(self._studies),
+            **{str(key): count for key, count in self._outcomes.items()},
+        )
+
+    def _how(self) -> str:
+        for how, it_did in (
+            ("rejected", self.is_rejected),
+            ("released", self.is_released),
+            ("aborted", self.is_aborted),
+        ):
+            if it_did:
+                return how
+        return "connection lost"
+
+
+def _nothing() -> PresentationContext:
+    """Return a context that stands for "none of these": pynetdicom needs one to reject contexts one by one."""
+    context = PresentationContext()
+    context.abstract_syntax = Verification
+    context.transfer_syntax = ["1.2.840.10008.1.2"]
+    return context

@@ -1,0 +1,128 @@
+"""The one table that says which DIMSE status answers what: exceptions on the way out, categories on the way in.
+
+Sources: PS3.4 Table B.2-1 (C-STORE response status values), PS3.7 Annex C (general status codes), PS3.7 C.4.2 for
+the Error Comment (0000,0902), which is LO and so at most 64 characters. No comment quotes a dataset.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from storage.errors import Mismatch, NotDicom
+
+__all__ = ["MISSING_DATASET", "SUCCESS", "WRONG_CONTEXT", "Category", "Status", "category", "meaning", "status_for"]
+
+_COMMENT_LENGTH = 64
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A status to answer with.
+
+    ``code`` is (0000,0900) and ``comment`` (0000,0902), already short enough.
+    """
+
+    code: int
+    comment: str = ""
+
+
+class Category(StrEnum):
+    """What a status received from a peer means for whoever sent the object."""
+
+    SUCCESS = "success"
+    WARNING = "warning"
+    #: The peer will say the same again.
+    FAILURE = "failure"
+    #: The peer cannot now, and may be able to later.
+    BUSY = "busy"
+
+
+SUCCESS = Status(0x0000)
+WRONG_CONTEXT = Status(0x0122, "SOP Class is not the one of the presentation context")
+MISSING_DATASET = Status(0xC000, "the request announced no dataset")
+
+_OUT_OF_RESOURCES = Status(0xA700, "no room to store the object")
+_PROCESSING_FAILURE = Status(0x0110, "the object could not be stored")
+
+#: In this order: the first that fits answers.
+_TABLE: tuple[tuple[type[BaseException], int], ...] = (
+    (Mismatch, 0xA900),
+    (NotDicom, 0xC000),
+)
+
+
+def status_for(error: BaseException) -> Status:
+    """Choose the status that answers an exception met while storing an object."""
+    for kind, code in _TABLE:
+        if isinstance(error, kind):
+            return Status(code, _short(str(error)))
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _FULL):
+        return _OUT_OF_RESOURCES
+    if isinstance(error, SQLAlchemyError) and "disk is full" in str(getattr(error, "orig", "")):
+        return _OUT_OF_RESOURCES
+    return _PROCESSING_FAILURE
+
+
+def category(code: int) -> Category:
+    """Sort a C-STORE response status by what it asks of the sender (PS3.4 Table B.2-1).
+
+    0000 is success; B000 (coercion), B006 (elements discarded), B007 (does not match SOP Class) and 0001 are
+    warnings: the peer has stored the object. A7xx (out of resources), 0110 (processing failure) and 0213
+    (resource limitation) may pass; everything else is a refusal.
+    """
+    if code == 0x0000:
+        return Category.SUCCESS
+    if code in (0x0001, 0x0107, 0x0116) or 0xB000 <= code <= 0xBFFF:
+        return Category.WARNING
+    if 0xA700 <= code <= 0xA7FF or code in (0x0110, 0x0213):
+        return Category.BUSY
+    return Category.FAILURE
+
+
+def meaning(code: int) -> str:
+    """Say a C-STORE response status in words, with its number."""
+    known = {
+        0x0000: "stored",
+        0x0105: "no such attribute",
+        0x0106: "invalid attribute value",
+        0x0107: "attribute list error",
+        0x0110: "processing failure",
+        0x0111: "duplicate SOP Instance UID",
+        0x0112: "no such SOP Instance",
+        0x0115: "invalid argument value",
+        0x0116: "attribute value out of range",
+        0x0117: "invalid SOP Instance UID",
+        0x0118: "no such SOP Class",
+        0x0122: "SOP Class not supported",
+        0x0124: "not authorized",
+        0x0210: "duplicate invocation",
+        0x0211: "unrecognized operation",
+        0x0212: "mistyped argument",
+        0x0213: "resource limitation",
+        0xB000: "stored, with elements coerced",
+        0xB006: "stored, with elements discarded",
+        0xB007: "stored, though the dataset does not match its SOP Class",
+    }
+    text = known.get(code)
+    if text is None:
+        for first, last, words in (
+            (0xA700, 0xA7FF, "out of resources"),
+            (0xA900, 0xA9FF, "the dataset does not match its SOP Class"),
+            (0xB000, 0xBFFF, "stored, with a warning"),
+            (0xC000, 0xCFFF, "cannot understand"),
+        ):
+            if first <= code <= last:
+                text = words
+                break
+        else:
+            text = "a status that the standard does not define for C-STORE"
+    return f"0x{code:04X}: {text}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _COMMENT_LENGTH else text[: _COMMENT_LENGTH - 3] + "..."

@@ -1,0 +1,159 @@
+"""Starts real receivers in processes of their own, without the rest of the node."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import text
+
+from demo.peers import Process, free_port, tcp_open, wait_until
+from node.dimse.scp import bind, clear_incoming, run_receiver
+from node.settings import DimseSettings
+from storage.blobs import FileBlobs
+from storage.database import Database, migrate
+from storage.index import Archive
+
+
+@dataclass(kw_only=True)
+class Receiver:
+    """Receivers on a free port with a data directory of their own."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+    options: dict[str, Any] = field(default_factory=dict)
+    wrap: list[str] = field(default_factory=list)
+    ae_title: str = "OVERREAD"
+    _process: Process | None = None
+
+    @property
+    def url(self) -> str:
+        return f"sqlite:///{self.folder / 'overread.sqlite'}"
+
+    @property
+    def blobs(self) -> FileBlobs:
+        return FileBlobs(self.folder / "blobs")
+
+    @property
+    def refused(self) -> FileBlobs:
+        return FileBlobs(self.folder / "quarantine")
+
+    @property
+    def incoming(self) -> Path:
+        return self.folder / "incoming"
+
+    @property
+    def process(self) -> Process:
+        assert self._process is not None
+        return self._process
+
+    def start(self) -> Receiver:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        migrate(self.url)
+        options = {"ae_title": self.ae_title, "port": self.port, **self.options}
+        self._process = Process(
+            command=[
+                *self.wrap,
+                sys.executable,
+                "-m",
+                "tests.receiver",
+                "--folder",
+                str(self.folder),
+                json.dumps(options),
+            ],
+            log_path=self.folder / "receiver.log",
+            cwd=Path(__file__).resolve().parent.parent,
+        )
+        self._process.start()
+
+        def ready() -> bool:
+            assert self.process.running, self.process.log_tail()
+            return tcp_open(self.port)
+
+        wait_until(ready, 30, f"a receiver on port {self.port}")
+        return self
+
+    def stop(self) -> int | None:
+        return self.process.stop()
+
+    def rows(self, query: str) -> list[Any]:
+        database = Database(self.url)
+        try:
+            with database.read() as connection:
+                return list(connection.execute(text(query)).mappings())
+        finally:
+            database.close()
+
+    def instances(self) -> list[Any]:
+        return self.rows("SELECT * FROM instance ORDER BY id")
+
+    def log(self) -> list[dict[str, Any]]:
+        lines = self.process.log_path.read_text(errors="replace").splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+@contextmanager
+def receiving(folder: Path, **options: Any) -> Iterator[Receiver]:
+    """Run receivers for a while."""
+    receiver = Receiver(folder=folder, **options).start()
+    try:
+        yield receiver
+    finally:
+        receiver.stop()
+
+
+def _child(listening: Any, folder: Path, settings: DimseSettings) -> None:
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    database = Database(f"sqlite:///{folder / 'overread.sqlite'}")
+    archive = Archive(database, FileBlobs(folder / "blobs"), FileBlobs(folder / "quarantine"))
+    run_receiver(listening, archive, settings, folder / "incoming", stop)
+    archive.close()
+    database.close()
+
+
+def main() -> None:
+    import structlog
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("settings")
+    arguments = parser.parse_args()
+    structlog.configure(
+        processors=[structlog.processors.format_exc_info, structlog.processors.JSONRenderer()],
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stdout),
+    )
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    settings = DimseSettings(**json.loads(arguments.settings))
+    FileBlobs(arguments.folder / "blobs")
+    FileBlobs(arguments.folder / "quarantine")
+    clear_incoming(arguments.folder / "incoming")
+    listening = bind(settings.bind, settings.port)
+    children = []
+    for _ in range(settings.receivers):
+        pid = os.fork()
+        if not pid:
+            _child(listening, arguments.folder, settings)
+            os._exit(0)
+        children.append(pid)
+
+    def forward(number: int, _frame: Any) -> None:
+        for child in children:
+            os.kill(child, number)
+
+    signal.signal(signal.SIGTERM, forward)
+    for child in children:
+        os.waitpid(child, 0)
+
+
+if __name__ == "__main__":
+    main()
