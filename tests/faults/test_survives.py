@@ -10,7 +10,7 @@ import contextlib
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,11 +71,11 @@ class Sender:
 
 
 @pytest.fixture
-def patient_site(site: Site) -> Iterator[Site]:
+def patient_site(site: Site) -> Site:
     """Give the module's site, running; it is started anew where a test has left it dead."""
     if site.node._process is None:
         site.node.start()
-    yield site
+    return site
 
 
 def _seen(node: Node, kind: str, after: str, study_uid: str) -> Callable[[], bool]:
