@@ -53,6 +53,12 @@ class Database:
         with self.engine.connect().execution_options(overread_write=True) as connection, connection.begin():
             yield connection
 
+    def checkpoint(self) -> None:
+        """Bring SQLite's write-ahead log into the database, so that it does not grow without end."""
+        if self.engine.dialect.name == "sqlite":
+            with self.engine.connect() as connection:
+                connection.connection.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)")
+
     def close(self) -> None:
         """Close every connection."""
         self.engine.dispose()

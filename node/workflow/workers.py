@@ -17,6 +17,7 @@ from node.delivery.port import Destination
 from node.notify.receivers import Receiver
 from node.workflow import steps
 from node.workflow.steps import Way
+from node.workflow.sweeps import sweeping
 from storage import worklist
 from storage.database import Watch
 
@@ -41,10 +42,11 @@ def run_workflow(
     for name, receiver in receivers.items():
         loops.append((f"send-{name}", lambda name=name, receiver=receiver: steps.send(way, name, receiver)))  # type: ignore[misc]
     threads = [threading.Thread(target=_loop, args=(way, name, once, stop), name=name) for name, once in loops]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with sweeping(way):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
 
 
 def run_performer(way: Way, index: int, stop: threading.Event) -> None:
@@ -68,8 +70,6 @@ def run_performer(way: Way, index: int, stop: threading.Event) -> None:
         return host.run(job, heartbeat=beat)
 
     def once() -> int:
-        with way.database.write() as connection:
-            worklist.lose_expired(connection, limit=losses)
         return int(steps.perform(way, owner, run))
 
     try:

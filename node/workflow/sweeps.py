@@ -1,0 +1,40 @@
+"""What is done by the clock and not by an event: leases that ran out, and keeping the database's log short."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from node.workflow.steps import Way
+from storage import worklist
+
+__all__ = ["sweeping"]
+
+_log = structlog.get_logger("overread.sweeps")
+_CHECKPOINT_SECONDS = 60.0
+
+
+@contextmanager
+def sweeping(way: Way) -> Iterator[None]:
+    """Sweep in the background for as long as the block lasts."""
+    scheduler = BackgroundScheduler(executors={"default": ThreadPoolExecutor(1)}, timezone="UTC")
+    every = max(1.0, way.settings.perform.lease_seconds / 3)
+    options = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}
+    scheduler.add_job(_expire_leases, "interval", [way], seconds=every, **options)
+    scheduler.add_job(way.database.checkpoint, "interval", seconds=_CHECKPOINT_SECONDS, **options)
+    scheduler.start()
+    try:
+        yield
+    finally:
+        scheduler.shutdown()
+
+
+def _expire_leases(way: Way) -> None:
+    with way.database.write() as connection:
+        lost = worklist.lose_expired(connection, limit=way.settings.perform.losses)
+    if lost:
+        _log.warning("leases ran out", attempts=lost)
