@@ -32,8 +32,8 @@ def paint_abdomen(c: Canvas, p: Anatomy, rng: Rng, cavity: Field, ceiling: Field
     for side in SIDES:
         inside(c.ellipsoid((side * 60 * s, 0.5 * p.half_depth, -70 * s), np.array([28, 26, 50]) * s), organ * 1.4)
     stomach = c.ellipsoid(
-        (float(u(0.3, 0.6)) * p.half_width, -float(u(0.0, 0.4)) * p.half_depth, top - float(u(35, 60)) * s),
-        np.array([u(25, 50), u(25, 50), u(30, 60)]) * s,
+        (float(u(0.3, 0.6)) * p.half_width, -float(u(0.0, 0.45)) * p.half_depth, top - float(u(30, 60)) * s),
+        np.array([u(25, 62), u(25, 62), u(30, 70)]) * s,
         rotation(rng, 20),
     )
     if stomach is not None:

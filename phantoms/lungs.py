@@ -20,7 +20,8 @@ def _domes(c: Canvas, p: Anatomy, rng: Rng) -> dict[int, Field]:
         r2 = ((c.x - cx) / (0.58 * p.half_width)) ** 2 + ((c.y - cy) / (0.98 * p.half_depth)) ** 2
         bend = r2 ** np.float32(rng.uniform(0.8, 1.6))
         back = np.clip((c.y - cy) / p.half_depth + 0.6, 0.25, 1.2)
-        field = top - (top + 10) * np.clip(bend, 0, 2.5) * (0.45 + 0.6 * back)
+        front = float(rng.uniform(0.35, 1.0))  # how deep the recess in front reaches beside that behind
+        field = top - (top + 10) * np.clip(bend, 0, 2.5) * (front + (1.05 - front) * back)
         out[side] = (field + p.roughness * smooth_noise(rng, c.hu.shape, c.voxel, 50.0)).astype(np.float32)
     return out
 
@@ -204,6 +205,12 @@ def paint_lungs(c: Canvas, p: Anatomy, rng: Rng) -> tuple[npt.NDArray[np.uint8],
     for box, d in tubes:
         c.paint(box, d, -995.0)
         labels[box][d < 0.5] = 0
+    if rng.random() < 0.3:  # air in the oesophagus, or a hernia through the hiatus
+        x, y = 0.0 + float(u(-4, 12)) * s, p.vertebra_y - 29 * s
+        z = float(u(0.1, 0.95)) * p.height
+        bubble = c.ellipsoid((x, y, z), np.array([u(2, 7), u(2, 6), u(10, 60)]) * s)
+        if bubble is not None:
+            c.paint(bubble[0], bubble[1], -980.0, within=(labels[bubble[0]] == 0).astype(np.float32))
     for points, radii in lobar:
         shape_ = c.tube(points, radii)
         if shape_ is not None:

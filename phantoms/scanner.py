@@ -56,7 +56,7 @@ def draw_style(rng: np.random.Generator) -> ScanStyle:
         streaks=float(rng.choice([0.0, 5.0, 15.0, 40.0], p=[0.3, 0.4, 0.2, 0.1])),
         thick_mm=float(rng.choice([0.0, 0.0, 3.0, 6.0])),
         offset=float(rng.normal(0, 8)),
-        padding=None if rng.random() < 0.55 else int(rng.choice([-2000, -3024, -1024, -2048, -1500])),
+        padding=None if rng.random() < 0.55 else int(rng.choice([-2000, -3024, -1024, -2048, -1500, 0])),
     )
 
 
