@@ -193,8 +193,8 @@ def push(files: Iterable[Path], port: int, called: str = "OVERREAD", calling: st
 
 def chest_ct(folder: Path, seed: int = 1, **attributes: Any) -> tuple[str, list[Path]]:
     """Write a small synthetic chest CT; returns its Study Instance UID and files."""
-    phantom = make_thorax(seed, shape=(20, 96, 96), spacing=(12.0, 3.6, 3.6))
-    return _written(folder, phantom.hu, (12.0, 3.6, 3.6), attributes)
+    phantom = make_thorax(seed, shape=(26, 96, 96), spacing=(10.0, 3.6, 3.6))
+    return _written(folder, phantom.hu, (10.0, 3.6, 3.6), attributes)
 
 
 def head_ct(folder: Path, seed: int = 1, **attributes: Any) -> tuple[str, list[Path]]:

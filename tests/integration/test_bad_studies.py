@@ -14,12 +14,12 @@ from phantoms.thorax import make_thorax
 from tests.dicom_factory import ct_series, radiograph
 from tests.system import Site, chest_ct, push, results_in
 
-SPACING = (12.0, 3.6, 3.6)
+SPACING = (10.0, 3.6, 3.6)
 
 
 @pytest.fixture(scope="module")
 def hu() -> np.ndarray:
-    return make_thorax(4, shape=(20, 96, 96), spacing=SPACING).hu
+    return make_thorax(4, shape=(26, 96, 96), spacing=SPACING).hu
 
 
 def _says_not_analysed(site: Site, study_uid: str, *words: str) -> None:
@@ -114,5 +114,5 @@ def test_the_coverage_stands_in_the_report_since_a_missing_end_cannot_be_seen(si
     study_uid, files = chest_ct(tmp_path, seed=22)
     push(files[:-3], site.node.dimse_port)
     (message,) = site.wait_for_report(study_uid)
-    assert "17" in message["text"]
+    assert "23" in message["text"]
     assert results_in(site.pacs, study_uid) == {"SR": 1, "SEG": 1}

@@ -81,12 +81,12 @@ def test_a_head_that_calls_itself_a_chest_is_said_to_be_not_analysed(site: Site,
 def test_of_several_reconstructions_one_is_read(site: Site, tmp_path: Path) -> None:
     study_uid = generate_uid()
     frame = generate_uid()
-    thick = make_thorax(9, shape=(20, 96, 96), spacing=(12.0, 3.6, 3.6))
+    thick = make_thorax(9, shape=(26, 96, 96), spacing=(10.0, 3.6, 3.6))
     thin = make_thorax(9, shape=(40, 96, 96), spacing=(6.0, 3.6, 3.6))
     shared: dict[str, Any] = {"study_uid": study_uid, "frame_of_reference_uid": frame}
     wanted = generate_uid()
     files = ct_series(
-        tmp_path / "a", thick.hu, spacing=(12.0, 3.6, 3.6), SeriesNumber="2", SeriesDescription="12 soft", **shared
+        tmp_path / "a", thick.hu, spacing=(10.0, 3.6, 3.6), SeriesNumber="2", SeriesDescription="10 soft", **shared
     )
     files += ct_series(
         tmp_path / "b",
@@ -121,7 +121,7 @@ def test_of_several_reconstructions_one_is_read(site: Site, tmp_path: Path) -> N
     assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == wanted
     told = str(site.node.story(study_uid))
     assert "best of 3: series 3 (6 soft)" in told
-    assert "thinnest: slices 12 mm apart" in told
+    assert "thinnest: slices 10 mm apart" in told
 
 
 def test_a_radiograph_is_classified_by_the_demonstration_model_and_says_so(site: Site, tmp_path: Path) -> None:
