@@ -51,7 +51,7 @@ class Classification:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """One segmented structure: its label in the mask, its codes (anatomy and CID 7150 category) and its volume in mL."""
+    """One segmented structure: its label in the mask, its codes (anatomy, CID 7150 category) and its volume in mL."""
 
     label: int
     name: str
@@ -94,7 +94,7 @@ class Findings:
     seconds: float = 0.0
 
     def summary(self) -> dict[str, Any]:
-        """Return all but the mask, as plain JSON-ready values: what the database keeps and what reports are built from."""
+        """Return all but the mask as JSON-ready values: what the database keeps and reports are built from."""
         return {
             "images": list(self.images),
             "classifications": [

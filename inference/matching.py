@@ -48,7 +48,9 @@ def check_condition(condition: object, where: str) -> None:
         Naming the place and what was expected.
     """
     if not isinstance(condition, Mapping):
-        raise ValueError(f"{where}: expected a mapping of DICOM keywords, found {type(condition).__name__}")
+        raise ValueError(  # noqa: TRY004 - one kind of error for whoever reads rules
+            f"{where}: expected a mapping of DICOM keywords, found {type(condition).__name__}"
+        )
     for key, wanted in condition.items():
         here = f"{where}.{key}"
         if key in ("any", "all"):

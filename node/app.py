@@ -224,6 +224,7 @@ def _processes(
             database=database,
             blobs=directory.blobs,
             incoming=directory.incoming,
+            scratch=directory.root / "scratch",
             cards=cards,
             identity=node_identity(device_uid=device_uid, ae_title=settings.dimse.ae_title),
         )

@@ -54,6 +54,7 @@ class Way:
     database: Database
     blobs: Blobs
     incoming: Path
+    scratch: Path
     cards: Mapping[str, Card]
     identity: NodeIdentity
 

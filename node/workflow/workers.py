@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -56,6 +57,10 @@ def run_performer(way: Way, index: int, stop: threading.Event) -> None:
     losses = way.settings.perform.losses
     with way.database.write() as connection:
         worklist.lose(connection, prefix, limit=losses, reason="the node stopped while at it")
+    # What a killed performer's engines have left is removed by the one that stands for it.
+    scratch = way.scratch / f"performer-{index}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
     hosts: dict[str, EngineHost] = {}
 
     def run(card: Card, job: Job, heartbeat: Callable[[], None]) -> Findings:
@@ -66,7 +71,7 @@ def run_performer(way: Way, index: int, stop: threading.Event) -> None:
 
         host = hosts.get(card.name)
         if host is None:
-            host = hosts[card.name] = EngineHost(card)
+            host = hosts[card.name] = EngineHost(card, folder=scratch)
         return host.run(job, heartbeat=beat)
 
     def once() -> int:
