@@ -36,7 +36,11 @@ _RETIRED = (
 STORAGE_SOP_CLASSES: frozenset[str] = frozenset(
     {str(context.abstract_syntax) for context in AllStoragePresentationContexts} | set(_RETIRED)
 )
-TRANSFER_SYNTAXES: tuple[str, ...] = tuple(ALL_TRANSFER_SYNTAXES)
+#: Beside what pynetdicom knows, the retired JPEG processes (PS3.6 Annex A): old archives hold them.
+TRANSFER_SYNTAXES: tuple[str, ...] = (
+    *ALL_TRANSFER_SYNTAXES,
+    *(f"1.2.840.10008.1.2.4.{process}" for process in (52, 53, 54, 55, 56, 58, 59, 60, 61, 62, 63, 64, 65, 66)),
+)
 
 _KNOWN = frozenset(TRANSFER_SYNTAXES)
 _NATIVE = frozenset(TRANSFER_SYNTAXES[:4])

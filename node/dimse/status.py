@@ -72,14 +72,14 @@ def category(code: int) -> Category:
     """Sort a C-STORE response status by what it asks of the sender (PS3.4 Table B.2-1).
 
     0000 is success; B000 (coercion), B006 (elements discarded), B007 (does not match SOP Class) and 0001 are
-    warnings: the peer has stored the object. A7xx (out of resources), 0110 (processing failure) and 0213
-    (resource limitation) may pass; everything else is a refusal.
+    warnings: the peer has stored the object. A7xx (out of resources) and 0213 (resource limitation) may pass;
+    everything else is a refusal.
     """
     if code == 0x0000:
         return Category.SUCCESS
     if code in (0x0001, 0x0107, 0x0116) or 0xB000 <= code <= 0xBFFF:
         return Category.WARNING
-    if 0xA700 <= code <= 0xA7FF or code in (0x0110, 0x0213):
+    if 0xA700 <= code <= 0xA7FF or code == 0x0213:
         return Category.BUSY
     return Category.FAILURE
 

@@ -1,0 +1,52 @@
+"""Delivers by C-STORE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from node.delivery.port import Delivered, Outcome, ProbeResult, Refused, Unreachable
+from node.dimse.scu import Peer, echo, send
+from node.dimse.status import Category
+from node.settings import DimseDestination
+
+__all__ = ["DimseAdapter"]
+
+
+class DimseAdapter:
+    """A PACS that takes documents by C-STORE.
+
+    Parameters
+    ----------
+    name
+        In the configuration.
+    settings
+        Where it is.
+    calling_ae_title
+        Ours.
+    """
+
+    def __init__(self, name: str, settings: DimseDestination, calling_ae_title: str) -> None:
+        self.name = name
+        self._peer = Peer(settings.ae_title, settings.host, settings.port)
+        self._timeout = settings.timeout_seconds
+        self._calling = calling_ae_title
+
+    def deliver(self, document: Path) -> Outcome:
+        """Send one document; B000, B006 and B007 count as delivered, with a note (PS3.4 Table B.2-1)."""
+        report = send([document], self._peer, self._calling, timeout=self._timeout)
+        if report.skipped:
+            return Refused(f"the document {report.skipped[0].reason}")
+        sent = report.sent[0]
+        if sent.category is Category.SUCCESS:
+            note = "sent in another transfer syntax, since the peer does not take its own" if sent.transcoded else ""
+            return Delivered(sent.answer, note)
+        if sent.category is Category.WARNING:
+            return Delivered(sent.answer, f"the peer warned: {sent.answer}")
+        if sent.category is Category.BUSY:
+            return Unreachable(sent.answer)
+        return Refused(sent.answer)
+
+    def probe(self) -> ProbeResult:
+        """Send a C-ECHO."""
+        result = echo(self._peer, self._calling, self._timeout)
+        return ProbeResult(result.reached, result.answer)

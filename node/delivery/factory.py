@@ -1,0 +1,34 @@
+"""Makes destinations of their settings."""
+
+from __future__ import annotations
+
+from node.delivery.dimse import DimseAdapter
+from node.delivery.folder import FolderAdapter
+from node.delivery.port import Destination
+from node.delivery.stow import StowAdapter
+from node.settings import DimseDestination, FolderDestination, StowDestination
+
+__all__ = ["make_destination"]
+
+
+def make_destination(
+    name: str, settings: DimseDestination | StowDestination | FolderDestination, calling_ae_title: str
+) -> Destination:
+    """Return the destination that a section of the configuration describes.
+
+    Parameters
+    ----------
+    name
+        The section's key.
+    settings
+        The section.
+    calling_ae_title
+        By which the node calls peers over DIMSE.
+    """
+    match settings:
+        case DimseDestination():
+            return DimseAdapter(name, settings, calling_ae_title)
+        case StowDestination():
+            return StowAdapter(name, settings)
+        case FolderDestination():
+            return FolderAdapter(name, settings)

@@ -1,0 +1,143 @@
+"""Delivers by STOW-RS (PS3.18 10.5)."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from node.delivery.port import Delivered, Outcome, ProbeResult, Refused, Unreachable
+from node.dimse.scu import identify
+from node.dimse.status import Category, category, meaning
+from node.settings import StowDestination
+
+__all__ = ["StowAdapter"]
+
+_CHUNK = 1 << 20
+_FAILED_SOP_SEQUENCE = "00081198"
+_REFERENCED_SOP_SEQUENCE = "00081199"
+_REFERENCED_SOP_INSTANCE_UID = "00081155"
+_FAILURE_REASON = "00081197"
+_WARNING_REASON = "00081196"
+
+
+class StowAdapter:
+    """A PACS that takes documents by STOW-RS.
+
+    Parameters
+    ----------
+    name
+        In the configuration.
+    settings
+        Its DICOMweb root, and the bearer token where it wants one.
+    """
+
+    def __init__(self, name: str, settings: StowDestination) -> None:
+        self.name = name
+        self._url = settings.url.rstrip("/")
+        self._timeout = settings.timeout_seconds
+        self._headers = {"Accept": "application/dicom+json"}
+        if settings.token is not None:
+            self._headers["Authorization"] = f"Bearer {settings.token.get_secret_value()}"
+
+    def deliver(self, document: Path) -> Outcome:
+        """Store one document, and believe only what the response says of this very instance."""
+        found = identify(document)
+        if isinstance(found, str):
+            return Refused(f"the document {found}")
+        boundary = uuid.uuid4().hex
+        kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
+        # With a length rather than in chunks: some servers take no chunked body.
+        head, tail = _frame(boundary)
+        try:
+            size = len(head) + document.stat().st_size + len(tail)
+            response = httpx.post(
+                f"{self._url}/studies",
+                content=_body(document, head, tail),
+                headers={**self._headers, "Content-Type": kind, "Content-Length": str(size)},
+                timeout=self._timeout,
+            )
+        except OSError as error:
+            return Refused(f"the document cannot be read: {error.strerror}")
+        except httpx.HTTPError as error:
+            return Unreachable(f"no answer from {self._url}: {type(error).__name__}")
+        return self._judge(response, found.sop_instance_uid)
+
+    def probe(self) -> ProbeResult:
+        """Ask for one study (QIDO-RS)."""
+        try:
+            response = httpx.get(
+                f"{self._url}/studies", params={"limit": "1"}, headers=self._headers, timeout=self._timeout
+            )
+        except httpx.HTTPError as error:
+            return ProbeResult(False, f"no answer from {self._url}: {type(error).__name__}")
+        return ProbeResult(response.is_success, f"{self._url} answered {_line(response)}")
+
+    def _judge(self, response: httpx.Response, sop_instance_uid: str) -> Outcome:
+        answer = f"{self._url} answered {_line(response)}"
+        code = response.status_code
+        if code in (408, 425, 429) or code >= 500:
+            return Unreachable(answer)
+        said = _json(response)
+        failure = _item(said, _FAILED_SOP_SEQUENCE, sop_instance_uid)
+        if failure is not None:
+            reason = _number(failure, _FAILURE_REASON)
+            if reason is None:
+                return Refused(f"{answer}; failed without a reason")
+            words = f"{answer}; {meaning(reason)}"
+            return Unreachable(words) if category(reason) is Category.BUSY else Refused(words)
+        if code not in (200, 202):
+            return Refused(answer)
+        stored = _item(said, _REFERENCED_SOP_SEQUENCE, sop_instance_uid)
+        if stored is None:
+            return Refused(f"{answer}; it does not say that the instance is stored")
+        warning = _number(stored, _WARNING_REASON)
+        return Delivered(answer, "" if warning is None else f"the peer warned: {meaning(warning)}")
+
+
+def _frame(boundary: str) -> tuple[bytes, bytes]:
+    return f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode(), f"\r\n--{boundary}--\r\n".encode()
+
+
+def _body(document: Path, head: bytes, tail: bytes) -> Iterator[bytes]:
+    yield head
+    with document.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            yield chunk
+    yield tail
+
+
+def _line(response: httpx.Response) -> str:
+    return f"{response.status_code} {response.reason_phrase}".strip()
+
+
+def _json(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        return None
+
+
+def _item(said: Any, sequence: str, sop_instance_uid: str) -> dict[str, Any] | None:
+    """Return what a store response's sequence says of one instance (PS3.18 Table 10.5.3-2 and Annex F)."""
+    dataset = said[0] if isinstance(said, list) and said else said
+    if not isinstance(dataset, dict):
+        return None
+    for item in _values(dataset, sequence):
+        if isinstance(item, dict) and sop_instance_uid in _values(item, _REFERENCED_SOP_INSTANCE_UID):
+            return item
+    return None
+
+
+def _values(dataset: dict[str, Any], tag: str) -> list[Any]:
+    element = dataset.get(tag)
+    values = element.get("Value") if isinstance(element, dict) else None
+    return values if isinstance(values, list) else []
+
+
+def _number(item: dict[str, Any], tag: str) -> int | None:
+    values = _values(item, tag)
+    return values[0] if values and isinstance(values[0], int) else None
