@@ -18,7 +18,6 @@ import pydicom
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import UID
 
 from storage.errors import NotDicom
 
@@ -159,6 +158,8 @@ def read_header(path: Path) -> Header:
     transfer_syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", ""))
     if not transfer_syntax:
         raise NotDicom("the file meta information has no Transfer Syntax UID (0002,0010)")
+    if not _is_uid(transfer_syntax):
+        raise NotDicom("Transfer Syntax UID (0002,0010) is no UID: digits and dots, at most 64 characters (PS3.5 9.1)")
     uids = {
         keyword: _uid(dataset, keyword)
         for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
@@ -239,14 +240,14 @@ def _uid(dataset: Dataset, keyword: str) -> str:
     value = str(dataset.get(keyword, "") or "").strip("\0 ")
     if not value:
         raise NotDicom(f"the dataset has no {keyword}")
-    if len(value) > 64 or (not UID(value).is_valid and not _tolerable_uid(value)):
+    if not _is_uid(value):
         raise NotDicom(f"{keyword} is no UID: digits and dots, at most 64 characters (PS3.5 9.1)")
     return value
 
 
-def _tolerable_uid(value: str) -> bool:
+def _is_uid(value: str) -> bool:
     # Leading zeros in a component are common in the field and harm nobody.
-    return all(part.isdigit() for part in value.split("."))
+    return len(value) <= 64 and all(part.isascii() and part.isdigit() for part in value.split("."))
 
 
 def _equipment(dataset: Dataset) -> list[Dataset]:

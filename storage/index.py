@@ -27,6 +27,8 @@ __all__ = ["Archive", "Origin", "Outcome", "Receipt", "insert_instance", "quaran
 
 #: How many objects one commit takes at most: enough to share an fsync, few enough to keep the lock short.
 _COMMIT_ROWS = 64
+#: What a searchable column keeps of a value: PostgreSQL refuses to index much more. The whole stands in attributes.
+_COLUMN_CHARACTERS = 512
 #: The manufacturer by which nodes of this software know each other's work.
 MANUFACTURER = "Overread"
 
@@ -399,7 +401,8 @@ def _text(attributes: Any, keyword: str) -> str:
     value = attribute_value(attributes, keyword)
     if value is None:
         return ""
-    return "\\".join(str(one) for one in value) if isinstance(value, list) else str(value)
+    text = "\\".join(str(one) for one in value) if isinstance(value, list) else str(value)
+    return text[:_COLUMN_CHARACTERS]
 
 
 def _name(attributes: Any) -> str:
@@ -408,4 +411,4 @@ def _name(attributes: Any) -> str:
     if not values or not isinstance(values[0], dict):
         return ""
     groups = [values[0].get(group, "") for group in ("Alphabetic", "Ideographic", "Phonetic")]
-    return "=".join(groups).rstrip("=")
+    return "=".join(groups).rstrip("=")[:_COLUMN_CHARACTERS]

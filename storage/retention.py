@@ -86,7 +86,6 @@ def reconcile(
         known = set(connection.execute(select(schema.instance.c.blob)).scalars())
         known |= set(connection.execute(select(schema.variant.c.blob)).scalars())
         deleted = set(connection.execute(select(schema.tombstone.c.blob)).scalars())
-        refused_rows = set(connection.execute(select(schema.quarantine.c.blob)).scalars())
     on_disk = set(blobs.names())
     adopted, quarantined, removed = 0, 0, len(half_written)
     for blob in sorted(on_disk - known):
@@ -98,6 +97,9 @@ def reconcile(
             adopted += 1
         else:
             quarantined += 1
+    # Asked only now: what was refused just above has its row already.
+    with database.read() as connection:
+        refused_rows = set(connection.execute(select(schema.quarantine.c.blob)).scalars())
     for blob in sorted(set(refused.names()) - refused_rows):
         with database.write() as connection:
             size = refused.path(blob).stat().st_size
@@ -126,7 +128,7 @@ def _adopt(database: Database, blobs: Blobs, refused: Blobs, blob: str, device_u
 
 
 def _refuse_if_needed(connection: Connection, study_id: int, sop_instance_uid: str) -> None:
-    w, d = schema.workitem.c, schema.document.c
+    w, d, r, n = schema.workitem.c, schema.document.c, schema.revision.c, schema.notification.c
     open_work = connection.execute(
         select(w.uid).where(w.study_id == study_id, w.state.in_((lifecycle.SCHEDULED, lifecycle.IN_PROGRESS)))
     ).first()
@@ -141,3 +143,16 @@ def _refuse_if_needed(connection: Connection, study_id: int, sop_instance_uid: s
     ).first()
     if open_state is not None:
         raise StillNeeded(f"the study of {sop_instance_uid} is still being received")
+    unreported = connection.execute(
+        select(r.number).where(r.study_id == study_id, r.state != lifecycle.REPORTED).limit(1)
+    ).first()
+    if unreported is not None:
+        raise StillNeeded(f"revision {unreported.number} of the study of {sop_instance_uid} is not reported yet")
+    unsent = connection.execute(
+        select(n.control_id)
+        .select_from(schema.notification.join(schema.revision))
+        .where(r.study_id == study_id, n.state == lifecycle.PENDING)
+        .limit(1)
+    ).first()
+    if unsent is not None:
+        raise StillNeeded(f"notification {unsent.control_id} about the study of {sop_instance_uid} is not sent yet")

@@ -145,7 +145,10 @@ def claim(
     )
     if row is None:
         return None
-    workitem = Workitem(**row)
+    # PostgreSQL: another claim may have committed between this statement's view and its lock; a new statement sees it.
+    if connection.execute(select(a.id).where(a.workitem_id == row["id"], a.state == lifecycle.RUNNING)).first():
+        return None
+    workitem = get(connection, row["id"])
     at = now(connection)
     if workitem.state == lifecycle.SCHEDULED:
         lifecycle.transition(
@@ -301,6 +304,8 @@ def _lose(connection: Connection, condition: Any, limit: int, reason: str) -> in
         select(a.id, a.workitem_id, w.study_id)
         .select_from(schema.attempt.join(schema.workitem))
         .where(a.state == lifecycle.RUNNING, condition)
+        # One that is just being completed is not lost, and not waited for.
+        .with_for_update(of=schema.attempt, skip_locked=True)
     ).all()
     for row in rows:
         lifecycle.transition(
