@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.peers", "tests.system", "tests.web"]
+pytest_plugins = ["tests.peers", "tests.databases", "tests.system", "tests.web"]
 
 
 @pytest.fixture(scope="session")
