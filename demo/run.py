@@ -102,7 +102,7 @@ def _demonstrate(options: argparse.Namespace, console: Console, stack: ExitStack
     with _step(progress, "Start the node"):
         node = _start_node(folder, orthanc, emr, stack)
     if options.data is None:
-        making = progress.add_task("Draw phantoms: chest CT, two radiographs, a head CT", total=4)
+        making = progress.add_task("Draw phantoms: chest CT, three radiographs, a head CT", total=5)
         studies = make_phantoms(folder / "images", lambda: progress.advance(making))
     else:
         with _step(progress, f"Look through {options.data}"):

@@ -39,15 +39,22 @@ class Study:
 _CHEST = Patient(name="Phantom^Thora", number="PHANTOM-1", sex="F", birth_date="19610412")
 _JAPANESE = Patient(name="Yamada^Tarou=山田^太郎=やまだ^たろう", number="PHANTOM-2", sex="M", birth_date="19540802")
 _GREEK = Patient(name="Φάντασμα^Ιωάννα", number="PHANTOM-3", sex="F", birth_date="19830227")
+_KOREAN = Patient(name="Hong^Gildong=洪^吉洞=홍^길동", number="PHANTOM-5", sex="M", birth_date="19900515")
 _CYRILLIC = Patient(name="Фантомов^Андрей", number="PHANTOM-4", sex="M", birth_date="19701130")
 
 
 def make_phantoms(folder: Path, on_done: Callable[[], None]) -> list[Study]:
-    """Write the phantom studies, on all processors; ``on_done`` is called after each of the four."""
+    """Write the phantom studies, on all processors; ``on_done`` is called after each of the five."""
     jobs = (
         (write_chest_ct, folder / "chest-ct", 3, {"patient": _CHEST}),
-        (write_radiograph, folder / "radiograph-1", 1, {"findings": ("pleural effusion",), "patient": _JAPANESE}),
-        (write_radiograph, folder / "radiograph-2", 2, {"modality": "CR", "patient": _GREEK}),
+        (write_radiograph, folder / "radiograph-1", 4, {"findings": ("pneumothorax",), "patient": _JAPANESE}),
+        (
+            write_radiograph,
+            folder / "radiograph-2",
+            3,
+            {"findings": ("enlarged heart shadow",), "modality": "CR", "patient": _GREEK},
+        ),
+        (write_radiograph, folder / "radiograph-3", 2, {"patient": _KOREAN}),
         (write_head_ct, folder / "head-ct", 1, {"patient": _CYRILLIC}),
     )
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
