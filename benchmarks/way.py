@@ -104,7 +104,7 @@ def _configure(folder: Path, pacs: Orthanc, emr: MllpReceiver) -> tuple[Path, in
 
 
 def _node(config: Path, folder: Path) -> Process:
-    command = [sys.executable, "-m", "node.cli", "serve", "--config", str(config)]
+    command = [str(Path(sys.executable).with_name("overread")), "serve", "--config", str(config)]
     return Process(command=command, log_path=folder / "node.log")
 
 

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Final, NoReturn
 
@@ -27,7 +28,7 @@ from inference.registry import Registry
 from node.delivery.factory import make_destination
 from node.dimse.scp import bind, run_receiver
 from node.errors import AlreadyRunning, ConfigurationError
-from node.notify.receivers import Hl7Receiver, Receiver
+from node.notify.receivers import Receiver, receiver_for
 from node.ops.logging import configure_logging
 from node.settings import Settings
 from node.web.application import Services, run_web
@@ -39,7 +40,7 @@ from storage.database import Database, migrate
 from storage.index import Archive
 from storage.retention import reconcile
 
-__all__ = ["DataDirectory", "load_cards", "make_receivers", "serve"]
+__all__ = ["DataDirectory", "load_cards", "serve"]
 
 _log = structlog.get_logger("overread.app")
 
@@ -113,11 +114,6 @@ def load_cards(settings: Settings) -> dict[str, Card]:
                     f"routes.{route.name}.models: no model {name!r} in {settings.models} (there is: {there})"
                 )
     return cards
-
-
-def make_receivers(settings: Settings) -> dict[str, Receiver]:
-    """Make the configured receivers of notifications."""
-    return {name: Hl7Receiver.from_settings(one) for name, one in settings.notifiers.items()}
 
 
 def serve(settings: Settings) -> int:
@@ -208,6 +204,7 @@ def _processes(
                 archive=inlet,
                 blobs=directory.blobs,
                 incoming=directory.incoming,
+                started_at=datetime.now(UTC),
             )
             run_web(http, services, stop)
         finally:
@@ -234,8 +231,9 @@ def _processes(
         destinations = [
             make_destination(name, one, settings.dimse.ae_title) for name, one in settings.destinations.items()
         ]
+        receivers: dict[str, Receiver] = {name: receiver_for(one) for name, one in settings.notifiers.items()}
         try:
-            run_workflow(way(database), destinations, make_receivers(settings), stop)
+            run_workflow(way(database), destinations, receivers, stop)
         finally:
             database.close()
 
@@ -291,7 +289,7 @@ class _Parent:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, self._SIGNALS)
             _child(name, self._processes[name], parent)
         self._running[pid] = name
-        _log.info("process started", name=name, pid=pid)
+        _log.info("process started", role=name, pid=pid)
 
     def _bury_the_dead(self) -> None:
         while self._running:
@@ -300,7 +298,7 @@ class _Parent:
                 return
             name = self._running.pop(pid, None)
             if name is not None:
-                _log.error("process died; starting it anew", name=name, status=os.waitstatus_to_exitcode(status))
+                _log.error("process died; starting it anew", role=name, status=os.waitstatus_to_exitcode(status))
                 # Not at once: one that dies at its start must not spin.
                 self._due[name] = time.monotonic() + _RESTART_SECONDS
 
@@ -314,7 +312,7 @@ class _Parent:
             while self._running and (pid := os.waitpid(-1, os.WNOHANG)[0]):
                 self._running.pop(pid, None)
         for pid, name in self._running.items():
-            _log.warning("process did not end in time; killed", name=name)
+            _log.warning("process did not end in time; killed", role=name)
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
         _log.info("stopped")
@@ -334,7 +332,7 @@ def _child(name: str, process: Process, parent: int) -> NoReturn:
         process(stop)
         status = 0
     except BaseException:  # noqa: BLE001 - a child must never run on into its parent's code
-        _log.exception("process failed", process=name)
+        _log.exception("process failed", role=name)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -28,6 +28,8 @@ from tests.peers import need, need_program
 ROOT = Path(__file__).resolve().parent.parent
 #: Short, so that tests are; long enough for one push to stay one study on a busy machine.
 QUIET_SECONDS = 1.5
+#: The installed command, beside the Python that runs the tests.
+OVERREAD = str(Path(sys.executable).with_name("overread"))
 SR = "1.2.840.10008.5.1.4.1.1.88.34"
 SEG = "1.2.840.10008.5.1.4.1.1.66.4"
 
@@ -114,7 +116,7 @@ class Node:
         """Start it and wait until it is ready."""
         self.write_config()
         self._process = Process(
-            command=[sys.executable, "-m", "node.cli", "serve", "--config", str(self.config)],
+            command=[OVERREAD, "serve", "--config", str(self.config)],
             log_path=self.folder / "node.log",
             environment={"PYTHONWARNINGS": "ignore", **self.environment},
         )
@@ -161,7 +163,7 @@ class Node:
         """Run an ``overread`` command with this node's configuration."""
         command, *rest = arguments
         done = subprocess.run(
-            [sys.executable, "-m", "node.cli", command, "--config", str(self.config), *rest],
+            [OVERREAD, command, "--config", str(self.config), *rest],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -223,7 +225,7 @@ def _process_names(log: str) -> dict[int, str]:
     for line in log.splitlines():
         if line.startswith("{") and '"process started"' in line:
             event = json.loads(line)
-            names[int(event["pid"])] = str(event["name"])
+            names[int(event["pid"])] = str(event["role"])
     return names
 
 

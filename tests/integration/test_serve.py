@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,12 +14,12 @@ import psutil
 import pytest
 
 from demo.peers import free_port, wait_until
-from tests.system import ROOT, Node, chest_ct, push
+from tests.system import OVERREAD, ROOT, Node, chest_ct, push
 
 
 def _serve(config: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "node.cli", "serve", "--config", str(config)],
+        [OVERREAD, "serve", "--config", str(config)],
         cwd=ROOT,
         env={**os.environ, **environment},
         capture_output=True,
