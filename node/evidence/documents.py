@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -117,15 +118,24 @@ def make_documents(
     """
     if findings.not_analysed is None and findings.segmentation is None and not findings.classifications:
         raise EvidenceError("findings that neither say anything nor why they do not")
-    study = read_sources(sources, findings.images)
-    context = Context(
-        source=study,
-        model=model,
-        node=node,
-        revision=revision,
-        predecessors=tuple(predecessors),
-        now=local_time(now, study.timezone),
-    )
+    with warnings.catch_warnings():
+        # A source's own invalid identifiers are kept on purpose, and pydicom warns of each.
+        warnings.simplefilter("ignore")
+        study = read_sources(sources, findings.images)
+        context = Context(
+            source=study,
+            model=model,
+            node=node,
+            revision=revision,
+            predecessors=tuple(predecessors),
+            now=local_time(now, study.timezone),
+        )
+        documents = _write(findings, context)
+        check_documents(documents, context)
+    return tuple(documents)
+
+
+def _write(findings: Findings, context: Context) -> list[EvidenceDocument]:
     documents: list[EvidenceDocument] = []
     written = None
     if findings.segmentation is not None and findings.not_analysed is None:
@@ -150,8 +160,7 @@ def make_documents(
             data=data,
         )
     )
-    check_documents(documents, context)
-    return tuple(documents)
+    return documents
 
 
 def is_ours(dataset: Dataset, device_uids: Collection[str] = ()) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pydicom import Dataset
+from pydicom.uid import CTImageStorage
 
 from inference.findings import Code
 from node.evidence import codes
@@ -23,6 +24,7 @@ from node.evidence.segmentation import tracking_identifier
 if TYPE_CHECKING:
     from inference.findings import Classification, Coverage, Findings, NotAnalysed, Segment
     from node.evidence.segmentation import WrittenSegmentation
+    from node.evidence.source import SourceImage
 
 COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"
 
@@ -55,16 +57,31 @@ def write_report(
         series_description=series_description(context.model, "SR"),
         specific_character_set=None,
     )
+    _true_classes(document, segmentation, context)
     return series_uid, instance_uid, finish(document, context)
 
 
 def _evidence(segmentation: WrittenSegmentation | None, context: Context) -> list[Dataset]:
-    """Every image that was read, and the SEG: all are listed in Current Requested Procedure Evidence."""
-    made = [segmentation] if segmentation is not None else []
+    """Every image that was read, and the SEG: all are listed in Current Requested Procedure Evidence.
+
+    As CT images, since highdicom looks their class up among those it knows; :func:`_true_classes` mends that.
+    """
+    made: tuple[SourceImage | WrittenSegmentation, ...] = (segmentation,) if segmentation is not None else ()
     return [
-        reference_to(context.source, one.sop_class_uid, one.sop_instance_uid, one.series_instance_uid)
+        reference_to(context.source, CTImageStorage, one.sop_instance_uid, one.series_instance_uid)
         for one in [*context.source.images, *made]
     ]
+
+
+def _true_classes(document: Dataset, segmentation: WrittenSegmentation | None, context: Context) -> None:
+    """Give each listed instance the SOP Class that it has, also one that no dictionary knows."""
+    classes = {image.sop_instance_uid: image.sop_class_uid for image in context.source.images}
+    if segmentation is not None:
+        classes[segmentation.sop_instance_uid] = segmentation.sop_class_uid
+    for study in document.CurrentRequestedProcedureEvidenceSequence:
+        for series in study.ReferencedSeriesSequence:
+            for item in series.ReferencedSOPSequence:
+                item.ReferencedSOPClassUID = classes[item.ReferencedSOPInstanceUID]
 
 
 def _predecessors(context: Context) -> list[Dataset]:

@@ -67,9 +67,9 @@ def write_segmentation(
     by_uid = context.source.by_uid
     images = [by_uid[uid] for uid in segmentation.images]
     labels = _checked(segmentation, images)
-    present = np.flatnonzero(np.bincount(labels.reshape(-1), minlength=256))
+    present = _labels_in(labels)
     segments = [segment for segment in segmentation.segments if segment.label in present]
-    if set(present.tolist()) - {0} - {segment.label for segment in segments}:
+    if present - {segment.label for segment in segments}:
         raise EvidenceError("the mask holds a label that no segment describes")
     if not segments:
         return None
@@ -141,6 +141,14 @@ def _checked(segmentation: Segmentation, images: list[SourceImage]) -> npt.NDArr
     if len({image.series_instance_uid for image in images}) != 1:
         raise EvidenceError("one SEG covers the images of one series, and these are of several")
     return labels
+
+
+def _labels_in(labels: npt.NDArray[np.uint8]) -> set[int]:
+    seen = np.zeros(256, bool)
+    for plane in labels:  # plane by plane: indexing the whole volume at once would take eight times its memory
+        if plane.any():
+            seen[plane] = True
+    return set(np.flatnonzero(seen).tolist()) - {0}
 
 
 def _renumbered(labels: npt.NDArray[np.uint8], numbers: dict[int, int]) -> npt.NDArray[np.uint8]:
