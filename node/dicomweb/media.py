@@ -131,4 +131,9 @@ def _from_pieces(pieces: Sequence[str]) -> list[MediaType]:
 
 def root_url(request: Request) -> str:
     """Return the DICOMweb root as the caller reached it."""
-    return f"{str(request.base_url).rstrip('/')}{ROOT}"
+    base = request.base_url
+    server = request.scope.get("server")
+    # dicomweb-client and others name the host without the port that they have just reached it by.
+    if base.port is None and server and server[1] and base.hostname == server[0]:
+        base = base.replace(port=server[1])
+    return f"{str(base).rstrip('/')}{ROOT}"

@@ -53,7 +53,7 @@ def as_explicit_little_endian(path: Path) -> bytes:
             _swap_words(dataset)
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         written = io.BytesIO()
-        dataset.save_as(written, enforce_file_format=True)
+        pydicom.dcmwrite(written, dataset, enforce_file_format=True)
     except Exception as error:  # noqa: BLE001 - decoders and hostile bytes raise anything
         raise NotAcceptable(
             f"the object cannot be given in Explicit VR Little Endian ({type(error).__name__}); "

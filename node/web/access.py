@@ -8,6 +8,8 @@ from typing import Any
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+_ROOTS = ("/dicom-web", "/api/v1")
+
 __all__ = ["AccessLog"]
 
 log = structlog.get_logger("web.access")
@@ -39,6 +41,8 @@ class AccessLog:
             # The route's template, not the path: what somebody typed may be anything.
             route: Any = scope.get("route")
             path = getattr(route, "path", None) or "(none)"
+            # An included router's template begins below where it was included.
+            path = next((root + path for root in _ROOTS if scope["path"].startswith(root + path[:1])), path)
             if not path.startswith("/health/"):
                 milliseconds = round((time.perf_counter() - begun) * 1000, 1)
                 log.info("request", method=scope["method"], route=path, status=status, ms=milliseconds)

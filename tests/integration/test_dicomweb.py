@@ -25,7 +25,7 @@ from storage.index import Outcome
 from tests.dicom_factory import ct_series, radiograph, write
 from tests.web import WebNode
 
-HU = np.random.default_rng(1).integers(-1000, 400, (3, 16, 20))
+HU = np.random.default_rng(1).integers(-1000, 400, (3, 64, 72))
 
 
 def test_a_client_stores_a_series_finds_it_and_gets_the_same_bytes_back(
@@ -161,7 +161,7 @@ def test_an_object_is_given_as_stored_or_in_explicit_little_endian(
     assert changed.SOPInstanceUID == source.SOPInstanceUID
     assert np.array_equal(changed.pixel_array, source.pixel_array)
     [frame] = dicomweb_client.retrieve_instance_frames(*ids, frame_numbers=[1])
-    assert np.array_equal(np.frombuffer(frame, "<u2").reshape(16, 20), source.pixel_array)
+    assert np.array_equal(np.frombuffer(frame, "<u2").reshape(64, 72), source.pixel_array)
     other = _asked(web, path, "1.2.840.10008.1.2.4.80")
     assert other.status_code == 406
     assert other.headers["content-type"] == "application/problem+json"
