@@ -76,11 +76,19 @@ def postgresql() -> Iterator[PostgreSQL]:
         yield server
 
 
+@pytest.fixture
+def quick_path() -> Iterator[Path]:
+    """Give a folder in memory where there is one: a data directory has 512 subfolders, slow to make and remove."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None, prefix="overread-") as folder:
+        yield Path(folder)
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
-def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def empty_url(request: pytest.FixtureRequest, quick_path: Path) -> str:
     """Give the URL of a database without a schema."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'overread.sqlite'}"
+        return f"sqlite:///{quick_path / 'overread.sqlite'}"
     server: PostgreSQL = request.getfixturevalue("postgresql")
     return server.new_database()
 
@@ -95,8 +103,22 @@ def database(empty_url: str) -> Iterator[Database]:
 
 
 @pytest.fixture
-def holding(database: Database, tmp_path: Path) -> Iterator[Holding]:
+def holding(database: Database, quick_path: Path) -> Iterator[Holding]:
     """Give an empty data directory on either database."""
-    opened = Holding.at(tmp_path / "var", database)
+    opened = Holding.at(quick_path / "var", database)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def embedded(quick_path: Path) -> Iterator[Holding]:
+    """Give an empty data directory as the embedded node has it: SQLite in it, beside the bytes."""
+    root = quick_path / "var"
+    root.mkdir()
+    url = f"sqlite:///{root / 'overread.sqlite'}"
+    migrate(url)
+    database = Database(url)
+    opened = Holding.at(root, database)
+    yield opened
+    opened.close()
+    database.close()

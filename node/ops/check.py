@@ -10,8 +10,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -33,10 +34,6 @@ class Check:
     passed: bool
     found: str
     todo: str = ""
-
-
-class _Probe(Protocol):
-    def probe(self) -> str | None: ...
 
 
 def check(settings: Settings) -> list[Check]:
@@ -137,26 +134,29 @@ def _data_dir(settings: Settings) -> Check:
     return Check(what=what, passed=True, found=found)
 
 
-def _probes(settings: Settings) -> Iterator[tuple[str, str, Callable[[], _Probe]]]:
+def _probes(settings: Settings) -> Iterator[tuple[str, str, Callable[[], tuple[bool, str]]]]:
+    """Give each peer: what it is, its key in the configuration, and how to ask whether it is there."""
+    for name in settings.destinations:
+        yield f"destination {name}", f"destinations.{name}", partial(_reach_destination, settings, name)
+    for name in settings.notifiers:
+        yield f"notifier {name}", f"notifiers.{name}", partial(_reach_receiver, settings, name)
+
+
+def _reach_destination(settings: Settings, name: str) -> tuple[bool, str]:
     from node.delivery.factory import make_destination
-    from node.notify.receivers import Hl7Receiver
 
-    for name, one in settings.destinations.items():
-        yield (
-            f"destination {name}",
-            f"destinations.{name} ({one.kind})",
-            lambda name=name, one=one: make_destination(name, one, settings.dimse.ae_title),  # type: ignore[misc]
-        )
-    for name, receiver in settings.notifiers.items():
-        yield (
-            f"notifier {name}",
-            f"notifiers.{name} ({receiver.kind})",
-            lambda receiver=receiver: Hl7Receiver.from_settings(receiver),  # type: ignore[misc]
-        )
+    found = make_destination(name, settings.destinations[name], settings.dimse.ae_title).probe()
+    return found.reached, found.answer
 
 
-def _peer(what: str, key: str, make: Callable[[], _Probe]) -> Check:
-    trouble = make().probe()
-    if trouble is None:
-        return Check(what=what, passed=True, found="answers")
-    return Check(what=what, passed=False, found=trouble, todo=f"start the peer, or correct {key} in the configuration")
+def _reach_receiver(settings: Settings, name: str) -> tuple[bool, str]:
+    from node.notify.receivers import receiver_for
+
+    trouble = receiver_for(settings.notifiers[name]).probe()
+    return trouble is None, trouble or "accepts connections"
+
+
+def _peer(what: str, key: str, reach: Callable[[], tuple[bool, str]]) -> Check:
+    reached, answer = reach()
+    todo = "" if reached else f"start it, or correct {key} in the configuration"
+    return Check(what=what, passed=reached, found=answer, todo=todo)

@@ -426,7 +426,7 @@ def test_start_up_adopts_orphans_and_removes_half_written_and_deleted_files(hold
     assert not holding.blobs.path(row.blob).exists()
     # The crash came between tombstone and unlink; between rename and commit; within a write.
     holding.blobs.path(row.blob).write_bytes(bytes_of_deleted)
-    (orphan,) = ct_series(tmp_path / "orphan", np.zeros((1, 4, 4)))
+    (orphan,) = ct_series(holding.incoming, np.zeros((1, 4, 4)))
     orphan_uid = orphan.stem
     orphaned = holding.blobs.adopt(orphan)
     (holding.incoming / "half").write_bytes(b"\0" * 100)
@@ -505,10 +505,9 @@ def test_the_migrations_make_the_schema_that_the_code_declares(empty_url: str) -
         opened.close()
 
 
-def test_migrating_twice_changes_nothing(database: Database, tmp_path: Path) -> None:
-    holding = Holding.at(tmp_path / "var", database)
+def test_migrating_twice_changes_nothing(holding: Holding, tmp_path: Path) -> None:
     holding.finished(tmp_path)
-    holding.close()
+    database = holding.database
     with database.read() as connection:
         before = changefeed.since(connection, 0)
     migrate(database.url)

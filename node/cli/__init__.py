@@ -7,22 +7,14 @@ success, 1 something that was asked for and could not be done, 2 a configuration
 from __future__ import annotations
 
 import getpass
-import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from node.settings import Settings
-    from node.workflow.control import Done
-    from storage.database import Database
+from node.cli.support import console, explained, load, opened, peer_of, print_json, progress, show
 
 __all__ = ["app", "main"]
 
@@ -68,22 +60,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:  # noqa: BLE001 - the edge: known errors become lines, the rest is raised again
-        sys.exit(_explained(error))
-
-
-def _explained(error: Exception) -> int:
-    """Print an error that was raised on purpose and return the exit status; raise any other again."""
-    from inference.errors import CardError
-    from node.errors import ConfigurationError, NodeError
-    from storage.errors import StorageError
-
-    if isinstance(error, (ConfigurationError, CardError)):
-        typer.echo(str(error), err=True)
-        return 2
-    if isinstance(error, (NodeError, StorageError)):
-        typer.echo(f"overread: {error}", err=True)
-        return 1
-    raise error
+        sys.exit(explained(error))
 
 
 def _version(wanted: bool) -> None:
@@ -111,7 +88,7 @@ def serve(config: ConfigOption = _CONFIG) -> None:
 
     The database is made or brought up to date first. A second node on the same data directory or port is refused.
     """
-    settings = _settings(config)
+    settings = load(config)
     from node.app import serve as run
 
     raise typer.Exit(run(settings))
@@ -128,17 +105,17 @@ def explain(
 
     Example: **overread explain 1.2.840.113619.2.55.3.1**
     """
-    with _database(config) as (_, database):
+    with opened(config) as (_, database):
         from node.workflow import story
 
         with database.read() as connection:
             told = story.tell(connection, study)
     if as_json:
-        _print_json(story.Story, told)
+        print_json(story.Story, told)
     else:
-        from node.ops.terminal import show_story
+        from node.cli.terminal import show_story
 
-        show_story(_console(), told, events=events)
+        show_story(console(), told, events=events)
 
 
 @app.command()
@@ -147,17 +124,17 @@ def status(config: ConfigOption = _CONFIG, as_json: JsonOption = False) -> None:
 
     Examples: **overread status**, **overread status --json**
     """
-    with _database(config) as (_, database):
+    with opened(config) as (_, database):
         from node.workflow import control
 
         with database.read() as connection:
             found = control.status(connection)
     if as_json:
-        _print_json(control.Status, found)
+        print_json(control.Status, found)
     else:
-        from node.ops.terminal import show_status
+        from node.cli.terminal import show_status
 
-        show_status(_console(), found)
+        show_status(console(), found)
 
 
 @app.command()
@@ -170,8 +147,8 @@ def retry(target: TargetArgument, config: ConfigOption = _CONFIG, by: ByOption =
     """
     from node.workflow import control
 
-    with _database(config) as (_, database):
-        _show(control.retry(database, target, by=by or getpass.getuser()))
+    with opened(config) as (_, database):
+        show(control.retry(database, target, by=by or getpass.getuser()))
 
 
 @app.command()
@@ -182,8 +159,8 @@ def cancel(target: TargetArgument, config: ConfigOption = _CONFIG, by: ByOption 
     """
     from node.workflow import control
 
-    with _database(config) as (_, database):
-        _show(control.cancel(database, target, by=by or getpass.getuser()))
+    with opened(config) as (_, database):
+        show(control.cancel(database, target, by=by or getpass.getuser()))
 
 
 @app.command()
@@ -194,8 +171,8 @@ def rerun(study: StudyArgument, config: ConfigOption = _CONFIG, by: ByOption = "
     """
     from node.workflow import control
 
-    with _database(config) as (_, database):
-        _show(control.rerun(database, study, by=by or getpass.getuser()))
+    with opened(config) as (_, database):
+        show(control.rerun(database, study, by=by or getpass.getuser()))
 
 
 @app.command()
@@ -215,7 +192,7 @@ def exclude(
     """
     from node.workflow import control
 
-    with _database(config) as (_, database):
+    with opened(config) as (_, database):
         done = control.exclude(
             database,
             study,
@@ -224,7 +201,7 @@ def exclude(
             sop_instance_uid=instance,
             undo=undo,
         )
-    _show(done)
+    show(done)
 
 
 KindArgument = Annotated[str, typer.Argument(metavar="KIND", help="route, model, destination or notifier.")]
@@ -239,8 +216,8 @@ def pause(kind: KindArgument, name: NameArgument, config: ConfigOption = _CONFIG
     """
     from node.workflow import control
 
-    with _database(config) as (settings, database):
-        _show(control.pause(database, settings, kind, name, by=by or getpass.getuser()))
+    with opened(config) as (settings, database):
+        show(control.pause(database, settings, kind, name, by=by or getpass.getuser()))
 
 
 @app.command()
@@ -251,8 +228,37 @@ def resume(kind: KindArgument, name: NameArgument, config: ConfigOption = _CONFI
     """
     from node.workflow import control
 
-    with _database(config) as (settings, database):
-        _show(control.resume(database, settings, kind, name, by=by or getpass.getuser()))
+    with opened(config) as (settings, database):
+        show(control.resume(database, settings, kind, name, by=by or getpass.getuser()))
+
+
+@app.command()
+def send(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of DICOM files, or one file.")],
+    to: Annotated[
+        str, typer.Option("--to", metavar="AE@HOST:PORT", help="Whom to send to; the default is this node itself.")
+    ] = "",
+    calling: Annotated[str, typer.Option("--calling", metavar="AE", help="The calling AE title.")] = "OVERREAD_SEND",
+    config: ConfigOption = _CONFIG,
+) -> None:
+    """Push the DICOM files of a folder to any AE by C-STORE.
+
+    Examples: **overread send scans/**, **overread send scans/ --to ORTHANC@127.0.0.1:4242 --calling CT1**
+
+    Exit status 1 when anything was not stored; each such file is named. Files that are no DICOM are left out.
+    """
+    peer = peer_of(to, config)
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else [folder]
+    from node.dimse.scu import send as push
+
+    with progress(f"{peer.ae_title}@{peer.host}:{peer.port}") as step:
+        report = push(files, peer, calling, progress=step)
+    for skipped in report.skipped:
+        typer.echo(f"overread: left out {skipped.path}: {skipped.reason}", err=True)
+    for failed in report.failed:
+        typer.echo(f"overread: not stored {failed.path}: {failed.answer}", err=True)
+    typer.echo(f"{report.stored} of {len(report.sent)} objects stored at {peer.ae_title}@{peer.host}:{peer.port}")
+    raise typer.Exit(1 if report.failed or not report.sent else 0)
 
 
 @app.command()
@@ -263,19 +269,18 @@ def check(config: ConfigOption = _CONFIG, as_json: JsonOption = False) -> None:
 
     Exit status 1 where anything is not in order, 2 where the configuration itself is wrong.
     """
-    settings = _settings(config)
+    settings = load(config)
     from node.ops.check import Check
     from node.ops.check import check as look
 
     found = look(settings)
     if as_json:
-        _print_json(list[Check], found)
+        print_json(list[Check], found)
     else:
-        from node.ops.terminal import show_checks
+        from node.cli.terminal import show_checks
 
-        console = _console()
-        console.print(f"{config}: read and right")
-        show_checks(console, found)
+        console().print(f"{config}: read and right")
+        show_checks(console(), found)
     raise typer.Exit(0 if all(one.passed for one in found) else 1)
 
 
@@ -288,13 +293,12 @@ def backup(
 
     Example: **overread backup /backup/overread-2026-11-21.tar**
     """
-    settings = _settings(config)
+    settings = load(config)
     from node.ops.backup import backup as take
 
-    with _progress("backup") as step:
+    with progress("backup") as step:
         report = take(settings, file, step)
-    console = _console()
-    console.print(
+    console().print(
         f"{report.file}: {report.studies} studies, {report.instances} instances, {report.files} files, "
         f"{report.size / 1e6:.1f} MB, {report.seconds:.1f} s; read back and found right",
         soft_wrap=True,
@@ -317,18 +321,17 @@ def restore(
     What was under way when the backup was taken is parked, since it may have been sent after that: look at the PACS
     and the receiver, then **overread retry** what is missing there.
     """
-    settings = _settings(config)
+    settings = load(config)
     from node.ops.restore import restore as put_back
 
-    with _progress("restore") as step:
+    with progress("restore") as step:
         report = put_back(settings, file, step)
-    console = _console()
-    console.print(
+    console().print(
         f"{settings.data_dir}: {report.studies} studies, {report.instances} instances as of {report.taken_at}; "
         "every byte is what was backed up",
         soft_wrap=True,
     )
-    console.print(
+    console().print(
         f"parked, since it may have gone on after the backup: {report.parked_studies} studies, "
         f"{report.parked_workitems} workitems, {report.parked_deliveries} deliveries, "
         f"{report.parked_notifications} notifications (overread status)",
@@ -336,65 +339,3 @@ def restore(
     )
     for blob in report.missing:
         typer.echo(f"overread: was missing or damaged when the backup was taken: {blob}", err=True)
-
-
-def _settings(config: Path) -> Settings:
-    from node.settings import load_settings
-
-    return load_settings(config)
-
-
-@contextmanager
-def _database(config: Path) -> Iterator[tuple[Settings, Database]]:
-    """Open the node's database beside it, whether it runs or not."""
-    settings = _settings(config)
-    from sqlalchemy.exc import OperationalError
-
-    from node.errors import NodeError
-    from storage.database import Database, schema_versions
-
-    if settings.database.url is None and not (settings.data_dir / "overread.sqlite").is_file():
-        raise NodeError(
-            f"{settings.data_dir.absolute()} holds no database: no node has run with this configuration yet"
-        )
-    try:
-        current, ours = schema_versions(settings.database_url)
-    except OperationalError as error:
-        raise NodeError(f"the database cannot be reached: {str(error.orig).splitlines()[0]}") from None
-    if current != ours:
-        raise NodeError(f"the database has schema version {current}, this command {ours}; start the node to migrate it")
-    database = Database(settings.database_url)
-    try:
-        yield settings, database
-    finally:
-        database.close()
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 200)
-
-
-def _show(done: Done) -> None:
-    from node.ops.terminal import show_done
-
-    show_done(_console(), done)
-
-
-def _print_json(kind: Any, value: Any) -> None:
-    from pydantic import TypeAdapter
-
-    typer.echo(json.dumps(TypeAdapter(kind).dump_python(value, mode="json"), indent=2, ensure_ascii=False))
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[Any]:
-    """Show a bar; gives a function of (done, total)."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
