@@ -99,8 +99,9 @@ def _demonstrate(options: argparse.Namespace, console: Console, stack: ExitStack
             orthanc = Orthanc(folder=folder / "pacs")
             stack.callback(orthanc.stop, kill=True)
             orthanc.start()
-    with _step(progress, "Start the node"):
+    with _step(progress, "Start the node, until it says that it is ready"):
         node = _start_node(folder, orthanc, emr, stack)
+        wait_until(node.ready, 90, "the node to be ready")
     if options.data is None:
         making = progress.add_task("Draw phantoms: chest CT, three radiographs, a head CT", total=5)
         studies = make_phantoms(folder / "images", lambda: progress.advance(making))
@@ -110,8 +111,6 @@ def _demonstrate(options: argparse.Namespace, console: Console, stack: ExitStack
         if not studies:
             console.print(f"[red]There is no DICOM file in {options.data}[/]")
             return 2
-    with _step(progress, "The node says that it is ready"):
-        wait_until(node.ready, 90, "the node to be ready")
     sent_at = _send_all(studies, node, orthanc, progress)
 
     pacs = Pacs(orthanc.dicomweb_url if orthanc is not None else f"{node.http_url}/dicom-web")

@@ -121,7 +121,7 @@ def build_table(rows: Sequence[Row], title: str) -> Table:
             else "[dim]nothing was said about it[/]",
             _model(reading),
             _finding(row.study, reading),
-            f"{row.holding.images} images\n{held}",
+            f"{row.holding.images} image{'s' if row.holding.images != 1 else ''}\n{held}",
             f"{row.message.acknowledgement}\n[dim]{row.message.control_id}[/]" if row.message else "-",
             f"{row.seconds:.1f}" if row.seconds is not None else "-",
         )
@@ -145,8 +145,14 @@ def _finding(study: Study, reading: Reading | None) -> str:
         truth = study.volumes_ml.get(name)
         error = f" [dim](truth {truth:.0f}, {100 * (volume / truth - 1):+.1f} %)[/]" if truth else ""
         lines.append(f"{name} {volume:.0f} mL{error}")
+    absent = []
     for name, present in reading.present.items():
-        probability = reading.probabilities.get(name)
-        shown = f" {100 * probability:.0f} %" if probability is not None else ""
-        lines.append(f"[bold]{name}: present{shown}[/]" if present else f"[dim]{name}: absent{shown}[/]")
+        # No break between a number and its unit, however narrow the column.
+        probability = f"\u00a0{100 * reading.probabilities[name]:.0f}\u00a0%" if name in reading.probabilities else ""
+        if present:
+            lines.append(f"[bold]{escape(name)} present[/]{probability}")
+        else:
+            absent.append(f"{escape(name)}{probability}")
+    if absent:
+        lines.append(f"[dim]absent: {', '.join(absent)}[/]")
     return "\n".join(lines) or "-"
