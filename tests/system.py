@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -96,6 +97,8 @@ class Node:
             "deliver": sorted(destinations),
             "notify": sorted(notifiers),
         }
+        films = {**route, "name": "chest-radiograph", "match": {"Modality": ["CR", "DX"]}}
+        films["models"] = ["chest-radiograph-demo"]
         values: dict[str, Any] = {
             "data_dir": str(self.data_dir),
             "dimse": {"ae_title": self.ae_title, "port": self.dimse_port},
@@ -106,7 +109,7 @@ class Node:
             "notifiers": notifiers,
             "models": str(ROOT / "conf" / "models"),
             "demonstration_models": True,
-            "routes": [route],
+            "routes": [route, films],
         }
         for key, value in self.options.items():
             values[key] = values.get(key, {}) | value if isinstance(value, dict) else value
@@ -140,8 +143,9 @@ class Node:
         names = _process_names(self.log)
         for child in parent.children():
             found[names.get(child.pid, f"process-{child.pid}")] = child
-            for engine in child.children():
-                found[f"engine-{engine.pid}"] = engine
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for engine in child.children():
+                    found[f"engine-{engine.pid}"] = engine
         return found
 
     def kill(self, everything: bool = True) -> None:

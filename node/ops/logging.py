@@ -45,6 +45,7 @@ _PHI = frozenset(
 )
 #: Libraries that would write what they read, datasets included, at lower levels.
 _QUIET = (
+    "apscheduler",
     "pynetdicom",
     "pydicom",
     "alembic",
