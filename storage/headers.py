@@ -113,6 +113,7 @@ _WANTED: list[Any] = sorted(
 )
 _CHUNK = 1 << 20
 _MAXIMUM_VALUES = 64
+_UNDEFINED_LENGTH = 0xFFFFFFFF
 
 #: A value's own text must never stop an object from being taken in.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -155,6 +156,7 @@ def read_header(path: Path) -> Header:
         size = file.tell()
         file.seek(0)
         dataset = _read(file)
+        _check_complete(file, dataset, size)
     transfer_syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", ""))
     if not transfer_syntax:
         raise NotDicom("the file meta information has no Transfer Syntax UID (0002,0010)")
@@ -206,6 +208,28 @@ def _read(file: BinaryIO) -> pydicom.FileDataset:
         raise NotDicom("truncated: the bytes end within an element") from None
     except Exception as error:  # noqa: BLE001 - hostile bytes raise anything; all of it means the same here
         raise NotDicom(f"the dataset cannot be read ({type(error).__name__})") from None
+
+
+def _check_complete(file: BinaryIO, dataset: pydicom.FileDataset, size: int) -> None:
+    """Refuse a dataset whose last value that was looked at, or whose pixel data, is longer than what is there."""
+    syntax = getattr(dataset.file_meta, "TransferSyntaxUID", None)
+    if syntax is None or syntax.is_deflated:
+        return  # a deflated stream that ends early does not inflate at all
+    position = file.tell()
+    head = file.read(12)
+    if position <= size and len(head) < 8:
+        return
+    if position <= size:
+        order = "<" if syntax.is_little_endian else ">"
+        if syntax.is_implicit_VR:
+            length, start = struct.unpack(order + "L", head[4:8])[0], position + 8
+        elif head[4:6] in (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN", b"UT", b"UC", b"UR", b"SQ"):
+            length, start = struct.unpack(order + "L", head[8:12].ljust(4, b"\0"))[0], position + 12
+        else:
+            length, start = struct.unpack(order + "H", head[6:8])[0], position + 8
+        if length == _UNDEFINED_LENGTH or start + length <= size:
+            return
+    raise NotDicom("truncated: an element is longer than what is left")
 
 
 def _dataset_start(file: BinaryIO) -> int:

@@ -19,7 +19,7 @@ def file_head(*, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid:
     transfer_syntax_uid
         Of the presentation context that the dataset came in.
     source_ae_title
-        The calling AE title (0002,0016).
+        The calling AE title (0002,0016); left out where it is empty.
     """
     elements = (
         struct.pack("<HH2sHLH", 0x0002, 0x0001, b"OB", 0, 2, 0x0100)  # File Meta Information Version 00\\01
@@ -28,7 +28,7 @@ def file_head(*, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid:
         + _text(0x0010, b"UI", transfer_syntax_uid)
         + _text(0x0012, b"UI", IMPLEMENTATION_CLASS_UID)
         + _text(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME)
-        + _text(0x0016, b"AE", source_ae_title)
+        + (_text(0x0016, b"AE", source_ae_title) if source_ae_title else b"")
     )
     return b"\0" * 128 + b"DICM" + struct.pack("<HH2sHL", 0x0002, 0x0000, b"UL", 4, len(elements)) + elements
 

@@ -6,8 +6,11 @@ transfer syntax, in memory.
 
 from __future__ import annotations
 
+import shutil
 import socket
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +18,8 @@ from pathlib import Path
 import pydicom
 import structlog
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import _read_file_meta_info as read_file_meta
+from pydicom.filereader import read_partial, read_preamble
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
@@ -22,6 +27,7 @@ from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from node.dimse import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from node.dimse.partten import file_head
 from node.dimse.status import Category, category, meaning
 
 __all__ = ["EchoResult", "Identity", "Peer", "SendReport", "Sent", "Skipped", "echo", "identify", "send"]
@@ -30,6 +36,8 @@ _log = structlog.get_logger(__name__)
 #: Presentation context ids are the odd numbers of one byte (PS3.8 9.3.2.2).
 _CONTEXTS = 128
 _MAXIMUM_PDU = 131072
+_SOP_UIDS = [0x00080016, 0x00080018]
+_SOP_INSTANCE_UID = 0x00080018
 _REJECTED_PERMANENT = 0x01
 _UNCOMPRESSED = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
 
@@ -106,12 +114,14 @@ class SendReport:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a Part 10 file's meta information says it is."""
+    """What a Part 10 file is: by its dataset, where that says it, else by its meta information."""
 
     path: Path
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
+    #: Whether the file meta information says the same.
+    agrees: bool = True
 
 
 def echo(peer: Peer, calling_ae_title: str, timeout: float = 10) -> EchoResult:
@@ -204,7 +214,8 @@ def _send_one(association: Association, peer: Peer, one: Identity, message_id: i
     transcoded = False
     try:
         if one.transfer_syntax_uid in accepted:
-            status = association.send_c_store(str(one.path), msg_id=message_id)
+            with _agreeing(one) as path:
+                status = association.send_c_store(str(path), msg_id=message_id)
         elif target := next((uid for uid in _UNCOMPRESSED if uid in accepted), None):
             transcoded = True
             status = association.send_c_store(_uncompressed(one, target), msg_id=message_id)
@@ -248,23 +259,32 @@ def _unreached(one: Identity, answer: str) -> Sent:
 
 
 def identify(path: Path) -> Identity | str:
-    """Read what a file is from its meta information; return in words why it is no DICOM file where it is none."""
+    """Read what a file is; return in words why it cannot be sent as DICOM where it cannot."""
     try:
-        meta = pydicom.filereader.read_file_meta_info(path)
-        return Identity(
-            path=path,
-            sop_class_uid=str(meta.MediaStorageSOPClassUID),
-            sop_instance_uid=str(meta.MediaStorageSOPInstanceUID),
-            transfer_syntax_uid=str(meta.TransferSyntaxUID),
-        )
+        with path.open("rb") as file:
+            dataset = read_partial(file, lambda tag, _vr, _length: tag > _SOP_INSTANCE_UID, specific_tags=_SOP_UIDS)
+        meta = dataset.file_meta
+        uids = [
+            (str(dataset.get(keyword, "") or ""), str(meta.get(f"MediaStorage{keyword}", "") or ""))
+            for keyword in ("SOPClassUID", "SOPInstanceUID")
+        ]
+        syntax = str(meta.get("TransferSyntaxUID", "") or "")
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     except InvalidDicomError:
         return "is no DICOM file: it has no DICM prefix"
-    except AttributeError:
-        return "has no SOP Class, SOP Instance or Transfer Syntax UID in its file meta information"
     except Exception as error:  # noqa: BLE001 - hostile bytes raise anything; all of it means the same here
-        return f"has file meta information that cannot be read ({type(error).__name__})"
+        return f"cannot be read as DICOM ({type(error).__name__})"
+    sop_class, sop_instance = (own or said for own, said in uids)
+    if not (sop_class and sop_instance and syntax):
+        return "has no SOP Class, SOP Instance or Transfer Syntax UID"
+    return Identity(
+        path=path,
+        sop_class_uid=sop_class,
+        sop_instance_uid=sop_instance,
+        transfer_syntax_uid=syntax,
+        agrees=[sop_class, sop_instance] == [said for _, said in uids],
+    )
 
 
 def _batches(objects: Sequence[Identity]) -> Iterator[tuple[list[Identity], list[PresentationContext]]]:
@@ -284,6 +304,27 @@ def _batches(objects: Sequence[Identity]) -> Iterator[tuple[list[Identity], list
         pairs |= own
     if batch:
         yield batch, [build_context(*pair) for pair in pairs]
+
+
+@contextmanager
+def _agreeing(one: Identity) -> Iterator[Path]:
+    """Give a file whose meta information names the object as its dataset does: by it the request is made."""
+    if one.agrees:
+        yield one.path
+        return
+    head = file_head(
+        sop_class_uid=one.sop_class_uid,
+        sop_instance_uid=one.sop_instance_uid,
+        transfer_syntax_uid=one.transfer_syntax_uid,
+        source_ae_title="",
+    )
+    with one.path.open("rb") as source, tempfile.NamedTemporaryFile(suffix=".dcm") as copy:
+        read_preamble(source, False)
+        read_file_meta(source)
+        copy.write(head)
+        shutil.copyfileobj(source, copy)
+        copy.flush()
+        yield Path(copy.name)
 
 
 def _uncompressed(one: Identity, target: str) -> pydicom.Dataset:
