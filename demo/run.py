@@ -7,6 +7,7 @@ end, also on Ctrl-C. Nothing here is imported from the node: it is started, sent
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -32,8 +33,6 @@ from demo.table import Row, build_table, judge
 
 AE_TITLE = "OVERREAD"
 QUIET_SECONDS = 3
-# With images of unknown content nobody can say how many results will come: this long without anything new is the end.
-SETTLED_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +40,7 @@ class Node:
     """The node under demonstration: a process, known by its ports only."""
 
     process: Process
+    configuration: Path
     dimse_port: int
     http_url: str
 
@@ -49,6 +49,13 @@ class Node:
         if not self.process.running:
             raise PeerError(f"the node ended with status {self.process.exit_status}:\n{self.process.log_tail()}")
         return httpx.get(f"{self.http_url}/health/ready").status_code == 200
+
+    def status(self) -> dict[str, Any]:
+        """Ask the node what waits and what is parked, by its own command."""
+        command = [_program(), "status", "--json", "--config", str(self.configuration)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+        status: dict[str, Any] = json.loads(done.stdout)
+        return status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,13 +128,19 @@ def _demonstrate(options: argparse.Namespace, console: Console, stack: ExitStack
         arrived = present_at.get(study.uid)
         rows += judge(study, messages, pacs, arrived - sent_at[study.uid] if arrived is not None else None)
     progress.stop()
-    kind = "Orthanc" if orthanc is not None else "the node's own archive, since no Orthanc is installed"
+    why = ", since no Orthanc is installed" if find_orthanc() is None else ""
+    kind = "Orthanc" if orthanc is not None else f"the node's own archive{why}"
     console.print()
     console.print(build_table(rows, f"What the outside sees. PACS: {kind} ({pacs.url})"))
     console.print(
         f"[dim]Seconds run from a study's last C-STORE until its results are in the PACS and the message in the EMR, "
         f"{QUIET_SECONDS} s of quiet time included. Research use only; not a medical device. Logs: {folder}[/]"
     )
+    parked = node.status()["parked"]
+    for item in parked:
+        console.print(f"parked: {item['what']}: {item['reason']}", style="red", markup=False, highlight=False)
+    if parked:
+        return 1
     return _verdict(rows, console, time.monotonic() - began, expected_known=options.data is None)
 
 
@@ -217,7 +230,7 @@ def _start_node(folder: Path, orthanc: Orthanc | None, emr: MllpReceiver, stack:
     process = Process(command=[_program(), "serve", "--config", str(path)], log_path=folder / "node.log")
     stack.callback(process.stop, 30.0)
     process.start()
-    return Node(process=process, dimse_port=dimse_port, http_url=f"http://127.0.0.1:{http_port}")
+    return Node(process=process, configuration=path, dimse_port=dimse_port, http_url=f"http://127.0.0.1:{http_port}")
 
 
 def _send_all(studies: Sequence[Study], node: Node, orthanc: Orthanc | None, progress: Progress) -> dict[str, float]:
@@ -251,8 +264,8 @@ def _await_results(
     """Poll PACS and EMR; return when each study's results were there, and stop at the deadline, whatever is missing."""
     task = progress.add_task("Results in the PACS and in the EMR", total=len(studies))
     present_at: dict[str, float] = {}
-    last_news = time.monotonic()
     expected_known = all(study.model is not None for study in studies)
+    idle = False
 
     def complete(study: Study, messages: Sequence[Message]) -> bool:
         about = [message for message in messages if message.study_uid == study.uid]
@@ -260,24 +273,34 @@ def _await_results(
         return bool(about) and cited <= set(pacs.holding(study.uid).documents)
 
     def finished() -> bool:
-        nonlocal last_news
+        nonlocal idle
         if not node.process.running:
             raise PeerError(f"the node ended with status {node.process.exit_status}:\n{node.process.log_tail()}")
         messages = read_log(emr.messages())
         for study in studies:
             if study.uid not in present_at and complete(study, messages):
                 present_at[study.uid] = time.time()
-                last_news = time.monotonic()
                 progress.advance(task)
         if len(present_at) == len(studies):
             return True
-        return not expected_known and time.monotonic() - last_news > SETTLED_SECONDS
+        if idle:
+            return True
+        # What was done while the node was asked is still to be seen: there is one more round after this answer.
+        idle = not expected_known and _nothing_left_to_do(node.status(), len(studies))
+        return False
 
     try:
-        wait_until(finished, deadline, "the results", interval=0.2)
+        # Asking for the status starts a process, so it is asked less often.
+        wait_until(finished, deadline, "the results", interval=0.2 if expected_known else 1.0)
     except TimeoutError:
         progress.console.print(f"[red]After {deadline:g} s {len(studies) - len(present_at)} studies have no result.[/]")
     return present_at
+
+
+def _nothing_left_to_do(status: dict[str, Any], studies: int) -> bool:
+    """Whether the node has judged every study and has nothing waiting, so that no further result can come."""
+    counts: dict[str, int] = status["counts"].get("study", {})
+    return not status["waiting"] and "OPEN" not in counts and sum(counts.values()) >= studies
 
 
 if __name__ == "__main__":
