@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
-from sqlalchemy import ColumnElement, Connection, Select, distinct, false, func, select
+from sqlalchemy import ColumnElement, Connection, Select, false, func, select
 
 from storage import schema
 from storage.errors import InvalidQuery
@@ -121,7 +121,8 @@ def parse_tag(name: str) -> str:
     InvalidQuery
         When the data dictionary (PS3.6) does not know the name.
     """
-    tag = tag_for_keyword(name)
+    # Retired elements without a keyword all answer to the empty one.
+    tag = tag_for_keyword(name) if name else None
     if tag is None and len(name) == 8:
         try:
             tag = int(name, 16)
@@ -361,7 +362,7 @@ def _study_summaries(
     if _CLASSES in wanted:
         classes: dict[int, list[str]] = {}
         pairs = connection.execute(
-            select(distinct(i.study_id), i.sop_class_uid).where(i.study_id.in_(study_ids)).order_by(i.sop_class_uid)
+            select(i.study_id, i.sop_class_uid).distinct().where(i.study_id.in_(study_ids)).order_by(i.sop_class_uid)
         )
         for study_id, sop_class in pairs:
             classes.setdefault(study_id, []).append(sop_class)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ from storage.blobs import FileBlobs
 from storage.database import Database, migrate
 from storage.index import Archive, Origin, Receipt
 
-__all__ = ["WebNode"]
+__all__ = ["WebNode", "running_web"]
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,23 @@ class WebNode:
         return self.services.archive.receive(copy, Origin(calling_ae_title="TEST"))
 
 
+@contextmanager
+def running_web(folder: Path, *, http: dict[str, Any] | None = None, **services: Any) -> Iterator[WebNode]:
+    """Run a web side whose data is in a folder."""
+    with ExitStack() as stack:
+        node = _started(stack, folder, http or {}, services)
+        wait_until(lambda: node.http.get("/health/live").status_code == 200, 20, "the web side")
+        yield node
+
+
 @pytest.fixture
 def start_web(tmp_path: Path) -> Iterator[Callable[..., WebNode]]:
     """Give a function that starts one more web side: ``start_web(http={"token": "x"}, minimum_free_bytes=0)``."""
-    started = 0
+    numbers = itertools.count(1)
     with ExitStack() as stack:
 
-        def start(*, http: dict[str, Any] | None = None, **services: Any) -> WebNode:
-            nonlocal started
-            started += 1
-            node = _started(stack, tmp_path / f"web-{started}", http or {}, services)
-            wait_until(lambda: node.http.get("/health/live").status_code == 200, 20, "the web side")
-            return node
+        def start(**options: Any) -> WebNode:
+            return stack.enter_context(running_web(tmp_path / f"web-{next(numbers)}", **options))
 
         yield start
 

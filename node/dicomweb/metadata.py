@@ -12,11 +12,11 @@ import pydicom
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
-from pydicom.uid import ExplicitVRBigEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from storage.errors import StorageError, Unknown
 
-__all__ = ["Unreadable", "bulk_value", "metadata"]
+__all__ = ["Unreadable", "bulk_value", "metadata", "opened"]
 
 #: Binary values beyond this are told of by address.
 _INLINE = 1024
@@ -47,7 +47,7 @@ def metadata(path: Path, url: str) -> dict[str, Any]:
         When the object cannot be read, or is nested more deeply than anybody means.
     """
     try:
-        dataset = pydicom.dcmread(path, defer_size=_DEFERRED)
+        dataset = opened(path)
         told = _dataset(dataset, f"{url}/bulkdata", 0)
     except Unreadable:
         raise
@@ -72,7 +72,7 @@ def bulk_value(path: Path, steps: str) -> bytes:
     """
     parts = steps.split("/")
     try:
-        file = pydicom.dcmread(path, defer_size=_DEFERRED)
+        file = opened(path)
         syntax = file.file_meta.TransferSyntaxUID
         dataset: Dataset = file
         for sequence, item in zip(parts[:-1:2], parts[1:-1:2], strict=True):
@@ -89,6 +89,15 @@ def bulk_value(path: Path, steps: str) -> bytes:
 
         return np.frombuffer(value, f"u{width}").byteswap().tobytes()
     return value
+
+
+def opened(path: Path) -> pydicom.FileDataset:
+    """Return a stored object whose large values stay in its file until they are asked for."""
+    dataset = pydicom.dcmread(path, defer_size=_DEFERRED)
+    if dataset.file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian:
+        # There, places within the dataset are no places within the file.
+        return pydicom.dcmread(path)
+    return dataset
 
 
 def _dataset(dataset: Dataset, url: str, depth: int) -> dict[str, Any]:

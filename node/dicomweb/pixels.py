@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pydicom
+from pydicom.dataelem import RawDataElement
 from pydicom.encaps import generate_frames
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
+from node.dicomweb.metadata import opened
 from node.errors import NotAcceptable
 from storage.errors import Unknown
 
@@ -79,22 +82,19 @@ def frames(path: Path, numbers: Sequence[int], *, stored: bool) -> tuple[str, li
     NotAcceptable
         When the frames cannot be decoded here.
     """
-    dataset = pydicom.dcmread(path)
+    dataset = opened(path)
     syntax = UID(dataset.file_meta.TransferSyntaxUID)
     count = int(dataset.get("NumberOfFrames", 1) or 1)
     if "PixelData" not in dataset or not numbers or min(numbers) < 1 or max(numbers) > count:
         raise Unknown(f"the instance has no such frame (it has {count if 'PixelData' in dataset else 0})")
     try:
         if syntax.is_encapsulated and stored:
-            all_frames = list(generate_frames(dataset.PixelData, number_of_frames=count))
-            return str(syntax), [all_frames[number - 1] for number in numbers]
+            last = max(numbers)
+            found = dict(enumerate(islice(generate_frames(dataset.PixelData, number_of_frames=count), last), start=1))
+            return str(syntax), [found[number] for number in numbers]
         if syntax.is_encapsulated or syntax == ExplicitVRBigEndian or dataset.get("BitsAllocated") == 1:
             return str(ExplicitVRLittleEndian), [_decoded(dataset, number) for number in numbers]
-        size = int(dataset.Rows) * int(dataset.Columns) * int(dataset.SamplesPerPixel) * int(dataset.BitsAllocated) // 8
-        data = dataset.PixelData
-        if size == 0 or size * max(numbers) > len(data):
-            raise Unknown("the pixel data is shorter than its frames")
-        return str(ExplicitVRLittleEndian), [data[(number - 1) * size : number * size] for number in numbers]
+        return str(ExplicitVRLittleEndian), list(_native(path, dataset, numbers))
     except Unknown:
         raise
     except Exception as error:  # noqa: BLE001 - decoders and hostile bytes raise anything
@@ -102,6 +102,23 @@ def frames(path: Path, numbers: Sequence[int], *, stored: bool) -> tuple[str, li
             f"the frames cannot be decoded here ({type(error).__name__}); "
             'ask for type="application/octet-stream"; transfer-syntax=* to get them as they are stored'
         ) from None
+
+
+def _native(path: Path, dataset: Any, numbers: Sequence[int]) -> Iterator[bytes]:
+    """Read frames from where they lie, without the others."""
+    size = int(dataset.Rows) * int(dataset.Columns) * int(dataset.SamplesPerPixel) * int(dataset.BitsAllocated) // 8
+    raw = dataset.get_item("PixelData")
+    in_file = isinstance(raw, RawDataElement) and raw.value is None
+    length = raw.length if in_file else len(dataset.PixelData)
+    if size == 0 or size * max(numbers) > length:
+        raise Unknown("the pixel data is shorter than its frames")
+    if not in_file:
+        yield from (dataset.PixelData[(number - 1) * size : number * size] for number in numbers)
+        return
+    with path.open("rb") as file:
+        for number in numbers:
+            file.seek(raw.value_tell + (number - 1) * size)
+            yield file.read(size)
 
 
 def _decoded(dataset: Any, number: int) -> bytes:
