@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from pydicom import Dataset
-from pydicom.config import RAISE
+from pydicom.config import IGNORE, RAISE
 from pydicom.datadict import dictionary_VM, dictionary_VR, tag_for_keyword
 from pydicom.valuerep import validate_value
 
@@ -152,7 +152,7 @@ def _set(target: Dataset, keyword: str, value: Any) -> None:
 
     tag = tag_for_keyword(keyword)
     assert tag is not None
-    target.add(DataElement(tag, dictionary_VR(tag), value, validation_mode=0))
+    target.add(DataElement(tag, dictionary_VR(tag), value, validation_mode=IGNORE))
 
 
 def _valid_items(items: Any, keyword: str) -> list[Dataset] | None:

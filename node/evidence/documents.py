@@ -118,6 +118,10 @@ def make_documents(
     """
     if findings.not_analysed is None and findings.segmentation is None and not findings.classifications:
         raise EvidenceError("findings that neither say anything nor why they do not")
+    spoken_of = {one.image for one in findings.classifications}
+    spoken_of |= set(findings.segmentation.images) if findings.segmentation else set()
+    if not spoken_of <= set(findings.images):
+        raise EvidenceError("findings about an image that is not among those read")
     with warnings.catch_warnings():
         # A source's own invalid identifiers are kept on purpose, and pydicom warns of each.
         warnings.simplefilter("ignore")

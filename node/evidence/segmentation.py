@@ -118,6 +118,7 @@ def write_segmentation(
         )
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise EvidenceError(f"no SEG can be written on these images: {type(error).__name__}: {error}") from error
+    _say_in_each_frame(document)
     return WrittenSegmentation(
         sop_class_uid=str(document.SOPClassUID),
         sop_instance_uid=instance_uid,
@@ -125,6 +126,19 @@ def write_segmentation(
         data=finish(document, context),
         segment_numbers=numbers,
     )
+
+
+def _say_in_each_frame(document: Dataset) -> None:
+    """Move what highdicom found equal in all frames back into each of them (PS3.3 C.7.6.16.1.2 allows both).
+
+    With one segment that is the segment's number, and readers that look for it frame by frame would not find it.
+    """
+    shared = document.SharedFunctionalGroupsSequence[0]
+    for keyword in ("SegmentIdentificationSequence", "PlanePositionSequence", "DerivationImageSequence"):
+        if keyword in shared:
+            for frame in document.PerFrameFunctionalGroupsSequence:
+                setattr(frame, keyword, list(shared[keyword].value))
+            delattr(shared, keyword)
 
 
 def _checked(segmentation: Segmentation, images: list[SourceImage]) -> npt.NDArray[np.uint8]:
