@@ -212,10 +212,6 @@ def _processes(
             database.close()
 
     def way(database: Database) -> Way:
-        from node.evidence.documents import node_identity
-
-        with database.write() as connection:
-            device_uid = studies.device_uid(connection)
         return Way(
             settings=settings,
             database=database,
@@ -223,7 +219,6 @@ def _processes(
             incoming=directory.incoming,
             scratch=directory.root / "scratch",
             cards=cards,
-            identity=node_identity(device_uid=device_uid, ae_title=settings.dimse.ae_title),
         )
 
     def workflow(stop: threading.Event) -> None:

@@ -39,7 +39,7 @@ from storage.records import Attempt, Instance, Revision, Study, Workitem
 
 if TYPE_CHECKING:
     from inference.findings import Findings
-    from node.evidence.documents import EvidenceDocument, NodeIdentity, Predecessor
+    from node.evidence.documents import EvidenceDocument, Predecessor
 
 __all__ = ["Way", "complete", "deliver", "notify", "perform", "route", "send"]
 
@@ -56,7 +56,6 @@ class Way:
     incoming: Path
     scratch: Path
     cards: Mapping[str, Card]
-    identity: NodeIdentity
 
     @property
     def routes(self) -> tuple[Route, ...]:
@@ -320,7 +319,7 @@ def _renew(way: Way, attempt: Attempt, lease_seconds: float) -> None:
 
 def _document(way: Way, workitem: Workitem, findings: Findings) -> tuple[EvidenceDocument, ...]:
     """Make the evidence documents of findings, in the source study, naming the ones that they follow."""
-    from node.evidence.documents import make_documents, model_of
+    from node.evidence.documents import make_documents, model_of, node_identity
 
     with way.database.read() as connection:
         sources = [
@@ -330,13 +329,14 @@ def _document(way: Way, workitem: Workitem, findings: Findings) -> tuple[Evidenc
         ]
         revision = studies.revision(connection, worklist.uses(connection, workitem.id)[-1].revision_id)
         predecessors = _predecessors(connection, workitem)
+        identity = node_identity(device_uid=studies.device_uid(connection), ae_title=way.settings.dimse.ae_title)
         at = now(connection)
     try:
         return make_documents(
             findings,
             model_of(way.cards[workitem.model]),
             sources,
-            node=way.identity,
+            node=identity,
             revision=revision.number,
             predecessors=predecessors,
             now=at.astimezone(),

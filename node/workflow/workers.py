@@ -52,6 +52,9 @@ def run_workflow(
 
 def run_performer(way: Way, index: int, stop: threading.Event) -> None:
     """Perform workitems until ``stop``, one at a time, each card's engine in a process of its own."""
+    # The first study should not wait for a second of imports.
+    import node.evidence.documents  # noqa: F401
+
     prefix = f"performer-{index}:"
     owner = f"{prefix}{os.getpid()}:{uuid.uuid4().hex[:8]}"
     losses = way.settings.perform.losses
