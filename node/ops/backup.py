@@ -69,7 +69,8 @@ def backup(settings: Settings, file: Path, progress: Progress = lambda _done, _t
     ConfigurationError
         With PostgreSQL, whose own tools do it.
     BackupError
-        When there is nothing to back up, the file is there already, or what was written reads back wrong.
+        When there is nothing to back up, the file is there already, the disk is full, or what was written reads back
+        wrong; then nothing is left of it.
     """
     started = time.monotonic()
     database = database_file(settings)
@@ -85,6 +86,8 @@ def backup(settings: Settings, file: Path, progress: Progress = lambda _done, _t
         _read_back(partial)
         partial.rename(file)
         fsync_directory(file.absolute().parent)
+    except (OSError, sqlite3.Error) as error:
+        raise BackupError(f"{file}: no backup could be made: {error}; nothing of it is left") from None
     finally:
         partial.unlink(missing_ok=True)
         snapshot.unlink(missing_ok=True)
