@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import signal
@@ -114,6 +115,8 @@ def receiving(folder: Path, **options: Any) -> Iterator[Receiver]:
 def _child(listening: Any, folder: Path, settings: DimseSettings) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    # However a test ends, no receiver outlives it.
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     database = Database(f"sqlite:///{folder / 'overread.sqlite'}")
     archive = Archive(database, FileBlobs(folder / "blobs"), FileBlobs(folder / "quarantine"))
     run_receiver(listening, archive, settings, folder / "incoming", stop)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pydicom
 import structlog
@@ -21,10 +22,11 @@ from pydicom.errors import InvalidDicomError
 from pydicom.filereader import _read_file_meta_info as read_file_meta
 from pydicom.filereader import read_partial, read_preamble
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, _config, evt
+from pynetdicom import AE, _config
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+from pynetdicom.transport import AssociationSocket
 
 from node.dimse import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from node.dimse.partten import file_head
@@ -126,12 +128,11 @@ class Identity:
 
 def echo(peer: Peer, calling_ae_title: str, timeout: float = 10) -> EchoResult:
     """Ask a peer whether it is there (C-ECHO, PS3.4 Annex A); never raises for what the peer does."""
-    ae = _entity(calling_ae_title, timeout)
     try:
-        connection = _Connection(ae, peer, [build_context(Verification)])
+        socket.getaddrinfo(peer.host, peer.port)
     except OSError as error:
-        return EchoResult(reached=False, answer=f"{_name(peer)} cannot be reached: {error.strerror}")
-    with connection as association:
+        return EchoResult(reached=False, answer=f"{peer.host} is no known host: {error.strerror}")
+    with _Entity(calling_ae_title, timeout).association(peer, [build_context(Verification)]) as association:
         if not association.is_established:
             return EchoResult(reached=False, answer=_why_not(association, peer))
         status = association.send_c_echo()
@@ -177,22 +178,23 @@ def send(
             objects.append(found)
     tell = progress or (lambda _done, _all: None)
     tell(len(report.skipped), len(wanted))
-    ae = _entity(calling_ae_title, timeout)
+    entity = _Entity(calling_ae_title, timeout)
     for batch, contexts in _batches(objects):
-        for outcome in _send_batch(ae, peer, batch, contexts):
+        for outcome in _send_batch(entity, peer, batch, contexts):
             report.sent.append(outcome)
             tell(len(report.sent) + len(report.skipped), len(wanted))
     return report
 
 
-def _send_batch(ae: AE, peer: Peer, batch: Sequence[Identity], contexts: list[PresentationContext]) -> Iterator[Sent]:
+def _send_batch(
+    entity: _Entity, peer: Peer, batch: Sequence[Identity], contexts: list[PresentationContext]
+) -> Iterator[Sent]:
     try:
-        connection = _Connection(ae, peer, contexts)
+        socket.getaddrinfo(peer.host, peer.port)
     except OSError as error:
-        for one in batch:
-            yield _unreached(one, f"{_name(peer)} cannot be reached: {error.strerror}")
+        yield from (_unreached(one, f"{peer.host} is no known host: {error.strerror}") for one in batch)
         return
-    with connection as association:
+    with entity.association(peer, contexts) as association:
         ended = None if association.is_established else _why_not(association, peer)
         for number, one in enumerate(batch):
             if ended is None and not association.is_established:
@@ -341,47 +343,49 @@ def _uncompressed(one: Identity, target: str) -> pydicom.Dataset:
     return pydicom.dcmread(buffer, force=True)
 
 
-def _entity(calling_ae_title: str, timeout: float) -> AE:
-    ae = AE(ae_title=calling_ae_title)
-    ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
-    ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-    ae.maximum_pdu_size = _MAXIMUM_PDU
-    ae.acse_timeout = timeout
-    ae.connection_timeout = timeout
-    ae.dimse_timeout = timeout
-    ae.network_timeout = timeout
-    return ae
+class _Entity(AE):
+    """Our side of associations; keeps hold of its sockets, which pynetdicom leaves open where a connection fails."""
 
+    def __init__(self, calling_ae_title: str, timeout: float) -> None:
+        super().__init__(ae_title=calling_ae_title)
+        self.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
+        self.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+        self.acse_timeout = timeout
+        self.connection_timeout = timeout
+        self.dimse_timeout = timeout
+        self.network_timeout = timeout
+        self._sockets: list[socket.socket] = []
 
-class _Connection:
-    """An association that is released at the end, or aborted when the block ends by an error."""
-
-    def __init__(self, ae: AE, peer: Peer, contexts: list[PresentationContext]) -> None:
-        self._association = ae.associate(
-            peer.host,
-            peer.port,
-            contexts=contexts,
-            ae_title=peer.ae_title,
-            max_pdu=_MAXIMUM_PDU,
-            evt_handlers=[(evt.EVT_CONN_OPEN, _hurry)],
-        )
-
-    def __enter__(self) -> Association:
-        return self._association
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._association.is_established:
-            if kind is None:
-                self._association.release()
-            else:
-                self._association.abort()
-
-
-def _hurry(event: evt.Event) -> None:
-    """Switch Nagle's algorithm off: a small last segment would wait for the peer's delayed acknowledgement."""
-    transport = event.assoc.dul.socket
-    if transport is not None and transport.socket is not None:
+    def _create_socket(self, *arguments: Any) -> AssociationSocket:
+        transport = super()._create_socket(*arguments)
+        assert transport.socket is not None
+        # Nagle's algorithm would keep the last, small segment back until the peer's delayed acknowledgement.
         transport.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._sockets.append(transport.socket)
+        return transport
+
+    @contextmanager
+    def association(self, peer: Peer, contexts: list[PresentationContext]) -> Iterator[Association]:
+        """Give an association, established or not; released at the end, aborted when the block ends by an error.
+
+        Raises
+        ------
+        OSError
+            When the host's name is not known.
+        """
+        association: Association | None = None
+        try:
+            association = self.associate(
+                peer.host, peer.port, contexts=contexts, ae_title=peer.ae_title, max_pdu=_MAXIMUM_PDU
+            )
+            yield association
+            if association.is_established:
+                association.release()
+        finally:
+            if association is not None and association.is_established:
+                association.abort()
+            while self._sockets:
+                self._sockets.pop().close()
 
 
 def _why_not(association: Association, peer: Peer) -> str:

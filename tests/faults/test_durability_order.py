@@ -6,13 +6,12 @@ import re
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.dicom_factory import ct_series
-from tests.peers import need_program
+from tests.peers import need_program, wait_until
 from tests.receiver import receiving
 
 _CALLS = "fsync,fdatasync,rename,renameat,renameat2,write,pwrite64,writev,sendto,sendmsg"
@@ -77,13 +76,20 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     strace = need_program("/usr/bin/strace", "strace")
     storescu = need_program("/usr/bin/storescu", "dcmtk")
     output = tmp_path / "trace"
-    wrap = [strace, "-f", "--seccomp-bpf", "-yy", "-s", "64", "-e", f"trace={_CALLS}", "-o", str(output)]
+    wrap = [strace, "-D", "-f", "-yy", "-s", "64", "-e", f"trace={_CALLS}", "-o", str(output)]
     path = ct_series(tmp_path / "ct", np.zeros((1, 64, 64)))[0]
     with receiving(tmp_path / "r", wrap=wrap, options={"receivers": 1}) as receiver:
         command = [storescu, "-aec", receiver.ae_title, "127.0.0.1", str(receiver.port), str(path)]
         assert subprocess.run(command, timeout=60, check=False).returncode == 0
         assert len(receiver.instances()) == 1
-    return output.read_text(errors="replace").splitlines()
+        pid = receiver.process.pid
+
+    def lines() -> list[str]:
+        return output.read_text(errors="replace").splitlines()
+
+    # The tracer writes its last line a little after the receiver has ended.
+    wait_until(lambda: re.match(rf"{pid} +\+\+\+ exited with 0", lines()[-1]), 10, "the end of the trace")
+    return lines()
 
 
 def test_success_is_answered_only_after_the_bytes_and_the_row_are_on_disk(trace: list[str]) -> None:

@@ -66,6 +66,11 @@ def pdus_of(request: C_STORE) -> list[bytes]:
     return [P_DATA_TF(one).encode() for one in message.encode_msg(1, 4096)]
 
 
+def hang_up(connection: socket.socket) -> None:
+    connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
+
+
 def goes_on(receiver: Receiver) -> bool:
     return receiver.process.running and echo(Peer(receiver.ae_title, "127.0.0.1", receiver.port), "TEST").reached
 
@@ -151,7 +156,7 @@ def test_a_peer_that_dies_within_an_object_leaves_nothing(receiver: Receiver, tm
     for pdu in pdus[:-1]:
         connection.sendall(pdu)
     wait_until(lambda: list(receiver.incoming.glob("*.part")), 10, "the dataset to arrive")
-    connection.shutdown(socket.SHUT_RDWR)
+    hang_up(connection)
     wait_until(lambda: not list(receiver.incoming.glob("*.part")), 10, "the file to be removed")
     assert nothing_stored(receiver)
     assert not quarantined(receiver)
@@ -167,7 +172,7 @@ def test_a_truncated_pdu_leaves_nothing(receiver: Receiver, tmp_path: Path) -> N
     for pdu in pdus[:2]:
         connection.sendall(pdu)
     connection.sendall(pdus[2][:100])
-    connection.shutdown(socket.SHUT_RDWR)
+    hang_up(connection)
 
     def ended() -> bool:
         return any(line["event"] == "association ended" for line in receiver.log())
