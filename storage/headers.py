@@ -18,6 +18,7 @@ import pydicom
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from storage.errors import NotDicom
 
@@ -212,16 +213,17 @@ def _read(file: BinaryIO) -> pydicom.FileDataset:
 
 def _check_complete(file: BinaryIO, dataset: pydicom.FileDataset, size: int) -> None:
     """Refuse a dataset whose last value that was looked at, or whose pixel data, is longer than what is there."""
-    syntax = getattr(dataset.file_meta, "TransferSyntaxUID", None)
-    if syntax is None or syntax.is_deflated:
+    syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", ""))
+    if syntax in ("", DeflatedExplicitVRLittleEndian):
         return  # a deflated stream that ends early does not inflate at all
     position = file.tell()
     head = file.read(12)
     if position <= size and len(head) < 8:
         return
     if position <= size:
-        order = "<" if syntax.is_little_endian else ">"
-        if syntax.is_implicit_VR:
+        # A syntax that is not known is explicit little endian like all but two (PS3.5 10, A.4).
+        order = ">" if syntax == ExplicitVRBigEndian else "<"
+        if syntax == ImplicitVRLittleEndian:
             length, start = struct.unpack(order + "L", head[4:8])[0], position + 8
         elif head[4:6] in (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN", b"UT", b"UC", b"UR", b"SQ"):
             length, start = struct.unpack(order + "L", head[8:12].ljust(4, b"\0"))[0], position + 12
