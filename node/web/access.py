@@ -42,7 +42,8 @@ class AccessLog:
             route: Any = scope.get("route")
             path = getattr(route, "path", None) or "(none)"
             # An included router's template begins below where it was included.
-            path = next((root + path for root in _ROOTS if scope["path"].startswith(root + path[:1])), path)
+            root = next((root for root in _ROOTS if scope["path"].startswith(f"{root}/")), "")
+            path = path if path.startswith((root, "(")) else root + path
             if not path.startswith("/health/"):
                 milliseconds = round((time.perf_counter() - begun) * 1000, 1)
                 log.info("request", method=scope["method"], route=path, status=status, ms=milliseconds)

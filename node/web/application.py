@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import socket
 import threading
@@ -25,7 +24,7 @@ from node.ops import metrics
 from node.ops.health import MINIMUM_FREE_BYTES, Readiness
 from node.security.bearer import RequireToken
 from node.settings import HttpSettings, Settings
-from node.web import problems
+from node.web import api, problems
 from node.web.access import AccessLog
 from storage.blobs import Blobs
 from storage.database import Database
@@ -89,18 +88,12 @@ def create_application(services: Services) -> FastAPI:
         ),
         prefix=ROOT,
     )
-    _include_api(application, services)
+    application.include_router(api.router(services))
     _include_operations(application, services)
     if http.token is not None:
         application.add_middleware(RequireToken, token=http.token.get_secret_value())
     application.add_middleware(AccessLog)
     return application
-
-
-def _include_api(application: FastAPI, services: Services) -> None:
-    if importlib.util.find_spec("node.web.api") is not None:
-        api: Any = importlib.import_module("node.web.api")
-        application.include_router(api.router(services), prefix="/api/v1")
 
 
 def _include_operations(application: FastAPI, services: Services) -> None:
