@@ -63,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--data", type=Path, help="a folder of DICOM files to send instead of phantoms")
     parser.add_argument("--pacs", choices=("auto", "orthanc", "node"), default="auto", help="who answers as the PACS")
+    parser.add_argument("--quick", action="store_true", help="draw a coarser chest CT, to be done sooner")
     parser.add_argument("--deadline", type=float, default=300.0, help="seconds to wait for the results")
     options = parser.parse_args(arguments)
     # A terminal shows the width it has; a log file gets one that the table can be read in.
@@ -111,7 +112,7 @@ def _demonstrate(options: argparse.Namespace, console: Console, stack: ExitStack
         wait_until(node.ready, 90, "the node to be ready")
     if options.data is None:
         making = progress.add_task("Draw phantoms: chest CT, three radiographs, a head CT", total=5)
-        studies = make_phantoms(folder / "images", lambda: progress.advance(making))
+        studies = make_phantoms(folder / "images", lambda: progress.advance(making), quick=options.quick)
     else:
         with _step(progress, f"Look through {options.data}"):
             studies = find_studies(options.data)
@@ -247,7 +248,9 @@ def _send_all(studies: Sequence[Study], node: Node, orthanc: Orthanc | None, pro
                 [_program(), "send", str(folder), "--to", target], capture_output=True, text=True, check=False, cwd=ROOT
             )
             if done.returncode != 0:
-                failure = f"sending {folder} to {target} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+                # One line for each file would hide what matters: the summary, and how it began.
+                began = "\n".join(done.stderr.splitlines()[:3])
+                failure = f"sending {folder} to {target} failed: {done.stdout.strip()[-300:]}\n{began}"
                 # Someone else's folder may hold what a PACS refuses; the rest is still worth showing.
                 if all(study.model is not None for study in studies):
                     raise PeerError(failure)
@@ -299,8 +302,8 @@ def _await_results(
 
 def _nothing_left_to_do(status: dict[str, Any], studies: int) -> bool:
     """Whether the node has judged every study and has nothing waiting, so that no further result can come."""
-    counts: dict[str, int] = status["counts"].get("study", {})
-    return not status["waiting"] and "OPEN" not in counts and sum(counts.values()) >= studies
+    judged = sum(status["counts"].get("study", {}).get(state, 0) for state in ("COMPLETE", "PARKED"))
+    return not status["waiting"] and judged >= studies
 
 
 if __name__ == "__main__":

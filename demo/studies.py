@@ -43,10 +43,14 @@ _KOREAN = Patient(name="Hong^Gildong=洪^吉洞=홍^길동", number="PHANTOM-5",
 _CYRILLIC = Patient(name="Фантомов^Андрей", number="PHANTOM-4", sex="M", birth_date="19701130")
 
 
-def make_phantoms(folder: Path, on_done: Callable[[], None]) -> list[Study]:
-    """Write the phantom studies, on all processors; ``on_done`` is called after each of the five."""
+def make_phantoms(folder: Path, on_done: Callable[[], None], *, quick: bool = False) -> list[Study]:
+    """Write the phantom studies, two at a time; ``on_done`` is called after each of the five.
+
+    ``quick`` draws the chest CT on a quarter of the pixels.
+    """
+    size = 128 if quick else 256
     jobs = (
-        (write_chest_ct, folder / "chest-ct", 3, {"patient": _CHEST}),
+        (write_chest_ct, folder / "chest-ct", 3, {"patient": _CHEST, "size": size}),
         (write_radiograph, folder / "radiograph-1", 4, {"findings": ("pneumothorax",), "patient": _JAPANESE}),
         (
             write_radiograph,

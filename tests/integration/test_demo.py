@@ -33,7 +33,7 @@ def demo(*arguments: str, timeout: float = 170) -> subprocess.CompletedProcess[s
 @pytest.mark.timeout(180)
 def test_every_expected_result_is_in_orthanc_and_in_the_emr() -> None:
     need(find_orthanc(), "Orthanc with DICOMweb is not installed (Debian packages orthanc, orthanc-dicomweb)")
-    done = demo("--pacs", "orthanc")
+    done = demo("--pacs", "orthanc", "--quick")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "PACS: Orthanc" in done.stdout
     assert "not analysed" in done.stdout
@@ -42,7 +42,7 @@ def test_every_expected_result_is_in_orthanc_and_in_the_emr() -> None:
 
 @pytest.mark.timeout(180)
 def test_without_orthanc_the_nodes_own_archive_answers_and_the_table_says_so() -> None:
-    done = demo("--pacs", "node")
+    done = demo("--pacs", "node", "--quick")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the node's own archive" in done.stdout
 
