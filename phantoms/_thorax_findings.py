@@ -47,15 +47,20 @@ class Chest:
 
 
 def smooth_noise(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> Array:
-    """Smooth noise of unit deviation with a correlation length of `sigma` pixels, drawn on a coarse lattice."""
-    from scipy.ndimage import zoom
+    """Smooth noise of unit deviation with a correlation length of about `sigma` pixels.
 
-    step = max(sigma, 1.0)
-    coarse = rng.standard_normal([int(n / step) + 4 for n in shape], dtype=np.float32)
-    factors = [n / (c - 3) for n, c in zip(shape, coarse.shape, strict=True)]
-    fine: Array = zoom(coarse, factors, order=3 if step > 2 else 1)[: shape[0], : shape[1]]
-    even: Array = (fine / (fine.std() + 1e-6)).astype(np.float32)
-    return even
+    White noise on a lattice of that pitch, spread along each axis by a matrix: much cheaper than filtering every pixel.
+    """
+    pitch = max(sigma, 1.0)
+    spread = []
+    for n in shape:
+        nodes = np.arange(-2, int(n / pitch) + 4, dtype=np.float32)
+        offset = np.arange(n, dtype=np.float32)[:, None] / np.float32(pitch) - nodes
+        spread.append(np.exp(-1.3 * offset * offset))
+    rows, columns = spread
+    lattice = rng.standard_normal((rows.shape[1], columns.shape[1]), dtype=np.float32)
+    field: Array = rows @ lattice @ columns.T
+    return field / np.float32(field.std() + 1e-6)
 
 
 def nodule(chest: Chest, size: float, rng: np.random.Generator) -> Truth:
@@ -87,8 +92,8 @@ def nodule(chest: Chest, size: float, rng: np.random.Generator) -> Truth:
     stretch = rng.uniform(0.9, 1.1)
     d = np.hypot(du * stretch, dv / stretch) / (radius * bumps)
     chord = 2 * radius * root(1 - d * d)
-    calcified = rng.random() < np.clip((16 - size) / 8, 0.05, 0.9)
-    weight = rng.uniform(1.6, 2.6) if calcified else rng.uniform(0.72, 0.95)
+    calcified = rng.random() < np.clip((16 - size) / 6, 0.05, 1.0)
+    weight = rng.uniform(1.8, 3.0) if calcified else rng.uniform(0.75, 1.0)
     chest.soft[rows, columns] += (weight * chord).astype(np.float32)
     return chest.truth(size, side, u, v)
 
@@ -125,12 +130,12 @@ def effusion(chest: Chest, size: float, side: int, rng: np.random.Generator) -> 
     """Let fluid rise from the costophrenic angle, with a meniscus at the lateral wall and a veil behind the lung."""
     canvas, t = chest.canvas, chest.thorax
     edge = float(t.lateral(np.array([t.lung_height + t.dome]))[0])
-    angle = float(t.dome_line(np.array([side * (edge - 4)]), side)[0]) + 6
+    angle = float(t.dome_line(np.array([side * (edge - 4)]), side)[0])
     a = canvas.u * side
     bow = np.clip((edge - a) / rng.uniform(18, 34), 0, 4)
     sag = min(0.45 * size, 38) * rng.uniform(0.7, 1.1)
     line = angle - size + sag * (1 - np.exp(-bow)) + 0.0012 * np.maximum(a - edge, 0)
-    share = np.clip((canvas.v - line) / (0.35 * size + 6), 0, 1) ** np.float32(0.7)
+    share = np.clip((canvas.v - line) / (0.25 * size + 4), 0, 1) ** np.float32(0.7)
     chest.lungs[side] = (chest.lungs[side] * (1 - share)).astype(np.float32)
     chest.vessels[side] = (chest.vessels[side] * (1 - share)).astype(np.float32)
     return chest.truth(size, side, side * (edge - 6), angle - 0.4 * size)

@@ -92,7 +92,7 @@ def make_radiograph(
     for side in (RIGHT, LEFT):
         chest.lungs[side] = np.maximum(chest.lungs[side] - heart, 0)
         texture = disease.smooth_noise(shape, 5 / canvas.pixel, rng)
-        chest.density[side] = (thorax.lung_density * (1 + 0.06 * texture)).astype(np.float32)
+        chest.density[side] = (thorax.lung_density * (1 + 0.03 * texture)).astype(np.float32)
     truth = _add_findings(chest, findings, style, rng)
     if big:
         uc, vc, _, _ = thorax.heart()

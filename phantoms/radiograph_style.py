@@ -97,6 +97,7 @@ TRAINING = Style(
     pneumothorax_mm=(10.0, 55.0),
     normal_ratio=(0.36, 0.48),
     enlarged_ratio=(0.55, 0.66),
+    log_sizes=True,
 )
 
 TEST = Style(
@@ -121,5 +122,4 @@ TEST = Style(
     pneumothorax_mm=(8.0, 60.0),
     normal_ratio=(0.38, 0.50),
     enlarged_ratio=(0.55, 0.70),
-    log_sizes=True,
 )

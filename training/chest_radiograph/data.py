@@ -17,24 +17,27 @@ from phantoms.radiograph import FINDINGS, TEST, TRAINING, make_radiograph
 
 SIZE = 256
 _CHUNK = 50
-_PREVALENCE = 0.3
-_HEALTHY = 0.2
 
 
 @dataclass(frozen=True)
 class Part:
-    """One set: the first seed, how many, the style and the rows of the images before they are read."""
+    """One set: the first seed, how many, the style, the rows of the images before they are read, and what they show.
+
+    `healthy` is the share without any finding; in the others each finding is present on its own with its `prevalence`.
+    """
 
     first: int
     count: int
     style: str
     rows: int
+    healthy: float
+    prevalence: tuple[float, ...]
 
 
 PARTS = {
-    "train": Part(0, 7000, "training", 320),
-    "validation": Part(500_000, 1000, "training", 320),
-    "test": Part(1_000_000, 1500, "test", 512),
+    "train": Part(0, 4000, "training", 320, 0.1, (0.55, 0.35, 0.4, 0.3, 0.3)),
+    "validation": Part(500_000, 600, "training", 320, 0.2, (0.3,) * 5),
+    "test": Part(1_000_000, 1000, "test", 400, 0.2, (0.3,) * 5),
 }
 
 
@@ -48,19 +51,18 @@ class Radiographs:
     places: NDArray[np.float32]
 
 
-def draw_findings(rng: np.random.Generator) -> list[str]:
-    """Choose which findings a radiograph has: none in a fifth, else each on its own with a probability of 0.3."""
-    if rng.random() < _HEALTHY:
+def _findings(part: Part, rng: np.random.Generator) -> list[str]:
+    if rng.random() < part.healthy:
         return []
-    return [name for name in FINDINGS if rng.random() < _PREVALENCE]
+    return [name for name, share in zip(FINDINGS, part.prevalence, strict=True) if rng.random() < share]
 
 
-def one(seed: int, style_name: str, rows: int) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+def one(seed: int, part: Part) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Make one model input [256, 256], the sizes [5] and the places [5, 2] in pixels of the input."""
     rng = np.random.default_rng([seed, 7])
-    shape = (rows, int(rows * rng.uniform(0.82, 1.0)))
+    shape = (part.rows, int(part.rows * rng.uniform(0.82, 1.0)))
     phantom = make_radiograph(
-        seed, draw_findings(rng), shape=shape, style={"training": TRAINING, "test": TEST}[style_name]
+        seed, _findings(part, rng), shape=shape, style={"training": TRAINING, "test": TEST}[part.style]
     )
     sizes, places = np.zeros(5, np.float32), np.zeros((5, 2), np.float32)
     for i, name in enumerate(FINDINGS):
@@ -72,9 +74,9 @@ def one(seed: int, style_name: str, rows: int) -> tuple[NDArray[np.float32], NDA
     return radiograph_input(phantom.pixels, SIZE), sizes, places
 
 
-def _chunk(job: tuple[int, int, str, int]) -> Radiographs:
-    first, count, style, rows = job
-    made = [one(seed, style, rows) for seed in range(first, first + count)]
+def _chunk(job: tuple[int, int, Part]) -> Radiographs:
+    first, count, part = job
+    made = [one(seed, part) for seed in range(first, first + count)]
     images = np.stack([np.rint(image * 255).astype(np.uint8) for image, _, _ in made])
     sizes = np.stack([s for _, s, _ in made])
     return Radiographs(images, sizes > 0, sizes, np.stack([p for _, _, p in made]))
@@ -91,7 +93,7 @@ def load(name: str, cache: Path, workers: int = 2) -> Radiographs:
         with np.load(path) as held:
             return Radiographs(held["images"], held["sizes"] > 0, held["sizes"], held["places"])
     jobs = [
-        (first, min(_CHUNK, part.first + part.count - first), part.style, part.rows)
+        (first, min(_CHUNK, part.first + part.count - first), part)
         for first in range(part.first, part.first + part.count, _CHUNK)
     ]
     with ProcessPoolExecutor(workers) as pool:

@@ -38,11 +38,12 @@ def interval(truth: Truths, score: Scores, repeats: int = 1000, seed: int = 0) -
 
 
 def youden(truth: Truths, score: Scores) -> float:
-    """Threshold at which sensitivity plus specificity is greatest."""
+    """Threshold at which sensitivity plus specificity is greatest, in the middle of the gap between two scores."""
     candidates = np.unique(score)
     sensitivity = np.array([(score[truth] >= c).mean() for c in candidates])
     specificity = np.array([(score[~truth] < c).mean() for c in candidates])
-    return float(candidates[np.argmax(sensitivity + specificity)])
+    best = int(np.argmax(sensitivity + specificity))
+    return float(candidates[max(best - 1, 0) : best + 1].mean())
 
 
 def predict(model: Path, images: NDArray[Any]) -> NDArray[np.float32]:

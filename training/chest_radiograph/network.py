@@ -32,13 +32,14 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # Blocks of 4 x 4 pixels become channels: no layer runs at the full resolution, which is what a CPU pays for.
-        self.stem = nn.Sequential(nn.PixelUnshuffle(4), _unit(16, 32))
+        # Blocks of 2 x 2 pixels become channels: no layer runs at the full resolution, which is what a CPU pays for.
+        self.stem = nn.Sequential(nn.PixelUnshuffle(2), _unit(4, 16), _unit(16, 32, 2), _unit(32, 32))
         self.eighth = nn.Sequential(_unit(32, 48, 2), Residual(48))
         self.sixteenth = nn.Sequential(_unit(48, 64, 2), Residual(64))
         self.deep = nn.Sequential(_unit(64, 96, 2), Residual(96))
         self.context = nn.Conv2d(64, 48, 1)
         self.place = nn.Sequential(_unit(48, 24), nn.Conv2d(24, 1, 1))
+        nn.init.constant_(self.place[1].bias, -4.0)  # nearly nowhere is a nodule
         self.up = nn.Upsample(scale_factor=2, mode="nearest")
         self.drop = nn.Dropout(0.2)
         self.whole = nn.Linear(2 * 96 + 2, 5)

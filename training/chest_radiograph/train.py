@@ -25,7 +25,7 @@ from training.chest_radiograph.network import Net, Shipped
 
 MODEL = Path("conf/models/chest-radiograph-demo/chest-radiograph-demo.onnx")
 CACHE = Path("build/chest-radiograph")
-_BATCH = 48
+_BATCH = 32
 
 
 def _discs(part: Radiographs, chosen: np.ndarray) -> Tensor:
@@ -40,6 +40,14 @@ def _discs(part: Radiographs, chosen: np.ndarray) -> Tensor:
     return torch.from_numpy(out)
 
 
+def _place_loss(logits: Tensor, inside: Tensor) -> Tensor:
+    """Focal loss of the nodule map, over the number of places inside a nodule: they are one in a thousand."""
+    chance = torch.sigmoid(logits)
+    hit = inside * (1 - chance) ** 2 * nn.functional.logsigmoid(logits)
+    miss = (1 - inside) * chance**2 * nn.functional.logsigmoid(-logits)
+    return -(hit + miss).sum() / inside.sum().clamp(min=1)
+
+
 def _average(mean: nn.Module, net: nn.Module, keep: float) -> None:
     """Move the averaged weights towards the current ones."""
     with torch.no_grad():
@@ -50,15 +58,18 @@ def _average(mean: nn.Module, net: nn.Module, keep: float) -> None:
                 a.copy_(b)
 
 
-def train(part: Radiographs, epochs: int, seed: int) -> Net:
-    """Fit the network and return the running average of its weights."""
+def train(part: Radiographs, epochs: int, seed: int, start: Path | None) -> Net:
+    """Fit the network over one cycle of the learning rate and return the running average of its weights."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    net = Net().to(memory_format=torch.channels_last)
+    net = Net()
+    if start is not None:
+        net.load_state_dict(torch.load(start, weights_only=True))
+    net = net.to(memory_format=torch.channels_last)
     mean = copy.deepcopy(net).eval()
     steps = len(part.images) // _BATCH
-    optimiser = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, epochs * steps, pct_start=0.15)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, epochs * steps, pct_start=0.1)
     step = 0
     for epoch in range(epochs):
         began, total = time.monotonic(), 0.0
@@ -73,21 +84,18 @@ def train(part: Radiographs, epochs: int, seed: int) -> Net:
             with torch.autocast("cpu", torch.bfloat16):
                 logits, places = net(toned(stack[:, :1]).contiguous(memory_format=torch.channels_last))
             loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), target)
-            weight = torch.tensor(12.0)
-            heat = nn.functional.binary_cross_entropy_with_logits(places.float(), place, pos_weight=weight)
             optimiser.zero_grad()
-            (loss + 2 * heat).backward()
+            (loss + 0.3 * _place_loss(places.float(), place)).backward()
             nn.utils.clip_grad_norm_(net.parameters(), 2.0)
             optimiser.step()
             schedule.step()
             step += 1
             _average(mean, net, min(0.99, step / (step + 10)))
             total += loss.item()
-            if k % 25 == 24:
+            if k % 40 == 39:
                 print(f"epoch {epoch} step {k + 1}/{steps} loss {total / (k + 1):.3f}", flush=True)
         print(f"epoch {epoch} loss {total / steps:.4f} in {time.monotonic() - began:.0f} s", flush=True)
-        CACHE.mkdir(parents=True, exist_ok=True)
-        torch.save(mean.state_dict(), CACHE / f"mean-{epoch}.pt")
+        torch.save(mean.state_dict(), CACHE / f"mean-{seed}-{epoch}.pt")
     return mean
 
 
@@ -109,18 +117,23 @@ def export(net: Net, path: Path) -> None:
 def main() -> None:
     """Train, export, choose thresholds, and print what the card needs."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=9)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seed", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--weights", type=Path, help="export these weights instead of training")
+    parser.add_argument("--cycles", type=int, default=2, help="each starts from the averaged weights of the one before")
+    parser.add_argument("--done", type=int, default=0, help="cycles that an earlier run completed")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    if given.weights:
-        net = Net()
-        net.load_state_dict(torch.load(given.weights, weights_only=True))
-    else:
-        net = train(load("train", CACHE), given.epochs, given.seed)
+    part = load("train", CACHE)
+    last = None
+    for cycle in range(given.cycles):
+        weights = CACHE / f"cycle-{cycle}.pt"
+        if cycle >= given.done:
+            torch.save(train(part, given.epochs, given.seed + cycle, last).state_dict(), weights)
+        last = weights
+    net = Net()
+    net.load_state_dict(torch.load(weights, weights_only=True))
     export(net.eval(), given.model)
     held = load("validation", CACHE)
     probabilities = predict(given.model, held.images)
