@@ -112,7 +112,7 @@ class ModelShown(_Model):
 
 
 def router(services: Services) -> APIRouter:
-    """Return the routes of the API, under ``/api/v1``; handlers are plain functions, which FastAPI runs in its threads."""
+    """Return the routes of the API, under ``/api/v1``; FastAPI runs the handlers in its threads."""
     api = APIRouter(prefix="/api/v1", tags=["operators"])
     database, settings = services.database, services.settings
 
