@@ -29,8 +29,9 @@ def show_story(console: Console, story: Story, *, events: bool) -> None:
     tree = Tree(f"[bold]study[/] {escape(story.study_instance_uid)}  {_state(story.state)}")
     tree.add(f"[bold]{escape(story.summary)}[/]")
     received = story.received
+    sources = sum(one.instances > one.made_here for one in received.series)
     branch = tree.add(
-        f"received {received.instances} instances in {len(received.series)} series"
+        f"received {received.instances} instances in {sources} series"
         f" from {escape(', '.join(received.calling_ae_titles) or 'unknown')}"
         f", {_at(received.first_at)} to {_at(received.last_at)}"
     )

@@ -163,7 +163,7 @@ def test_the_tree_shows_what_the_story_has(holding: Holding, tmp_path: Path) -> 
     text = shown(told(holding, study.study_instance_uid))
     for wanted in (
         study.study_instance_uid,
-        "received 3 instances",
+        "received 3 instances in 1 series",
         "from CT1",
         "why complete",
         "route chest-ct, model lung-ct: matched",
