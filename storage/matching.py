@@ -28,6 +28,8 @@ def value_list(value: str) -> list[str]:
 
 def folded(text: str) -> str:
     """Bring two spellings of one text together: compatibility forms, composition and case."""
+    if text.isascii():
+        return text.lower()
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 

@@ -84,6 +84,7 @@ _KNOWN = {
 
 _COLUMNS: Mapping[str, Any] = {
     _STUDY_UID: schema.study.c.study_instance_uid,
+    _PATIENT_NAME: schema.study.c.patient_name,
     "00100020": schema.study.c.patient_id,
     "00100030": schema.study.c.patient_birth_date,
     "00100040": schema.study.c.patient_sex,
@@ -142,6 +143,8 @@ def parse_key(name: str, value: str) -> Key:
     InvalidQuery
         When a part of the path is not in the data dictionary, or leads into what is no sequence.
     """
+    if "\0" in value:
+        raise InvalidQuery(f"the value for {name[:64]!r} holds a NUL character")
     path = tuple(parse_tag(part) for part in name.split("."))
     for tag in path[:-1]:
         if dictionary_VR(int(tag, 16)) != "SQ":
@@ -161,7 +164,7 @@ def find(connection: Connection, level: Level, query: Query) -> list[dict[str, A
     InvalidQuery
         When a key is not indexed at this level, or its value cannot be read.
     """
-    statement = _base(level)
+    conditions: list[ColumnElement[bool]] = []
     checks: list[Key] = []
     for key in query.keys:
         if key.path[0] not in _KNOWN[level]:
@@ -170,10 +173,12 @@ def find(connection: Connection, level: Level, query: Query) -> list[dict[str, A
             continue
         condition, exact = _narrowed(key)
         if condition is not None:
-            statement = statement.where(condition)
+            conditions.append(condition)
         if not exact:
             match_values(_vr(key), [], key.value)  # a value that cannot be read is refused, rows or no rows
             checks.append(key)
+    # Attributes are read for every row only where a key needs them: they are most of a row's bytes.
+    statement = _base(level, deep=any(_column(key) is None for key in checks)).where(*conditions)
     if not checks:
         statement = statement.offset(query.offset)
         # SQLite has no OFFSET without a LIMIT.
@@ -188,26 +193,26 @@ def find(connection: Connection, level: Level, query: Query) -> list[dict[str, A
     return list(_told(connection, level, found, query.include))
 
 
-def _base(level: Level) -> Select[Any]:
+def _base(level: Level, *, deep: bool) -> Select[Any]:
     study, series, instance = schema.study, schema.series, schema.instance
-    columns: list[Any] = [study.c.id.label("study_id"), study.c.study_instance_uid, study.c.attributes.label("study")]
+    columns: list[Any] = [study.c.id.label("study_id"), *(one for one in _COLUMNS.values() if one.table is study)]
+    columns += [study.c.attributes.label("study")] if deep else []
     if level is Level.STUDY:
         return select(*columns).order_by(study.c.id)
-    columns += [
-        series.c.id.label("series_id"),
-        series.c.series_instance_uid,
-        series.c.attributes.label("series"),
-    ]
+    columns += [series.c.id.label("series_id"), *(one for one in _COLUMNS.values() if one.table is series)]
+    columns += [series.c.attributes.label("series")] if deep else []
     if level is Level.SERIES:
         return select(*columns).select_from(series.join(study)).order_by(series.c.id)
-    columns += [
-        instance.c.sop_instance_uid,
-        instance.c.sop_class_uid,
-        instance.c.transfer_syntax_uid,
-        instance.c.attributes.label("instance"),
-    ]
+    columns += [instance.c.id.label("instance_id"), instance.c.transfer_syntax_uid]
+    columns += [one for one in _COLUMNS.values() if one.table is instance]
+    columns += [instance.c.attributes.label("instance")] if deep else []
     joined = instance.join(series, instance.c.series_id == series.c.id).join(study, instance.c.study_id == study.c.id)
     return select(*columns).select_from(joined).order_by(instance.c.id)
+
+
+def _column(key: Key) -> Any:
+    """Return the column that holds a key's attribute, if one does."""
+    return _COLUMNS.get(key.path[0]) if len(key.path) == 1 else None
 
 
 def _vr(key: Key) -> str:
@@ -245,8 +250,7 @@ def _narrowed(key: Key) -> tuple[ColumnElement[bool] | None, bool]:
         return _any_of(column, value), False
     if "*" in value or "?" in value:
         return column.like(_pattern(value), escape="\\"), False
-    # What has several values stands joined by backslashes.
-    return (column == value.strip()) | column.like("%\\\\%", escape="\\"), False
+    return column == value.strip(), False
 
 
 def _any_of(column: Any, value: str) -> ColumnElement[bool]:
@@ -274,6 +278,13 @@ def _name_pattern(value: str) -> str:
 
 def _matches(row: Any, level: Level, checks: list[Key]) -> bool:
     for key in checks:
+        column = _column(key)
+        if column is not None:
+            text = getattr(row, column.name)
+            # What has several values stands joined by backslashes.
+            if not match_values(_vr(key), text.split("\\") if text else [], key.value):
+                return False
+            continue
         elements: list[Mapping[str, Any]] = [
             getattr(row, name) for name in ("study", "series", "instance")[: level + 1]
         ]
@@ -304,8 +315,9 @@ def _told(
         batch = rows[start : start + _BATCH]
         summaries = _study_summaries(connection, {row.study_id for row in batch}, include, level)
         counts = _series_counts(connection, {row.series_id for row in batch}) if level is Level.SERIES else {}
+        attributes = _attributes(connection, level, batch)
         for row in batch:
-            told = _merged(row, level)
+            told = _merged(row, level, attributes)
             told.update(summaries.get(row.study_id, {}))
             if level is Level.SERIES:
                 told[_SERIES_INSTANCE_COUNT] = {"vr": "IS", "Value": [counts.get(row.series_id, 0)]}
@@ -314,14 +326,24 @@ def _told(
             yield dict(sorted(told.items()))
 
 
-def _merged(row: Any, level: Level) -> dict[str, Any]:
-    told = dict(row.study)
+def _attributes(connection: Connection, level: Level, batch: list[Any]) -> dict[str, dict[int, Mapping[str, Any]]]:
+    found: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for table in (schema.study, schema.series, schema.instance)[: level + 1]:
+        ids = {getattr(row, f"{table.name}_id") for row in batch}
+        rows = connection.execute(select(table.c.id, table.c.attributes).where(table.c.id.in_(ids)))
+        found[table.name] = {row.id: row.attributes for row in rows}
+    return found
+
+
+def _merged(row: Any, level: Level, attributes: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    for name, of_id in attributes.items():
+        # Between two reads an object may have been deleted: then only its UIDs are told.
+        told.update(of_id.get(getattr(row, f"{name}_id"), {}))
     told[_STUDY_UID] = {"vr": "UI", "Value": [row.study_instance_uid]}
     if level >= Level.SERIES:
-        told.update(row.series)
         told[_SERIES_UID] = {"vr": "UI", "Value": [row.series_instance_uid]}
     if level is Level.INSTANCE:
-        told.update(row.instance)
         told[_SOP_UID] = {"vr": "UI", "Value": [row.sop_instance_uid]}
         told[_SOP_CLASS] = {"vr": "UI", "Value": [row.sop_class_uid]}
         told[_SYNTAXES] = {"vr": "UI", "Value": [row.transfer_syntax_uid]}
