@@ -122,19 +122,16 @@ def _demonstrate(options: argparse.Namespace, console: Console, stack: ExitStack
     sent_at = _send_all(studies, node, orthanc, progress)
 
     pacs = Pacs(orthanc.dicomweb_url if orthanc is not None else f"{node.http_url}/dicom-web")
-    present_at = _await_results(studies, emr, pacs, node, progress, options.deadline)
+    _await_results(studies, emr, pacs, node, progress, options.deadline)
     messages = read_log(emr.messages())
-    rows: list[Row] = []
-    for study in studies:
-        arrived = present_at.get(study.uid)
-        rows += judge(study, messages, pacs, arrived - sent_at[study.uid] if arrived is not None else None)
+    rows = [row for study in studies for row in judge(study, messages, pacs, sent_at[study.uid])]
     progress.stop()
     why = ", since no Orthanc is installed" if find_orthanc() is None else ""
     kind = "Orthanc" if orthanc is not None else f"the node's own archive{why}"
     console.print()
     console.print(build_table(rows, f"What the outside sees. PACS: {kind} ({pacs.url})"))
     console.print(
-        f"[dim]Seconds run from a study's last C-STORE until its results are in the PACS and the message in the EMR, "
+        f"[dim]Seconds run from a study's last C-STORE until, its results being in the PACS, the EMR had the message, "
         f"{QUIET_SECONDS} s of quiet time included. Research use only; not a medical device. Logs: {folder}[/]"
     )
     parked = node.status()["parked"]
@@ -263,10 +260,10 @@ def _send_all(studies: Sequence[Study], node: Node, orthanc: Orthanc | None, pro
 
 def _await_results(
     studies: Sequence[Study], emr: MllpReceiver, pacs: Pacs, node: Node, progress: Progress, deadline: float
-) -> dict[str, float]:
-    """Poll PACS and EMR; return when each study's results were there, and stop at the deadline, whatever is missing."""
+) -> None:
+    """Poll PACS and EMR until every study's results are there, or the deadline has passed, whatever is missing."""
     task = progress.add_task("Results in the PACS and in the EMR", total=len(studies))
-    present_at: dict[str, float] = {}
+    present: set[str] = set()
     expected_known = all(study.model is not None for study in studies)
     idle = False
 
@@ -281,10 +278,10 @@ def _await_results(
             raise PeerError(f"the node ended with status {node.process.exit_status}:\n{node.process.log_tail()}")
         messages = read_log(emr.messages())
         for study in studies:
-            if study.uid not in present_at and complete(study, messages):
-                present_at[study.uid] = time.time()
+            if study.uid not in present and complete(study, messages):
+                present.add(study.uid)
                 progress.advance(task)
-        if len(present_at) == len(studies):
+        if len(present) == len(studies):
             return True
         if idle:
             return True
@@ -296,8 +293,7 @@ def _await_results(
         # Asking for the status starts a process, so it is asked less often.
         wait_until(finished, deadline, "the results", interval=0.2 if expected_known else 1.0)
     except TimeoutError:
-        progress.console.print(f"[red]After {deadline:g} s {len(studies) - len(present_at)} studies have no result.[/]")
-    return present_at
+        progress.console.print(f"[red]After {deadline:g} s {len(studies) - len(present)} studies have no result.[/]")
 
 
 def _nothing_left_to_do(status: dict[str, Any], studies: int) -> bool:

@@ -29,8 +29,12 @@ class Row:
     complaints: tuple[str, ...]
 
 
-def judge(study: Study, messages: Sequence[Message], pacs: Pacs, seconds: float | None) -> list[Row]:
-    """Return one row for every result of a study, or one that says what is missing."""
+def judge(study: Study, messages: Sequence[Message], pacs: Pacs, sent_at: float) -> list[Row]:
+    """Return one row for every result of a study, or one that says what is missing.
+
+    ``sent_at`` is when its last image left, in seconds since the epoch. The seconds of a row end with the arrival of
+    the message, which comes when the documents that it cites are in the PACS.
+    """
     about = [message for message in messages if message.study_uid == study.uid]
     holding = pacs.holding(study.uid)
     complaints = _complaints_of_study(study, about, holding)
@@ -43,7 +47,7 @@ def judge(study: Study, messages: Sequence[Message], pacs: Pacs, seconds: float 
             reading=reading,
             message=message,
             holding=holding,
-            seconds=seconds,
+            seconds=message.received_at.timestamp() - sent_at,
             complaints=(*complaints, *_complaints_of_reading(study, reading, pacs)),
         )
         for message, reading in readings
@@ -123,9 +127,16 @@ def build_table(rows: Sequence[Row], title: str) -> Table:
             _finding(row.study, reading),
             f"{row.holding.images} image{'s' if row.holding.images != 1 else ''}\n{held}",
             f"{row.message.acknowledgement}\n[dim]{row.message.control_id}[/]" if row.message else "-",
-            f"{row.seconds:.1f}" if row.seconds is not None else "-",
+            _seconds(row.seconds),
         )
     return table
+
+
+def _seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    # Of several studies in one folder the first may be done before the last is sent.
+    return f"{seconds:.1f}" if seconds >= 0 else "while sending"
 
 
 def _model(reading: Reading | None) -> str:

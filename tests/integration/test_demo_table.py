@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from node.notify.report import DocumentReference
 from phantoms.dicom import write_radiograph
 from tests.peers import Orthanc
 from tests.unit.test_hl7 import LUNGS, NODULE, a_report, a_result
+
+SENT_AT = datetime(2026, 11, 21, 8, 30, 55, tzinfo=UTC).timestamp()
 
 
 def logged(message: bytes, control_id: str = "M1", acknowledgement: str = "AA") -> dict[str, Any]:
@@ -101,7 +104,8 @@ def situation(tmp_path_factory: pytest.TempPathFactory, orthanc_of_module: Ortha
         result = a_result(**{"findings": NODULE, "documents": (cited,), **changes.pop("result", {})})
         message = build_message(a_report(study_uid=study.uid, results=(result,)), Profile(), "M1")
         records = [logged(message, f"M{number}", acknowledgement) for number in range(copies)]
-        rows = judge(dataclasses.replace(study, **expected), read_log(records), Pacs(orthanc.dicomweb_url), 1.0)
+        rows = judge(dataclasses.replace(study, **expected), read_log(records), Pacs(orthanc.dicomweb_url), SENT_AT)
+        assert {row.seconds for row in rows} <= {5.0, None}
         return tuple(complaint for row in rows for complaint in row.complaints)
 
     return complaints
