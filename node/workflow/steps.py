@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
 from inference.card import Card
 from inference.engine import ImageFile, Job
@@ -135,6 +136,11 @@ def perform(
             _failed(way, workitem, attempt, str(failure), tries=1)
         except LeaseLost:
             _log.warning("attempt was taken away; its result is dropped", attempt=attempt.number)
+        except (SQLAlchemyError, OSError):
+            raise  # the node's own trouble, a full disk say: no try is lost, the lease runs out
+        except Exception as error:  # noqa: BLE001 - whatever a study can make go wrong must end as a parked row
+            _log.exception("attempt broke")
+            _failed(way, workitem, attempt, f"broke: {type(error).__name__}", tries=way.settings.perform.tries)
     return True
 
 

@@ -87,7 +87,7 @@ def run_performer(way: Way, index: int, stop: threading.Event) -> None:
             host.close()
 
 
-class _Stopping(Exception):
+class _Stopping(BaseException):
     """The node is being stopped: what runs is given up, and taken up again by the next start."""
 
 
