@@ -110,7 +110,7 @@ def train(volumes: list[tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]], st
         shown = 0.98 * shown + 0.02 * loss.item() if shown else loss.item()
         if step % 100 == 0:
             print(f"step {step} loss {shown:.4f} {time.monotonic() - began:.0f} s", flush=True)
-        if step % 1000 == 0 or step == steps:
+        if step % 400 == 0 or step == steps:
             torch.save(net.state_dict(), out)
     net.eval()
     return net
@@ -122,8 +122,8 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("var/training/lung-ct"), help="folder for data and checkpoints"
     )
-    parser.add_argument("--volumes", type=int, default=900)
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--volumes", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--out", type=Path, default=Path("conf/models/lung-ct/lung-ct.onnx"))
     arguments = parser.parse_args()
     paths = prepare(arguments.work / "volumes", arguments.volumes)
