@@ -312,11 +312,22 @@ def _retry_outgoing(connection: Connection, target: Target, reason: str, done: D
             studies.report_again(connection, revision_id, reason)
 
 
+def _retry_notification(connection: Connection, target: Target, reason: str, done: Done) -> None:
+    n = schema.notification.c
+    row = connection.execute(select(n.message, n.revision_id, n.state).where(n.id == target.id)).one()
+    if row.state == lifecycle.PARKED and not row.message:
+        # It could not be composed, so there is nothing to send again: a further message takes its place.
+        studies.report_again(connection, row.revision_id, reason)
+        done.changed.append(f"{target}: composed anew as a further message")
+        return
+    _retry_outgoing(connection, target, reason, done)
+
+
 _RETRY: Mapping[str, Callable[[Connection, Target, str, Done], None]] = {
     "study": _retry_study,
     "workitem": _retry_workitem,
     "delivery": _retry_outgoing,
-    "notification": _retry_outgoing,
+    "notification": _retry_notification,
 }
 
 
