@@ -6,7 +6,9 @@ What differs from pynetdicom's own classes, and why:
   wait some 40 ms an object for a delayed acknowledgement, and it refuses lengths that no PDU of ours can have;
 - a dataset is written to a file as it arrives, so that its size costs no memory; a full disk answers with a
   status instead of ending the association;
-- both threads of an association sleep until something happens instead of waking every millisecond.
+- both threads of an association sleep until something happens instead of waking every millisecond;
+- an object is stored and answered by the thread that has read it: each change of threads costs a wait on a busy
+  machine, and the peer has nothing else to say before the answer (we negotiate no asynchronous operations).
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ import queue
 import select
 import socket
 import struct
+import threading
 import time
 import uuid
-from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -29,6 +32,7 @@ from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dul import DULServiceProvider
+from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket
 
@@ -41,8 +45,6 @@ PART_SUFFIX = ".part"
 
 _log = structlog.get_logger(__name__)
 _INVALID_PDU = "Evt19"
-#: A peer may send this many C-STORE requests ahead of their answers (we negotiate one at a time, PS3.7 D.3.3.3).
-_MAXIMUM_AHEAD = 16
 _IDLE_SECONDS = 0.1
 
 
@@ -198,7 +200,13 @@ class UpperLayer(DULServiceProvider):
         self.to_user_queue = _Announcing(association)
 
     def send_pdu(self, primitive: Any) -> None:
-        """Hand a primitive to the thread and wake it."""
+        """Hand a primitive to the thread and wake it; what the thread itself has to say, it says at once.
+
+        That is action DT-2 of PS3.8 Table 9-10 without the way through the queue: send, and stay in Sta6.
+        """
+        if isinstance(primitive, P_DATA) and threading.current_thread() is self:
+            self._send(P_DATA_TF(primitive))
+            return
         super().send_pdu(primitive)
         cast(QuickSocket, self.socket).wake()
 
@@ -238,13 +246,17 @@ class Messages(DIMSEServiceProvider):
         Its owner.
     incoming
         Folder on the file system of the blobs.
+    store
+        Called with each C-STORE request, the id of its context and its dataset, in the reading thread; answers it.
     """
 
-    def __init__(self, association: Association, incoming: Path) -> None:
+    def __init__(
+        self, association: Association, incoming: Path, store: Callable[[C_STORE, int, Received], None]
+    ) -> None:
         super().__init__(association)
         self._incoming = incoming
+        self._store = store
         self._arriving: Received | None = None
-        self._arrived: deque[Received] = deque()
 
     def get_msg(self, block: bool = False) -> Any:
         """Return the next request; where none is there, wait a moment for one."""
@@ -264,17 +276,11 @@ class Messages(DIMSEServiceProvider):
             _log.warning("invalid message", calling_ae_title=self._calling, error=type(error).__name__)
             self.dul.event_queue.put(_INVALID_PDU)
 
-    def take(self) -> Received | None:
-        """Return the dataset of the C-STORE request that ``get_msg`` has returned."""
-        return self._arrived.popleft() if self._arrived else None
-
     def discard(self) -> None:
-        """Remove whatever has not become an answered request; both threads have ended."""
-        left = [*self._arrived, *([self._arriving] if self._arriving else [])]
-        self._arriving = None
-        self._arrived.clear()
-        for one in left:
-            one.discard()
+        """Remove a dataset that has not arrived in full; both threads have ended."""
+        if self._arriving is not None:
+            self._arriving.discard()
+            self._arriving = None
 
     @property
     def _calling(self) -> str:
@@ -296,8 +302,6 @@ class Messages(DIMSEServiceProvider):
             self._begin(self.message, context_id)
 
     def _begin(self, message: C_STORE_RQ, context_id: int) -> None:
-        if len(self._arrived) >= _MAXIMUM_AHEAD:
-            raise ValueError("too many requests ahead of their answers")
         command = message.command_set
         self._arriving = Received.begin(
             self._incoming,
@@ -315,5 +319,7 @@ class Messages(DIMSEServiceProvider):
         assert received is not None
         assert message is not None
         received.end()
-        self._arrived.append(received)
-        self.msg_queue.put((cast(int, message.context_id), cast(C_STORE, message.message_to_primitive())))
+        try:
+            self._store(cast(C_STORE, message.message_to_primitive()), cast(int, message.context_id), received)
+        finally:
+            received.path.unlink(missing_ok=True)

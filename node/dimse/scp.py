@@ -27,7 +27,7 @@ from pynetdicom.transport import AddressInformation, AssociationServer, RequestH
 from sqlalchemy.exc import SQLAlchemyError
 
 from node.dimse import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, status
-from node.dimse.acceptor import PART_SUFFIX, Messages, QuickSocket, UpperLayer
+from node.dimse.acceptor import PART_SUFFIX, Messages, QuickSocket, Received, UpperLayer
 from node.dimse.contexts import accepted_contexts
 from node.errors import AlreadyRunning, ConfigurationError
 from node.settings import DimseSettings
@@ -310,7 +310,7 @@ class Intake(Association):
         self._bytes = 0
         self._studies: set[str] = set()
         self.dul = UpperLayer(self)
-        self.dimse = Messages(self, server.incoming)
+        self.dimse = Messages(self, server.incoming, self._store)
         self.acse_timeout = ae.acse_timeout
         self.dimse_timeout = ae.dimse_timeout
         self.network_timeout = ae.network_timeout
@@ -345,14 +345,14 @@ class Intake(Association):
 
     def _serve_request(self, msg: Any, context_id: int) -> None:
         if isinstance(msg, C_STORE) and context_id in self._accepted_cx:
-            self._store(msg, self._accepted_cx[context_id])
+            self._answer(msg, context_id, self._refused(status.MISSING_DATASET))
         else:
             super()._serve_request(msg, context_id)
 
-    def _store(self, request: C_STORE, context: PresentationContext) -> None:
-        answer = self._keep(request, context)
-        if not self.is_established:
-            return
+    def _store(self, request: C_STORE, context_id: int, received: Received) -> None:
+        self._answer(request, context_id, self._keep(request, self._accepted_cx[context_id], received))
+
+    def _answer(self, request: C_STORE, context_id: int, answer: status.Status) -> None:
         response = C_STORE()
         response.MessageIDBeingRespondedTo = request.MessageID
         response.AffectedSOPClassUID = request.AffectedSOPClassUID
@@ -360,14 +360,10 @@ class Intake(Association):
         response.Status = answer.code
         if answer.comment:
             response.ErrorComment = answer.comment  # type: ignore[assignment]
-        assert context.context_id is not None
-        self.dimse.send_msg(response, context.context_id)
+        self.dimse.send_msg(response, context_id)
 
-    def _keep(self, request: C_STORE, context: PresentationContext) -> status.Status:
+    def _keep(self, request: C_STORE, context: PresentationContext, received: Received) -> status.Status:
         """Make the object durable and say what to answer."""
-        received = self.dimse.take()
-        if received is None:
-            return self._refused(status.MISSING_DATASET)
         self._bytes += received.size
         origin = Origin(calling_ae_title=self._calling)
         try:
@@ -381,8 +377,6 @@ class Intake(Association):
             )
         except Exception as error:  # noqa: BLE001 - this is the edge: every error becomes a status
             return self._refused(status.status_for(error), error)
-        finally:
-            received.path.unlink(missing_ok=True)
         self._outcomes[receipt.outcome] += 1
         self._studies.add(receipt.study_instance_uid)
         return status.SUCCESS
