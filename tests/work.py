@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from pydicom.uid import generate_uid
 
-from storage import lifecycle, outbox, studies, worklist
+from storage import attempts, lifecycle, outbox, studies, worklist
 from storage.blobs import FileBlobs
 from storage.database import Database
 from storage.headers import read_header
@@ -136,21 +136,21 @@ class Holding:
 
     def claim(self, owner: str = "worker-1", lease_seconds: float = 30) -> tuple[Workitem, Attempt]:
         with self.database.write() as connection:
-            claimed = worklist.claim(connection, owner, lease_seconds)
+            claimed = attempts.claim(connection, owner, lease_seconds)
         assert claimed is not None
         return claimed
 
-    def document(self, folder: Path, study: Study) -> worklist.NewDocument:
+    def document(self, folder: Path, study: Study) -> attempts.NewDocument:
         """Make an evidence document's bytes durable."""
         made = radiograph(folder / "made", np.zeros((4, 4)), study_uid=study.study_instance_uid)
         path = self.incoming / uuid.uuid4().hex
         shutil.copyfile(made, path)
-        return worklist.NewDocument(kind="SR", header=read_header(path), blob=self.blobs.adopt(path))
+        return attempts.NewDocument(kind="SR", header=read_header(path), blob=self.blobs.adopt(path))
 
     def complete(self, folder: Path, study: Study, workitem: Workitem, attempt: Attempt) -> list[Document]:
         new = self.document(folder, study)
         with self.database.write() as connection:
-            return worklist.complete(
+            return attempts.complete(
                 connection, workitem, attempt, findings={"x": 1}, new_documents=[new], outcome="left lung 2000 mL"
             )
 

@@ -31,7 +31,7 @@ from node.notify.mllp import Accepted, Unreachable
 from node.notify.receivers import Receiver
 from node.settings import Route, Settings
 from node.workflow import completion, report, retry, routing
-from storage import control, lifecycle, outbox, studies, worklist
+from storage import attempts, control, lifecycle, outbox, studies, worklist
 from storage.blobs import Blobs
 from storage.database import Database, now
 from storage.errors import LeaseLost
@@ -116,7 +116,7 @@ def perform(
     lease = way.settings.perform.lease_seconds
     with way.database.write() as connection:
         paused = control.paused(connection, "model")
-        claimed = worklist.claim(connection, owner, lease, paused_models=paused)
+        claimed = attempts.claim(connection, owner, lease, paused_models=paused)
         job = None if claimed is None else _job(way, connection, claimed[0])
     if claimed is None:
         return False
@@ -320,7 +320,7 @@ def _unavailable(way: Way, workitem: Workitem) -> str:
 
 def _renew(way: Way, attempt: Attempt, lease_seconds: float) -> None:
     with way.database.write() as connection:
-        worklist.renew(connection, attempt, lease_seconds)
+        attempts.renew(connection, attempt, lease_seconds)
 
 
 def _document(way: Way, workitem: Workitem, findings: Findings) -> tuple[EvidenceDocument, ...]:
@@ -374,15 +374,15 @@ def _commit(
     way: Way, workitem: Workitem, attempt: Attempt, findings: Findings, documents: Sequence[EvidenceDocument]
 ) -> None:
     """Make the bytes durable, then commit everything about them at once."""
-    new: list[worklist.NewDocument] = []
+    new: list[attempts.NewDocument] = []
     try:
         for document in documents:
             path = way.incoming / f"{uuid.uuid4().hex}.evidence"
             path.write_bytes(document.data)
             header = read_header(path)
-            new.append(worklist.NewDocument(kind=document.kind, header=header, blob=way.blobs.adopt(path)))
+            new.append(attempts.NewDocument(kind=document.kind, header=header, blob=way.blobs.adopt(path)))
         with way.database.write() as connection:
-            worklist.complete(
+            attempts.complete(
                 connection,
                 workitem,
                 attempt,
@@ -408,7 +408,7 @@ def _outcome(findings: Findings) -> str:
 
 def _failed(way: Way, workitem: Workitem, attempt: Attempt, reason: str, *, tries: int) -> None:
     with way.database.write() as connection:
-        parked = worklist.fail(connection, workitem, attempt, reason, tries=tries)
+        parked = attempts.fail(connection, workitem, attempt, reason, tries=tries)
     _log.warning("attempt failed", attempt=attempt.number, reason=reason, parked=parked)
 
 

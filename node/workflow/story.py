@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from storage import changefeed, lifecycle, outbox, schema, studies, worklist
+from storage import attempts, changefeed, lifecycle, outbox, schema, studies, worklist
 from storage.records import Change, Document, Revision, Study, Workitem
 
 __all__ = [
@@ -348,7 +348,7 @@ def _workitems(connection: Connection, study_id: int, numbers: Mapping[int, int]
                     started_at=attempt.started_at,
                     ended_at=attempt.ended_at,
                 )
-                for attempt in worklist.attempts(connection, one.id)
+                for attempt in attempts.of_workitem(connection, one.id)
             ],
             documents=[_document(connection, document) for document in worklist.documents(connection, one.id)],
         )

@@ -10,7 +10,7 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from node.workflow.steps import Way
-from storage import worklist
+from storage import attempts
 
 __all__ = ["sweeping"]
 
@@ -35,6 +35,6 @@ def sweeping(way: Way) -> Iterator[None]:
 
 def _expire_leases(way: Way) -> None:
     with way.database.write() as connection:
-        lost = worklist.lose_expired(connection, limit=way.settings.perform.losses)
+        lost = attempts.lose_expired(connection, limit=way.settings.perform.losses)
     if lost:
         _log.warning("leases ran out", attempts=lost)

@@ -19,7 +19,7 @@ from node.notify.receivers import Receiver
 from node.workflow import steps
 from node.workflow.steps import Way
 from node.workflow.sweeps import sweeping
-from storage import worklist
+from storage import attempts
 from storage.database import Watch
 
 __all__ = ["run_performer", "run_workflow"]
@@ -59,7 +59,7 @@ def run_performer(way: Way, index: int, stop: threading.Event) -> None:
     owner = f"{prefix}{os.getpid()}:{uuid.uuid4().hex[:8]}"
     losses = way.settings.perform.losses
     with way.database.write() as connection:
-        worklist.lose(connection, prefix, limit=losses, reason="the node stopped while at it")
+        attempts.lose(connection, prefix, limit=losses, reason="the node stopped while at it")
     # What a killed performer's engines have left is removed by the one that stands for it.
     scratch = way.scratch / f"performer-{index}"
     shutil.rmtree(scratch, ignore_errors=True)

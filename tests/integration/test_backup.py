@@ -20,7 +20,7 @@ from node.ops.backup import backup
 from node.ops.restore import restore
 from node.settings import Settings
 from node.workflow import control, story
-from storage import outbox, schema, studies, worklist
+from storage import attempts, outbox, schema, studies
 from storage.database import Database
 from storage.headers import read_header
 from storage.index import Origin
@@ -128,7 +128,7 @@ def test_what_was_under_way_is_parked_after_restoring_and_a_retry_takes_it_up(
     with again.database.write() as connection:
         assert outbox.due_deliveries(connection, "pacs") == []
         assert outbox.due_notifications(connection, "emr") == []
-        assert worklist.claim(connection, "worker", 30) is None
+        assert attempts.claim(connection, "worker", 30) is None
         assert studies.due_for_verdict(connection, 0) == []
         assert studies.revisions_in(connection, "OPEN") == studies.revisions_in(connection, "ROUTED") == []
         parked = control.status(connection).parked
@@ -139,7 +139,7 @@ def test_what_was_under_way_is_parked_after_restoring_and_a_retry_takes_it_up(
     with again.database.write() as connection:
         assert len(outbox.due_deliveries(connection, "pacs")) == 1
         assert len(outbox.due_notifications(connection, "emr")) == 1
-        assert worklist.claim(connection, "worker", 30) is not None
+        assert attempts.claim(connection, "worker", 30) is not None
         assert {one.id for one in studies.due_for_verdict(connection, 0)} == {receiving.id, unrouted.id}
         last = studies.last_revision(connection, unrouted.id)
         assert last is not None

@@ -10,7 +10,7 @@ import pytest
 from node.errors import ConfigurationError
 from node.settings import Settings
 from node.workflow import control
-from storage import changefeed, lifecycle, outbox, studies, worklist
+from storage import attempts, changefeed, lifecycle, outbox, studies, worklist
 from storage import control as holds
 from storage.errors import Unknown
 from storage.records import Notification
@@ -38,7 +38,7 @@ def parked_workitem(holding: Holding, folder: Path) -> tuple[str, int]:
     holding.schedule(study, holding.judge(study))
     workitem, attempt = holding.claim()
     with holding.database.write() as connection:
-        worklist.fail(connection, workitem, attempt, "the engine was killed", tries=1)
+        attempts.fail(connection, workitem, attempt, "the engine was killed", tries=1)
     return study.study_instance_uid, workitem.id
 
 

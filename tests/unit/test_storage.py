@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 from pydicom.uid import generate_uid
 from sqlalchemy import func, insert, select, text, update
 
-from storage import changefeed, lifecycle, outbox, schema, studies, worklist
+from storage import attempts, changefeed, lifecycle, outbox, schema, studies, worklist
 from storage.database import Database, migrate, now, schema_versions
 from storage.errors import IllegalTransition, LeaseLost, NotDicom, StillNeeded, StorageError, Unknown
 from storage.index import Origin, Outcome
@@ -99,7 +99,7 @@ def test_a_workitem_is_given_to_one_worker_only(holding: Holding, tmp_path: Path
         barrier.wait()
         for _ in range(20):
             with holding.database.write() as connection:
-                claimed = worklist.claim(connection, f"worker-{number}", 30)
+                claimed = attempts.claim(connection, f"worker-{number}", 30)
             if claimed is not None:
                 return claimed[0].id
         return None
@@ -118,13 +118,13 @@ def test_a_workitem_whose_attempt_was_lost_is_taken_up_by_one_worker_only(holdin
     holding.schedule(study, holding.judge(study))
     holding.claim("dead-1")
     with holding.database.write() as connection:
-        assert worklist.lose(connection, "dead-", limit=50, reason="the node died") == 1
+        assert attempts.lose(connection, "dead-", limit=50, reason="the node died") == 1
     barrier = threading.Barrier(6)
 
     def claim(number: int) -> bool:
         barrier.wait()
         with holding.database.write() as connection:
-            return worklist.claim(connection, f"worker-{number}", 30) is not None
+            return attempts.claim(connection, f"worker-{number}", 30) is not None
 
     with ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(claim, range(6))) == 1
@@ -135,7 +135,7 @@ def test_a_paused_model_is_not_claimed(holding: Holding, tmp_path: Path) -> None
     study = holding.study(tmp_path)
     holding.schedule(study, holding.judge(study))
     with holding.database.write() as connection:
-        assert worklist.claim(connection, "worker", 30, paused_models={"lung-ct"}) is None
+        assert attempts.claim(connection, "worker", 30, paused_models={"lung-ct"}) is None
 
 
 def test_the_result_of_an_attempt_that_was_taken_away_is_refused_and_leaves_nothing(
@@ -145,10 +145,10 @@ def test_the_result_of_an_attempt_that_was_taken_away_is_refused_and_leaves_noth
     holding.schedule(study, holding.judge(study))
     workitem, lost = holding.claim("slow", lease_seconds=-1)
     with holding.database.write() as connection:
-        assert worklist.lose_expired(connection, limit=50) == 1
+        assert attempts.lose_expired(connection, limit=50) == 1
     _, second = holding.claim("quick")
     with holding.database.write() as connection, pytest.raises(LeaseLost):
-        worklist.renew(connection, lost, 30)
+        attempts.renew(connection, lost, 30)
     with pytest.raises(LeaseLost):
         holding.complete(tmp_path, study, workitem, lost)
     assert holding.states("delivery") == []
@@ -162,8 +162,8 @@ def test_a_lease_that_is_renewed_does_not_run_out(holding: Holding, tmp_path: Pa
     holding.schedule(study, holding.judge(study))
     _, attempt = holding.claim(lease_seconds=-1)
     with holding.database.write() as connection:
-        worklist.renew(connection, attempt, 30)
-        assert worklist.lose_expired(connection, limit=50) == 0
+        attempts.renew(connection, attempt, 30)
+        assert attempts.lose_expired(connection, limit=50) == 0
 
 
 def test_three_failed_tries_park_a_workitem_with_the_reason(holding: Holding, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_three_failed_tries_park_a_workitem_with_the_reason(holding: Holding, tm
     for _ in range(3):
         workitem, attempt = holding.claim()
         with holding.database.write() as connection:
-            parked.append(worklist.fail(connection, workitem, attempt, "the engine was killed", tries=3))
+            parked.append(attempts.fail(connection, workitem, attempt, "the engine was killed", tries=3))
     assert parked == [False, False, True]
     with holding.database.read() as connection:
         found = worklist.get(connection, workitem.id)
@@ -188,7 +188,7 @@ def test_twenty_deaths_of_the_node_park_nothing_and_its_limit_parks(holding: Hol
     for number in range(21):
         workitem, _ = holding.claim(f"node-{number}:1")
         with holding.database.write() as connection:
-            assert worklist.lose(connection, f"node-{number}:", limit=21, reason="the node died") == 1
+            assert attempts.lose(connection, f"node-{number}:", limit=21, reason="the node died") == 1
             state = worklist.get(connection, workitem.id)
         assert state.parked is (number == 20)
     assert state.state == "CANCELED"
@@ -199,11 +199,11 @@ def test_losses_are_of_the_named_owner_only_and_do_not_count_as_tries(holding: H
     holding.schedule(study, holding.judge(study))
     holding.claim("performer-1:77")
     with holding.database.write() as connection:
-        assert worklist.lose(connection, "performer_1:", limit=50, reason="died") == 0
-        assert worklist.lose(connection, "performer-1:", limit=50, reason="died") == 1
+        assert attempts.lose(connection, "performer_1:", limit=50, reason="died") == 0
+        assert attempts.lose(connection, "performer-1:", limit=50, reason="died") == 1
     workitem, attempt = holding.claim()
     with holding.database.write() as connection:
-        assert worklist.fail(connection, workitem, attempt, "broke", tries=2) is False
+        assert attempts.fail(connection, workitem, attempt, "broke", tries=2) is False
 
 
 def test_a_result_commits_whole_or_not_at_all(holding: Holding, tmp_path: Path) -> None:
@@ -212,14 +212,14 @@ def test_a_result_commits_whole_or_not_at_all(holding: Holding, tmp_path: Path) 
     workitem, attempt = holding.claim()
     twice = holding.document(tmp_path, study)
     with pytest.raises(Exception, match=r"(?i)unique"), holding.database.write() as connection:
-        worklist.complete(connection, workitem, attempt, findings={}, new_documents=[twice, twice], outcome="x")
+        attempts.complete(connection, workitem, attempt, findings={}, new_documents=[twice, twice], outcome="x")
     with holding.database.read() as connection:
         assert worklist.get(connection, workitem.id).state == "IN PROGRESS"
         assert worklist.documents(connection, workitem.id) == []
         made = connection.execute(select(func.count()).where(schema.instance.c.made_here.is_(True))).scalar_one()
     assert (made, holding.states("delivery")) == (0, [])
     with holding.database.write() as connection:
-        worklist.complete(connection, workitem, attempt, findings={}, new_documents=[twice], outcome="x")
+        attempts.complete(connection, workitem, attempt, findings={}, new_documents=[twice], outcome="x")
     assert holding.states("delivery") == ["PENDING"]
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from node.cli.terminal import show_status, show_story
 from node.workflow import control, story
-from storage import lifecycle, outbox, studies, worklist
+from storage import attempts, lifecycle, outbox, studies
 from storage.errors import Unknown
 from tests.dicom_factory import ct_series
 from tests.work import Holding
@@ -141,7 +141,7 @@ def test_the_summary_says_where_a_study_stands(holding: Holding, tmp_path: Path)
     assert told(holding, uid).summary == "complete: 1 workitem open"
     workitem, attempt = holding.claim()
     with holding.database.write() as connection:
-        worklist.fail(connection, workitem, attempt, "the engine was killed", tries=1)
+        attempts.fail(connection, workitem, attempt, "the engine was killed", tries=1)
     assert told(holding, uid).summary == "complete: 1 workitem parked"
     control.retry(holding.database, uid, by="ann")
     one = told(holding, uid)
