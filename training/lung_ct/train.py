@@ -12,21 +12,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import ndimage
 from torch import nn
 from torch.nn import functional
 
-from training.lung_ct.data import LEFT, OTHER_AIR, RIGHT, prepare
+from training.lung_ct.data import prepare
 from training.lung_ct.export import export
 from training.lung_ct.net import OFFSETS, LungNet, normalise
-
-Pair = tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]  # HU and classes
 
 SEED = 7
 BATCH = 8
 
 
-def load(paths: list[Path]) -> list[Pair]:
+def load(paths: list[Path]) -> list[tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]]:
     """Read the volumes into memory."""
     out = []
     for path in paths:
@@ -36,7 +33,7 @@ def load(paths: list[Path]) -> list[Pair]:
 
 
 def _sample(
-    volume: Pair, rng: np.random.Generator, size: tuple[int, int]
+    volume: tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]], rng: np.random.Generator, size: tuple[int, int]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
     """Return one slice with its neighbours [neighbour, row, column] and its classes [row, column]."""
     hu, classes = volume
@@ -68,7 +65,9 @@ def _sample(
     return x.astype(np.float32), y
 
 
-def batch(volumes: list[Pair], rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def batch(
+    volumes: list[tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]], rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a random batch (input, classes)."""
     size = (int(rng.choice([80, 96, 112])), int(rng.choice([80, 112, 128])))
     pairs = [_sample(volumes[int(rng.integers(len(volumes)))], rng, size) for _ in range(BATCH)]
@@ -77,21 +76,9 @@ def batch(volumes: list[Pair], rng: np.random.Generator) -> tuple[torch.Tensor, 
     return normalise(x), y
 
 
-def pixel_weights(y: npt.NDArray[np.int64], enclosed: float) -> torch.Tensor:
-    """Return the weight of each pixel: lung 1.5, air that the body encloses (airway, bowel) `enclosed`, else 1."""
-    weights = np.where((y == RIGHT) | (y == LEFT), 1.5, 1.0).astype(np.float32)
-    if enclosed != 1.0:
-        for k, plane in enumerate(y):
-            labels, _ = ndimage.label(plane == OTHER_AIR)
-            outside = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
-            inner = (labels > 0) & ~np.isin(labels, outside)
-            weights[k][ndimage.binary_dilation(inner)] = enclosed
-    return torch.from_numpy(weights)
-
-
 def loss_of(logits: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Weighted cross entropy plus soft Dice of the four classes."""
-    ce = (functional.cross_entropy(logits, y, reduction="none") * weight).sum() / weight.sum()
+    """Cross entropy plus soft Dice of the four classes."""
+    ce = functional.cross_entropy(logits, y, weight=weight)
     p = logits.softmax(1)
     one = functional.one_hot(y, p.shape[1]).movedim(-1, 1).float()
     both = (p * one).sum((0, 2, 3))
@@ -99,36 +86,33 @@ def loss_of(logits: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> torc
     return ce + dice
 
 
-def run_cycle(net: LungNet, volumes: list[Pair], *, steps: int, rate: float, enclosed: float, seed: int) -> None:
-    """Train for one cycle of the learning rate, up to `rate` and down again."""
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
-    began = time.monotonic()
+def train(volumes: list[tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]], steps: int, out: Path) -> LungNet:
+    """Train and return the network; a checkpoint is kept at `out`."""
+    torch.manual_seed(SEED)
+    torch.set_num_threads(2)
+    rng = np.random.default_rng(SEED)
+    net = LungNet().to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps, pct_start=0.1)
+    weight = torch.tensor([1.0, 1.5, 1.5, 1.0])
+    began, shown = time.monotonic(), 0.0
     net.train()
     for step in range(1, steps + 1):
         x, y = batch(volumes, rng)
         with torch.autocast("cpu", torch.bfloat16):
             logits = net(x.to(memory_format=torch.channels_last))
-        loss = loss_of(logits.float(), y, pixel_weights(y.numpy(), enclosed))
+        loss = loss_of(logits.float(), y, weight)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimiser.step()
         schedule.step()
-        if step % 50 == 0:
-            print(f"step {step} loss {loss.item():.4f} {time.monotonic() - began:.0f} s", flush=True)
+        shown = 0.98 * shown + 0.02 * loss.item() if shown else loss.item()
+        if step % 100 == 0:
+            print(f"step {step} loss {shown:.4f} {time.monotonic() - began:.0f} s", flush=True)
+        if step % 400 == 0 or step == steps:
+            torch.save(net.state_dict(), out)
     net.eval()
-
-
-def train(volumes: list[Pair], steps: int) -> LungNet:
-    """Train and return the network: a long cycle, then a short one that looks harder at airway and bowel."""
-    torch.manual_seed(SEED)
-    torch.set_num_threads(2)
-    net = LungNet().to(memory_format=torch.channels_last)
-    run_cycle(net, volumes, steps=steps, rate=3e-3, enclosed=1.0, seed=SEED)
-    run_cycle(net, volumes, steps=max(20, steps // 4), rate=1.5e-3, enclosed=5.0, seed=SEED + 1)
     return net
 
 
@@ -144,8 +128,7 @@ def main() -> None:
     arguments = parser.parse_args()
     paths = prepare(arguments.work / "volumes", arguments.volumes)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    net = train(load(paths), arguments.steps)
-    torch.save(net.state_dict(), arguments.work / "net.pt")
+    net = train(load(paths), arguments.steps, arguments.work / "net.pt")
     digest = export({k: v.float().numpy() for k, v in net.state_dict().items()}, arguments.out)
     print(f"{arguments.out}: sha256 {digest}")
 
