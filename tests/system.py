@@ -157,6 +157,7 @@ class Node:
             os.kill(self.process.pid, signal.SIGKILL)
         _, alive = psutil.wait_procs(family, timeout=10)
         assert not alive, f"these outlived their parent: {alive}"
+        self.process.stop()
         self._process = None
 
     def database(self) -> Database:
