@@ -10,7 +10,8 @@ import hashlib
 import math
 import struct
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +19,7 @@ import pydicom
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from storage.errors import NotDicom
@@ -120,12 +122,14 @@ _UNDEFINED_LENGTH = 0xFFFFFFFF
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Header:
     """What the index keeps of one object.
 
     ``identity`` holds the patient's id, name, birth date and sex, normalised so that two spellings of the same
-    (padding, case, Unicode form, name groups) are equal; empty where the object says nothing.
+    (padding, case, Unicode form, name groups) are equal; empty where the object says nothing. ``study``, ``series``
+    and ``instance`` are DICOM JSON (PS3.18 Annex F); each is made when it is first asked for, since the index asks
+    for the first two once a study and once a series.
     """
 
     study_instance_uid: str
@@ -133,14 +137,27 @@ class Header:
     sop_instance_uid: str
     sop_class_uid: str
     transfer_syntax_uid: str
-    study: dict[str, Any]
-    series: dict[str, Any]
-    instance: dict[str, Any]
     identity: dict[str, str]
     device_uids: frozenset[str]
     manufacturers: frozenset[str]
     digest: str
     size: int
+    dataset: Dataset = field(repr=False, compare=False)
+
+    @cached_property
+    def study(self) -> dict[str, Any]:
+        """The study-level elements."""
+        return _as_json(self.dataset, STUDY_KEYWORDS)
+
+    @cached_property
+    def series(self) -> dict[str, Any]:
+        """The series-level elements."""
+        return _as_json(self.dataset, SERIES_KEYWORDS)
+
+    @cached_property
+    def instance(self) -> dict[str, Any]:
+        """The instance-level elements."""
+        return _as_json(self.dataset, INSTANCE_KEYWORDS)
 
 
 def read_header(path: Path) -> Header:
@@ -174,14 +191,12 @@ def read_header(path: Path) -> Header:
         sop_instance_uid=uids["SOPInstanceUID"],
         sop_class_uid=uids["SOPClassUID"],
         transfer_syntax_uid=transfer_syntax,
-        study=_as_json(dataset, STUDY_KEYWORDS),
-        series=_as_json(dataset, SERIES_KEYWORDS),
-        instance=_as_json(dataset, INSTANCE_KEYWORDS),
         identity=_identity(dataset),
         device_uids=frozenset(str(item.get("DeviceUID", "")) for item in equipment) - {""},
         manufacturers=frozenset(str(item.get("Manufacturer", "")) for item in equipment) - {""},
         digest=digest,
         size=size,
+        dataset=dataset,
     )
 
 
@@ -283,11 +298,11 @@ def _equipment(dataset: Dataset) -> list[Dataset]:
 
 def _as_json(dataset: Dataset, keywords: tuple[str, ...] | list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for keyword in keywords:
+    for tag in _tags(tuple(keywords)):
         try:
-            if keyword not in dataset:
+            if tag not in dataset:
                 continue
-            element = dataset[keyword]
+            element = dataset[tag]
             if element.VM > _MAXIMUM_VALUES:
                 continue
             value: dict[str, Any] = element.to_json_dict(None, bulk_data_threshold=1 << 30)
@@ -295,6 +310,11 @@ def _as_json(dataset: Dataset, keywords: tuple[str, ...] | list[str]) -> dict[st
             continue
         found[f"{element.tag:08X}"] = _without_nan(value)
     return found
+
+
+@cache
+def _tags(keywords: tuple[str, ...]) -> tuple[BaseTag, ...]:
+    return tuple(Tag(keyword) for keyword in keywords)
 
 
 def _without_nan(value: Any) -> Any:
