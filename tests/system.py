@@ -47,6 +47,8 @@ class Node:
     dimse_port: int = field(default_factory=free_port)
     http_port: int = field(default_factory=free_port)
     environment: dict[str, str] = field(default_factory=dict)
+    #: A command that runs the node, such as strace.
+    wrap: Sequence[str] = ()
     _process: Process | None = None
 
     @property
@@ -119,7 +121,7 @@ class Node:
         """Start it and wait until it is ready."""
         self.write_config()
         self._process = Process(
-            command=[OVERREAD, "serve", "--config", str(self.config)],
+            command=[*self.wrap, OVERREAD, "serve", "--config", str(self.config)],
             log_path=self.folder / "node.log",
             environment={"PYTHONWARNINGS": "ignore", **self.environment},
         )

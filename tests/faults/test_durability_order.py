@@ -6,13 +6,16 @@ import re
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
 from tests.dicom_factory import ct_series
 from tests.peers import need_program, wait_until
 from tests.receiver import receiving
+from tests.system import Node
 
 _CALLS = "fsync,fdatasync,rename,renameat,renameat2,write,pwrite64,writev,sendto,sendmsg"
 _COMPLETE = re.compile(r"^\d+\s+(\w+)\((.*)\)\s+=\s+(-?\d+)")
@@ -53,30 +56,29 @@ def first(found: Iterable[Call], what: str, names: str, pattern: str, after: int
     raise AssertionError(f"no {what} after line {after} of the trace")
 
 
-def prove(found: list[Call]) -> None:
+def prove(found: list[Call], response: str = r"TCP|socket") -> None:
     """Follow one object from its file to the answer; each step must begin after the one before has ended."""
-    file = first(found, "fsync of the received file", "fsync fdatasync", r"/incoming/[^>]*\.part")
+    file = first(found, "fsync of the received file", "fsync fdatasync", r"/incoming/[^>]+>")
     rename = first(found, "rename into the archive", "rename renameat renameat2", r"/incoming/.*/blobs/", file.ended)
     directory = first(found, "fsync of the directory", "fsync fdatasync", r"/blobs/[0-9a-f]{2}>", rename.ended)
     written = first(found, "write of the log", "write pwrite64 writev", r"overread\.sqlite-wal>", directory.ended)
     log = first(found, "fsync of the log", "fsync fdatasync", r"overread\.sqlite-wal>", written.ended)
-    answer = response_after(found, file)
+    answer = first(found, "response", "sendto sendmsg write writev", response, file.began)
     assert answer.began > log.ended, "the response left before the log was on disk"
 
 
-def response_after(found: list[Call], file: Call) -> Call:
-    """Return the first P-DATA-TF (PDU type 04) that left on a socket once the dataset was there."""
-    return first(found, "response", "sendto sendmsg write writev", r"TCP|socket", file.began)
+def strace_to(output: Path) -> list[str]:
+    strace = need_program("/usr/bin/strace", "strace")
+    return [strace, "-D", "-f", "-yy", "-s", "64", "-e", f"trace={_CALLS}", "-o", str(output)]
 
 
 @pytest.fixture(scope="module")
 def trace(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """What a receiver does while dcmtk pushes one object."""
     tmp_path = tmp_path_factory.mktemp("durability")
-    strace = need_program("/usr/bin/strace", "strace")
     storescu = need_program("/usr/bin/storescu", "dcmtk")
     output = tmp_path / "trace"
-    wrap = [strace, "-D", "-f", "-yy", "-s", "64", "-e", f"trace={_CALLS}", "-o", str(output)]
+    wrap = strace_to(output)
     path = ct_series(tmp_path / "ct", np.zeros((1, 64, 64)))[0]
     with receiving(tmp_path / "r", wrap=wrap, options={"receivers": 1}) as receiver:
         command = [storescu, "-aec", receiver.ae_title, "127.0.0.1", str(receiver.port), str(path)]
@@ -96,8 +98,26 @@ def test_success_is_answered_only_after_the_bytes_and_the_row_are_on_disk(trace:
     prove(calls(trace))
 
 
+def test_stow_rs_answers_only_after_the_bytes_and_the_row_are_on_disk(tmp_path: Path) -> None:
+    output = tmp_path / "trace"
+    node = Node(folder=tmp_path / "node", wrap=strace_to(output))
+    path = ct_series(tmp_path / "ct", np.zeros((1, 64, 64)))[0]
+    node.start()
+    try:
+        answer = httpx.post(
+            f"{node.url}/dicom-web/studies",
+            content=path.read_bytes(),
+            headers={"Content-Type": "application/dicom", "Accept": "application/dicom+json"},
+            timeout=60,
+        )
+        assert answer.status_code == 200
+    finally:
+        node.stop()
+    prove(calls(output.read_text(errors="replace").splitlines()), r"HTTP/1\.1 200")
+
+
 _STEPS = {
-    "fsync of the received file": r"(fsync|fdatasync)\(\d+<[^>]*/incoming/[^>]*\.part",
+    "fsync of the received file": r"(fsync|fdatasync)\(\d+<[^>]*/incoming/[^>]+>",
     "rename into the archive": r"rename.*/incoming/.*/blobs/",
     "fsync of the directory": r"(fsync|fdatasync)\(\d+<[^>]*/blobs/[0-9a-f]{2}>",
     "fsync of the log": r"(fsync|fdatasync)\(\d+<[^>]*overread\.sqlite-wal>",
