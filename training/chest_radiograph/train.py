@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--cycles", type=int, default=3, help="each starts from the averaged weights of the one before")
+    parser.add_argument("--cycles", type=int, default=4, help="each starts from the averaged weights of the one before")
     parser.add_argument("--done", type=int, default=0, help="cycles that an earlier run completed")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
