@@ -140,23 +140,13 @@ def show_status(console: Console, status: Status) -> None:
 
 
 def _items(console: Console, title: str, items: Sequence[Item]) -> None:
-    if not items:
-        return
-    table = Table(title=title, title_justify="left")
-    for heading in ("target", "state", "what", "since", "next try", "why", "study", "do"):
-        table.add_column(heading, overflow="fold")
+    """Print each item as a few lines: a UID has to be copied whole, however narrow the terminal."""
     for one in items:
-        table.add_row(
-            one.target,
-            _state(one.state),
-            escape(one.what),
-            _at(one.since),
-            _at(one.next_at) if one.next_at else "",
-            escape(one.reason),
-            one.study_instance_uid,
-            escape(one.todo),
-        )
-    console.print(table)
+        head = f"[bold]{title}[/] {one.target}  {_state(one.state)}  {escape(one.what)}  since {_at(one.since)}"
+        console.print(head + (f", next try {_at(one.next_at)}" if one.next_at else ""), soft_wrap=True)
+        for name, text in (("study", one.study_instance_uid), ("why", one.reason), ("do", one.todo)):
+            if text:
+                console.print(f"    {name:<6}{escape(text)}", soft_wrap=True, highlight=False)
 
 
 def show_checks(console: Console, checks: Sequence[Check]) -> None:
