@@ -83,6 +83,8 @@ _ITEMS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
 }
 _ENUMERATED: Final = {"PatientSex": {"M", "F", "O"}, "PatientIdentityRemoved": {"YES"}}
 _TIME: Final = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?")
+#: -1200 to +1400, and -0000 is none (PS3.5 Table 6.2-1, the offset of DT).
+_OFFSET: Final = re.compile(r"\+(0\d|1[0-3])[0-5]\d|\+1400|(?!-0000)-(0\d|1[01])[0-5]\d|-1200")
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LINES: Final = {"LT", "ST", "UT"}
 
@@ -94,6 +96,12 @@ def raw_text(dataset: Dataset, keyword: str) -> str:
         return "" if value is None else "\\".join(value) if _is_list(value) else str(value)
     except UNREADABLE:
         return ""
+
+
+def valid_offset(text: str) -> str | None:
+    """Return Timezone Offset From UTC (0008,0201) without padding, or None where it is no offset."""
+    offset = text.strip(" \0")
+    return offset if _OFFSET.fullmatch(offset) else None
 
 
 def valid_value(dataset: Dataset, keyword: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +14,17 @@ from pydicom.errors import InvalidDicomError
 from inference.findings import Code
 from node.errors import EvidenceError
 from node.evidence import attributes
-from node.evidence.attributes import TOGETHER, TYPE_2, TYPE_3, UNREADABLE, copy_patient_and_study, raw_text, valid_value
+from node.evidence.attributes import (
+    TOGETHER,
+    TYPE_2,
+    TYPE_3,
+    UNREADABLE,
+    copy_patient_and_study,
+    raw_text,
+    valid_offset,
+    valid_value,
+)
 
-_OFFSET: Final = re.compile(r"[+-](0\d|1[0-4])[0-5]\d")
 _IMAGE_TAGS: Final = (
     "SOPClassUID",
     "SOPInstanceUID",
@@ -108,13 +115,12 @@ def read_sources(paths: Sequence[Path], wanted: Sequence[str]) -> SourceStudy:
             raise EvidenceError(f"the source images are of {len(studies)} studies, expected one: {sorted(studies)}")
         first = headers[0]
         copied = copy_patient_and_study(first)
-        offset = raw_text(first, "TimezoneOffsetFromUTC")
         return SourceStudy(
             study_instance_uid=studies.pop(),
             images=tuple(_image(header) for header in headers),
             attributes=copied,
             character_set=_character_set(first),
-            timezone=offset if _OFFSET.fullmatch(offset) else None,
+            timezone=valid_offset(raw_text(first, "TimezoneOffsetFromUTC")),
             procedures=tuple(
                 Code(
                     value=str(item.CodeValue),

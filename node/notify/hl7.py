@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from unicodedata import category
 
 from node.errors import InvalidMessage
+from node.evidence.attributes import valid_offset
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,7 +109,7 @@ def build_message(report: Report, profile: Profile, control_id: str) -> bytes:
     Raises
     ------
     InvalidMessage
-        When hl7apy finds the message invalid; its text holds no patient's data.
+        When no valid message can be made of the report; its text holds no patient's data.
     """
     if not re.fullmatch(r"[ -~]{1,20}", control_id):
         raise InvalidMessage("MSH-10 has to be 1 to 20 printable ASCII characters")
@@ -117,7 +118,6 @@ def build_message(report: Report, profile: Profile, control_id: str) -> bytes:
 
     from hl7apy.consts import VALIDATION_LEVEL
     from hl7apy.core import Message
-    from hl7apy.exceptions import HL7apyException
     from hl7apy.parser import parse_message
 
     try:
@@ -139,8 +139,8 @@ def build_message(report: Report, profile: Profile, control_id: str) -> bytes:
         message.validate()
         text = message.to_er7()
         parse_message(text, validation_level=VALIDATION_LEVEL.STRICT, find_groups=True).validate()
-    except HL7apyException as error:
-        # hl7apy quotes values, so its text could carry a patient's name: only the kind of error may leave.
+    except Exception as error:  # noqa: BLE001 - one study that cannot be told must not hold up the next
+        # hl7apy raises more than its own errors and quotes values, a patient's name too: only the kind may leave.
         raise InvalidMessage(
             f"the message about study {report.study_uid} (MSH-10 {control_id}) is no valid ORU^R01 2.5.1: "
             f"{type(error).__name__}"
@@ -321,8 +321,10 @@ def _timestamp(moment: datetime) -> str:
 
 def _date(value: str) -> str:
     """Return a DICOM DA as a DTM, or nothing where it is no date."""
+    date = value.strip()
     try:
-        return datetime.strptime(value.strip(), "%Y%m%d").strftime("%Y%m%d")
+        # strptime alone would also read 2026112, as the second.
+        return date if re.fullmatch(r"\d{8}", date, re.ASCII) and datetime.strptime(date, "%Y%m%d") else ""
     except ValueError:
         return ""
 
@@ -333,5 +335,4 @@ def _study_time(report: Report) -> str:
     found = re.match(r"([01]\d|2[0-3])([0-5]\d)([0-5]\d)?", report.study_time.strip().replace(":", ""))
     if not date or not found:
         return date
-    offset = report.timezone_offset.strip()
-    return date + "".join(found.groups("")) + (offset if re.fullmatch(r"[+-]\d{4}", offset) else "")
+    return date + "".join(found.groups("")) + (valid_offset(report.timezone_offset) or "")

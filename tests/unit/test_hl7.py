@@ -338,6 +338,34 @@ def test_the_studys_offset_is_given_only_when_the_study_has_one() -> None:
     assert only(build_message(a_report(study_time=""), Profile(), "X"), "OBR")[0][7] == "20261120"
 
 
+@pytest.mark.parametrize(
+    "offset", ["+1500", "+0560", "+9999", "-1201", "+1401", "-0000", "0900", "+09:00", "+0900Z", "x"]
+)
+def test_what_is_no_offset_is_left_out_and_the_message_goes(offset: str) -> None:
+    message = build_message(a_report(timezone_offset=offset), Profile(), "X")
+    assert only(message, "OBR")[0][7] == "20261120101112"
+
+
+@pytest.mark.parametrize("offset", ["+1400", "-1200", "-1159", "+0000", "+0545", "-0330", "+0900 "])
+def test_every_offset_that_exists_is_given(offset: str) -> None:
+    message = build_message(a_report(timezone_offset=offset), Profile(), "X")
+    assert only(message, "OBR")[0][7] == f"20261120101112{offset.strip()}"
+
+
+@pytest.mark.parametrize("date", ["2026112", "20260230", "00000101", "0001010", "２０２６０１０１"])
+def test_what_is_no_date_is_left_out(date: str) -> None:
+    [pid] = only(build_message(a_report(birth_date=date, study_date=date), Profile(), "X"), "PID")
+    assert pid[7] == ""
+
+
+def test_whatever_cannot_be_said_is_an_invalid_message_that_quotes_nothing() -> None:
+    findings = {**LUNGS, "segments": [{**LUNGS["segments"][0], "volume_ml": "Hidden^Name"}]}
+    with pytest.raises(InvalidMessage, match="ValueError") as refused:
+        build_message(a_report(results=(a_result(findings=findings),)), Profile(), "X")
+    assert "Hidden" not in str(refused.value)
+    assert refused.value.__suppress_context__
+
+
 @pytest.mark.parametrize("control_id", ["", "x" * 21, "ÄÖ"])
 def test_a_control_id_that_the_standard_refuses_is_refused(control_id: str) -> None:
     with pytest.raises(InvalidMessage, match="MSH-10"):
