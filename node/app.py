@@ -32,7 +32,7 @@ from node.notify.receivers import Receiver, receiver_for
 from node.ops.logging import configure_logging
 from node.settings import Settings
 from node.web.application import Services, run_web
-from node.workflow.steps import Way
+from node.workflow.way import Way
 from node.workflow.workers import run_performer, run_workflow
 from storage import studies
 from storage.blobs import FileBlobs

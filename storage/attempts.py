@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 from pydicom.uid import generate_uid
-from sqlalchemy import Connection, and_, exists, func, insert, select, update
+from sqlalchemy import Connection, Select, and_, exists, func, insert, select, update
 
 from storage import lifecycle, outbox, schema, worklist
 from storage.database import now
@@ -22,7 +22,18 @@ from storage.headers import Header
 from storage.index import Origin, insert_instance
 from storage.records import Attempt, Document, Workitem
 
-__all__ = ["NewDocument", "claim", "complete", "fail", "lose", "lose_expired", "of_workitem", "renew"]
+__all__ = [
+    "NewDocument",
+    "claim",
+    "claimable",
+    "complete",
+    "fail",
+    "lose",
+    "lose_expired",
+    "of_workitem",
+    "release",
+    "renew",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,27 +45,17 @@ class NewDocument:
     blob: str
 
 
+def claimable(connection: Connection, *, paused_models: Collection[str] = ()) -> bool:
+    """Whether there is a workitem that nobody is at; a look that takes no lock."""
+    return connection.execute(_claimable(paused_models)).first() is not None
+
+
 def claim(
     connection: Connection, owner: str, lease_seconds: float, *, paused_models: Collection[str] = ()
 ) -> tuple[Workitem, Attempt] | None:
     """Take the oldest workitem that nobody is at, and begin an attempt at it."""
-    w, a = schema.workitem.c, schema.attempt.c
-    running = exists().where(a.workitem_id == w.id, a.state == lifecycle.RUNNING)
-    row = (
-        connection.execute(
-            select(schema.workitem)
-            .where(
-                w.state.in_((lifecycle.SCHEDULED, lifecycle.IN_PROGRESS)),
-                w.model.not_in(list(paused_models)),
-                ~running,
-            )
-            .order_by(w.id)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-        )
-        .mappings()
-        .one_or_none()
-    )
+    a = schema.attempt.c
+    row = connection.execute(_claimable(paused_models).with_for_update(skip_locked=True)).mappings().one_or_none()
     if row is None:
         return None
     # PostgreSQL: another claim may have committed between this statement's view and its lock; a new statement sees it.
@@ -199,6 +200,21 @@ def fail(connection: Connection, workitem: Workitem, attempt: Attempt, reason: s
     return True
 
 
+def release(connection: Connection, workitem: Workitem, attempt: Attempt, reason: str) -> None:
+    """Give an attempt back: the node's own trouble or its orderly end, which counts as nothing."""
+    if _still_owned(connection, attempt):
+        lifecycle.transition(
+            connection,
+            "attempt",
+            attempt.id,
+            lifecycle.RELEASED,
+            study_id=workitem.study_id,
+            reason=reason,
+            ended_at=now(connection),
+            outcome=reason,
+        )
+
+
 def lose(connection: Connection, owner_prefix: str, *, limit: int, reason: str) -> int:
     """End the running attempts of workers known to be gone: deaths of the node, which do not count as tries."""
     a = schema.attempt.c
@@ -242,6 +258,21 @@ def _lose(connection: Connection, condition: Any, limit: int, reason: str) -> in
         if lost >= limit and workitem.state == lifecycle.IN_PROGRESS:
             _park(connection, workitem, f"the node died {lost} times while at it; it may be what kills it")
     return len(rows)
+
+
+def _claimable(paused_models: Collection[str]) -> Select[Any]:
+    w, a = schema.workitem.c, schema.attempt.c
+    running = exists().where(a.workitem_id == w.id, a.state == lifecycle.RUNNING)
+    return (
+        select(schema.workitem)
+        .where(
+            w.state.in_((lifecycle.SCHEDULED, lifecycle.IN_PROGRESS)),
+            w.model.not_in(list(paused_models)),
+            ~running,
+        )
+        .order_by(w.id)
+        .limit(1)
+    )
 
 
 def _attempt(connection: Connection, attempt_id: int) -> Attempt:

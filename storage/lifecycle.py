@@ -34,6 +34,7 @@ RUNNING: Final = "RUNNING"
 SUCCEEDED: Final = "SUCCEEDED"
 FAILED: Final = "FAILED"
 LOST: Final = "LOST"
+RELEASED: Final = "RELEASED"
 # Delivery and notification
 PENDING: Final = "PENDING"
 DELIVERED: Final = "DELIVERED"
@@ -47,8 +48,9 @@ TRANSITIONS: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
         PARKED: frozenset({RECEIVING}),
     },
     "revision": {
-        OPEN: frozenset({ROUTED}),
-        ROUTED: frozenset({REPORTED}),
+        OPEN: frozenset({ROUTED, PARKED}),
+        ROUTED: frozenset({REPORTED, PARKED}),
+        PARKED: frozenset({OPEN}),
         REPORTED: frozenset({ROUTED}),  # a retried or shared workitem brings something new to say
     },
     "workitem": {
@@ -58,10 +60,11 @@ TRANSITIONS: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
         CANCELED: frozenset(),
     },
     "attempt": {
-        RUNNING: frozenset({SUCCEEDED, FAILED, LOST}),
+        RUNNING: frozenset({SUCCEEDED, FAILED, LOST, RELEASED}),
         SUCCEEDED: frozenset(),
         FAILED: frozenset(),
         LOST: frozenset(),
+        RELEASED: frozenset(),
     },
     "delivery": {
         PENDING: frozenset({DELIVERED, PARKED}),

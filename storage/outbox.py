@@ -6,15 +6,15 @@ The bytes are stored before the first try and are the same at every try.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import timedelta
 from typing import Literal
 
-from sqlalchemy import Connection, Table, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Table, and_, exists, func, insert, select, update
 
 from storage import lifecycle, schema
 from storage.database import now
-from storage.records import Delivery, Document, Notification
+from storage.records import Delivery, Document, Notification, Revision
 
 __all__ = [
     "Kind",
@@ -26,11 +26,14 @@ __all__ = [
     "deliveries_of_revision",
     "due_deliveries",
     "due_notifications",
+    "is_settled",
     "last_notification",
     "notifications_of",
     "park",
+    "park_unconfigured",
     "postpone",
     "retry",
+    "settled_revisions",
     "succeed",
 ]
 
@@ -113,6 +116,59 @@ def deliveries_of_revision(connection: Connection, revision_id: int) -> list[Del
     d = schema.delivery.c
     rows = connection.execute(select(schema.delivery).where(d.document_id.in_(wanted)).order_by(d.id))
     return [Delivery(**row) for row in rows.mappings()]
+
+
+def settled_revisions(connection: Connection, limit: int = 50) -> list[Revision]:
+    """Return routed revisions about which nothing is open: workitems final, deliveries delivered or parked."""
+    r = schema.revision.c
+    rows = connection.execute(select(schema.revision).where(_settled()).order_by(r.id).limit(limit))
+    return [Revision(**row) for row in rows.mappings()]
+
+
+def is_settled(connection: Connection, revision_id: int) -> bool:
+    """Whether nothing is open about a routed revision now."""
+    r = schema.revision.c
+    return connection.execute(select(r.id).where(r.id == revision_id, _settled())).first() is not None
+
+
+def _settled() -> ColumnElement[bool]:
+    r, u, w = schema.revision.c, schema.workitem_use.c, schema.workitem.c
+    document, delivery = schema.document.c, schema.delivery.c
+    working = exists().where(
+        u.revision_id == r.id, u.workitem_id == w.id, w.state.in_((lifecycle.SCHEDULED, lifecycle.IN_PROGRESS))
+    )
+    leaving = exists().where(
+        u.revision_id == r.id,
+        document.workitem_id == u.workitem_id,
+        delivery.document_id == document.id,
+        delivery.state == lifecycle.PENDING,
+    )
+    return and_(r.state == lifecycle.ROUTED, ~working, ~leaving)
+
+
+def park_unconfigured(connection: Connection, kind: Kind, known: Collection[str]) -> int:
+    """Park what waits for a destination or receiver that the configuration no longer has. Returns how many."""
+    table = _TABLES[kind]
+    if kind == "delivery":
+        name, joined = schema.delivery.c.destination, schema.delivery.join(schema.document).join(schema.workitem)
+        study_id = schema.workitem.c.study_id
+    else:
+        name, joined = schema.notification.c.receiver, schema.notification.join(schema.revision)
+        study_id = schema.revision.c.study_id
+    rows = connection.execute(
+        select(table.c.id, name.label("name"), study_id.label("study_id"))
+        .select_from(joined)
+        .where(table.c.state == lifecycle.PENDING, name.not_in(list(known)))
+    ).all()
+    for row in rows:
+        park(
+            connection,
+            kind,
+            row.id,
+            study_id=row.study_id,
+            answer=f"{row.name} is no longer configured; configure it again and retry",
+        )
+    return len(rows)
 
 
 def add_notification(
@@ -201,11 +257,23 @@ def due_notifications(connection: Connection, receiver: str, limit: int = 20) ->
     rows = connection.execute(
         select(schema.notification, schema.revision.c.study_id)
         .select_from(schema.notification.join(schema.revision))
-        .where(n.receiver == receiver, n.state == lifecycle.PENDING, n.next_at <= now(connection))
+        .where(n.receiver == receiver, n.state == lifecycle.PENDING, n.next_at <= now(connection), ~_waits_behind())
         .order_by(n.next_at, n.id)
         .limit(limit)
     ).all()
     return [(Notification(**dict(zip(n.keys(), row[:-1], strict=True))), int(row[-1])) for row in rows]
+
+
+def _waits_behind() -> ColumnElement[bool]:
+    """An earlier message about the same study waits too: what is older must not arrive after what is newer."""
+    earlier, its_revision = schema.notification.alias("earlier"), schema.revision.alias("its_revision")
+    return exists().where(
+        earlier.c.revision_id == its_revision.c.id,
+        its_revision.c.study_id == schema.revision.c.study_id,
+        earlier.c.receiver == schema.notification.c.receiver,
+        earlier.c.state == lifecycle.PENDING,
+        earlier.c.id < schema.notification.c.id,
+    )
 
 
 def succeed(connection: Connection, kind: Kind, object_id: int, *, study_id: int, answer: str) -> None:

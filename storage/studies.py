@@ -24,6 +24,7 @@ __all__ = [
     "excluded_since_revision",
     "get",
     "last_revision",
+    "lock",
     "open_revision",
     "record_decision",
     "reopen",
@@ -125,10 +126,15 @@ def revision(connection: Connection, revision_id: int) -> Revision:
     return Revision(**row)
 
 
-def revisions_in(connection: Connection, state: str, limit: int = 50) -> list[Revision]:
-    """Return revisions in a state, oldest first."""
+def lock(connection: Connection, study_id: int) -> None:
+    """Hold a study's row until the transaction ends, so that no instance of it comes in between."""
+    connection.execute(select(schema.study.c.id).where(schema.study.c.id == study_id).with_for_update())
+
+
+def revisions_in(connection: Connection, state: str, *, after: int = 0, limit: int = 50) -> list[Revision]:
+    """Return revisions in a state, oldest first, a page at a time: those whose id is above ``after``."""
     r = schema.revision.c
-    rows = connection.execute(select(schema.revision).where(r.state == state).order_by(r.id).limit(limit))
+    rows = connection.execute(select(schema.revision).where(r.state == state, r.id > after).order_by(r.id).limit(limit))
     return [Revision(**row) for row in rows.mappings()]
 
 

@@ -74,10 +74,12 @@ def schedule(
     reason: str,
     deliver: Sequence[str],
     notify: Sequence[str],
+    anew: bool = False,
 ) -> tuple[Workitem, bool]:
     """Find or make the workitem of a key, and note that a revision wants it by a route.
 
-    Where the work is done already, its documents are put on their way to any destination that is new to them.
+    Where the work is done already, its documents are put on their way to any destination that is new to them; with
+    ``anew`` a workitem that replaces the final one is made instead.
 
     Returns
     -------
@@ -95,8 +97,14 @@ def schedule(
         .mappings()
         .one_or_none()
     )
-    created = row is None
-    workitem = _insert(connection, key, input_set, 0, None) if row is None else Workitem(**row)
+    last = None if row is None else Workitem(**row)
+    if last is None:
+        workitem = _insert(connection, key, input_set, 0, None)
+    elif anew and last.state in (lifecycle.COMPLETED, lifecycle.CANCELED):
+        workitem = _insert(connection, key, input_set, last.generation + 1, last.id, reason)
+    else:
+        workitem = last
+    created = workitem is not last
     _use(connection, workitem, revision_id, route, reason, deliver, notify)
     return workitem, created
 

@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Connection
 
 from storage import lifecycle, studies
 from storage.records import Instance, Study
 
-__all__ = ["Verdict", "identities_in_conflict", "judge"]
+__all__ = ["Verdict", "carry_out", "identities_in_conflict", "weigh"]
 
 _IDENTITY_FIELDS = ("patient_id", "name", "birth_date", "sex")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What became of a study whose quiet period was over: ``revision``, ``unchanged`` or ``parked``."""
+    """What is to become of a study whose quiet period is over, and on what evidence.
 
-    outcome: str
+    ``evidence`` and ``last_instance_id`` stand for the outcome ``revision`` only.
+    """
+
+    outcome: Literal["revision", "unchanged", "parked"]
     reason: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    last_instance_id: int = 0
 
 
-def judge(
+def weigh(
     connection: Connection,
     study: Study,
     quiet_seconds: float,
     selectable: Callable[[Study, Sequence[Instance]], bool],
 ) -> Verdict:
-    """Judge one study whose quiet period is over.
+    """Weigh the evidence for a study whose quiet period is over; changes nothing.
 
     Parameters
     ----------
@@ -41,27 +46,38 @@ def judge(
     evidence = studies.evidence(connection, study.id)
     trouble = _trouble(evidence)
     if trouble:
-        lifecycle.transition(connection, "study", study.id, lifecycle.PARKED, study_id=study.id, reason=trouble)
-        return Verdict("parked", trouble)
+        return Verdict(outcome="parked", reason=trouble)
+    if not evidence:
+        return Verdict(outcome="unchanged", reason="nothing in it counts as evidence: made here, or excluded")
     last = studies.last_revision(connection, study.id)
     fresh = [one for one in evidence if last is None or one.id > last.last_instance_id]
     news = last is None or (fresh and selectable(study, fresh))
     if not news and last is not None and studies.excluded_since_revision(connection, study.id, last.last_instance_id):
         news = selectable(study, evidence)
     if not news:
-        reason = (
-            "nothing counts in it" if not evidence else "what came since the last revision can be selected by no route"
+        return Verdict(outcome="unchanged", reason="what came since the last revision can be selected by no route")
+    return Verdict(
+        outcome="revision",
+        reason=f"quiet for {quiet_seconds:g} s after the last of {len(evidence)} instances",
+        evidence=_evidence_of(study, evidence, fresh, quiet_seconds),
+        last_instance_id=evidence[-1].id,
+    )
+
+
+def carry_out(connection: Connection, study: Study, verdict: Verdict) -> None:
+    """Do what a verdict says, in the caller's write transaction."""
+    if verdict.outcome == "parked":
+        lifecycle.transition(connection, "study", study.id, lifecycle.PARKED, study_id=study.id, reason=verdict.reason)
+    elif verdict.outcome == "unchanged":
+        studies.settle_without_revision(connection, study, verdict.reason)
+    else:
+        studies.open_revision(
+            connection,
+            study,
+            last_instance_id=verdict.last_instance_id,
+            verdict=verdict.evidence,
+            reason=verdict.reason,
         )
-        studies.settle_without_revision(connection, study, reason)
-        return Verdict("unchanged", reason)
-    if not evidence:
-        reason = "nothing in it counts as evidence: made here, or excluded"
-        studies.settle_without_revision(connection, study, reason)
-        return Verdict("unchanged", reason)
-    reason = f"quiet for {quiet_seconds:g} s after the last of {len(evidence)} instances"
-    verdict = _evidence_of(study, evidence, fresh, quiet_seconds)
-    studies.open_revision(connection, study, last_instance_id=evidence[-1].id, verdict=verdict, reason=reason)
-    return Verdict("revision", reason)
 
 
 def identities_in_conflict(instances: Sequence[Instance]) -> tuple[str, ...]:

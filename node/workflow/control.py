@@ -37,9 +37,10 @@ __all__ = [
     "status",
 ]
 
-TargetKind = Literal["study", "workitem", "delivery", "notification"]
+TargetKind = Literal["study", "revision", "workitem", "delivery", "notification"]
 _STUDY_ROWS: Mapping[str, Any] = {
     "study": select(schema.study.c.id, schema.study.c.id.label("study_id")),
+    "revision": select(schema.revision.c.id, schema.revision.c.study_id),
     "workitem": select(schema.workitem.c.id, schema.workitem.c.study_id),
     "delivery": select(schema.delivery.c.id, schema.workitem.c.study_id).select_from(
         schema.delivery.join(schema.document).join(schema.workitem)
@@ -50,6 +51,7 @@ _STUDY_ROWS: Mapping[str, Any] = {
 }
 _TABLES = {
     "study": schema.study,
+    "revision": schema.revision,
     "workitem": schema.workitem,
     "delivery": schema.delivery,
     "notification": schema.notification,
@@ -158,8 +160,9 @@ def cancel(database: Database, target: str, *, by: str) -> Done:
 
 
 def rerun(database: Database, study_instance_uid: str, *, by: str) -> Done:
-    """Perform anew what the study's last revision wants: new workitems, new documents, a further message.
+    """Route a study anew, with the routes and models as they are now, and perform again what they want.
 
+    Given a study, a further revision opens by the operator's word; given a workitem's UID, that one is replaced.
     What is still open is left alone, so that asking twice runs it once.
 
     Raises
@@ -171,17 +174,31 @@ def rerun(database: Database, study_instance_uid: str, *, by: str) -> Done:
     done = Done()
     with database.write() as connection:
         found = resolve(connection, study_instance_uid)
+        study = studies.get(connection, found.study_id)
         revision = studies.last_revision(connection, found.study_id)
-        if revision is None:
-            done.unchanged.append(f"study:{found.study_id} has not been judged complete yet: nothing ran on it")
+        if revision is None or study.state != lifecycle.COMPLETE:
+            done.unchanged.append(f"study:{study.id} is {study.state}: it is not judged complete yet")
             return done
         current = {item.id: item for _use, item in worklist.current_workitems(connection, revision.id)}
         if found.kind == "workitem":
-            current = {key: item for key, item in current.items() if key == found.id}
-        for item in current.values():
-            _replace(connection, item, reason, done)
-        if not current:
-            done.unchanged.append(f"revision {revision.number} of study:{found.study_id} wants no such workitem")
+            if found.id in current:
+                _replace(connection, current[found.id], reason, done)
+            else:
+                done.unchanged.append(f"{found} was replaced already, or belongs to an earlier revision")
+            return done
+        open_ones = [item for item in current.values() if item.state not in (lifecycle.COMPLETED, lifecycle.CANCELED)]
+        if revision.state == lifecycle.OPEN or open_ones:
+            done.unchanged.append(f"revision {revision.number} of study:{study.id} is still being performed")
+            return done
+        lifecycle.transition(connection, "study", study.id, lifecycle.RECEIVING, study_id=study.id, reason=reason)
+        opened = studies.open_revision(
+            connection,
+            study,
+            last_instance_id=max((one.id for one in studies.evidence(connection, study.id)), default=0),
+            verdict={"rerun": True, "by": by},
+            reason=reason,
+        )
+        done.changed.append(f"study:{study.id}: revision {opened.number} is routed anew")
     return done
 
 
@@ -291,6 +308,15 @@ def _retry_study(connection: Connection, target: Target, reason: str, done: Done
     done.changed.append(f"{target}: judged anew after a quiet period")
 
 
+def _retry_revision(connection: Connection, target: Target, reason: str, done: Done) -> None:
+    state = _state(connection, target)
+    if state != lifecycle.PARKED:
+        done.unchanged.append(f"{target} is {state}, not parked")
+        return
+    lifecycle.transition(connection, "revision", target.id, lifecycle.OPEN, study_id=target.study_id, reason=reason)
+    done.changed.append(f"{target}: {lifecycle.PARKED} -> {lifecycle.OPEN}")
+
+
 def _retry_workitem(connection: Connection, target: Target, reason: str, done: Done) -> None:
     item = worklist.get(connection, target.id)
     if item.state == lifecycle.CANCELED:
@@ -325,6 +351,7 @@ def _retry_notification(connection: Connection, target: Target, reason: str, don
 
 _RETRY: Mapping[str, Callable[[Connection, Target, str, Done], None]] = {
     "study": _retry_study,
+    "revision": _retry_revision,
     "workitem": _retry_workitem,
     "delivery": _retry_outgoing,
     "notification": _retry_notification,
@@ -368,6 +395,7 @@ def _parked_of(connection: Connection, study: Target) -> list[Target]:
     found = [study] if _state(connection, study) == lifecycle.PARKED else []
     w, d, n = schema.workitem.c, schema.delivery.c, schema.notification.c
     conditions: dict[TargetKind, Any] = {
+        "revision": schema.revision.c.state == lifecycle.PARKED,
         "workitem": w.parked.is_(True),
         "delivery": d.state == lifecycle.PARKED,
         "notification": (n.state == lifecycle.PARKED) & ~later_message(),
@@ -387,7 +415,8 @@ def _open_of(connection: Connection, study: Target) -> list[Target]:
 def _rows_of(connection: Connection, study: Target, conditions: Mapping[TargetKind, Any]) -> list[Target]:
     found = []
     for kind, condition in conditions.items():
-        study_column = schema.revision.c.study_id if kind == "notification" else schema.workitem.c.study_id
+        of_revision = kind in ("revision", "notification")
+        study_column = schema.revision.c.study_id if of_revision else schema.workitem.c.study_id
         query = _STUDY_ROWS[kind].where(study_column == study.study_id, condition).order_by(_TABLES[kind].c.id)
         found += [Target(kind=kind, id=row.id, study_id=study.study_id) for row in connection.execute(query)]
     return found

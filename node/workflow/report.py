@@ -17,20 +17,7 @@ from storage import lifecycle, outbox, studies, worklist
 from storage.headers import attribute_value
 from storage.records import Document, Revision, Study, Workitem
 
-__all__ = ["build_report", "receivers_of", "says", "settled"]
-
-
-def settled(connection: Connection, revision: Revision) -> bool:
-    """Whether a revision can be reported: its workitems are final, its deliveries are delivered or parked."""
-    workitems = [workitem for _, workitem in worklist.current_workitems(connection, revision.id)]
-    if any(one.state not in (lifecycle.COMPLETED, lifecycle.CANCELED) for one in workitems):
-        return False
-    return all(
-        delivery.state != lifecycle.PENDING
-        for workitem in workitems
-        for document in worklist.documents(connection, workitem.id)
-        for delivery in outbox.deliveries_of(connection, document.id)
-    )
+__all__ = ["build_report", "receivers_of", "says"]
 
 
 def receivers_of(connection: Connection, revision: Revision) -> tuple[str, ...]:
@@ -78,10 +65,16 @@ def build_report(
 
 
 def says(report: Report) -> bytes:
-    """Return what a report says apart from when and in which message: what is equal need not be said twice."""
+    """Return what a report says of results and to whom they belong: what is equal need not be said twice.
+
+    When, in which message and why this series was chosen are left out: a worse reconstruction that comes later
+    changes the choice's wording and nothing else.
+    """
     content = asdict(report)
     for key in ("revision", "message_number", "produced_at"):
         del content[key]
+    for result in content["results"]:
+        del result["route_reason"]
     return json.dumps(content, sort_keys=True, default=str).encode()
 
 

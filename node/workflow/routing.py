@@ -88,7 +88,9 @@ class _Ranked:
 
 def candidates_of(study: Study, series: Sequence[Series], instances: Sequence[Instance]) -> list[Candidate]:
     """Group a study's counting instances by series, with the attributes that rules look at."""
-    modalities = sorted({one.modality for one in series if one.modality})
+    counting = {instance.series_id for instance in instances}
+    # What was made here is in the study too, and must not steer what is decided about it.
+    modalities = sorted({one.modality for one in series if one.modality and one.id in counting})
     found = []
     for one in series:
         members = tuple(instance for instance in instances if instance.series_id == one.id)

@@ -76,12 +76,14 @@ def status(connection: Connection, limit: int = 200) -> Status:
     }
     parked = [
         *_parked_studies(connection, limit),
+        *_revision_items(connection, lifecycle.PARKED, limit),
         *_workitem_items(connection, limit, parked=True),
         *_delivery_items(connection, lifecycle.PARKED, limit),
         *_notification_items(connection, lifecycle.PARKED, limit),
     ]
     waiting = [
         *_receiving_studies(connection, limit),
+        *_revision_items(connection, lifecycle.OPEN, limit),
         *_workitem_items(connection, limit, parked=False),
         *_delivery_items(connection, lifecycle.PENDING, limit),
         *_notification_items(connection, lifecycle.PENDING, limit),
@@ -137,7 +139,7 @@ def _parked_studies(connection: Connection, limit: int) -> list[Item]:
                 what="study",
                 reason="" if change is None else change.reason,
                 since=row.last_received_at if change is None else change.at,
-                todo=f"overread exclude what does not belong, then overread retry study:{row.id}",
+                todo=f"remove the cause, or exclude what does not belong; then overread retry study:{row.id}",
             )
         )
     return items
@@ -160,6 +162,41 @@ def _receiving_studies(connection: Connection, limit: int) -> list[Item]:
         )
         for row in rows
     ]
+
+
+def _revision_items(connection: Connection, state: str, limit: int) -> list[Item]:
+    """Revisions that are not routed yet (a paused route may hold them), or that were set aside."""
+    r, s, c = schema.revision.c, schema.study.c, schema.change.c
+    rows = connection.execute(
+        select(schema.revision, s.study_instance_uid)
+        .select_from(schema.revision.join(schema.study))
+        .where(r.state == state)
+        .order_by(r.id)
+        .limit(limit)
+    ).all()
+    items = []
+    for row in rows:
+        change = connection.execute(
+            select(c.at, c.reason)
+            .where(c.kind == "revision", c.object_id == row.id, c.after == state)
+            .order_by(c.sequence.desc())
+            .limit(1)
+        ).one_or_none()
+        parked = state == lifecycle.PARKED
+        held = ", ".join(sorted(control.paused(connection, "route")))
+        waiting = f"not routed yet; paused routes: {held}" if held else "not routed yet"
+        items.append(
+            Item(
+                target=f"revision:{row.id}",
+                study_instance_uid=row.study_instance_uid,
+                state=state,
+                what=f"revision {row.number}",
+                reason=(change.reason if change else "") if parked else waiting,
+                since=change.at if change else row.opened_at,
+                todo=_todo(f"revision:{row.id}", parked, ""),
+            )
+        )
+    return items
 
 
 def _workitem_items(connection: Connection, limit: int, *, parked: bool) -> list[Item]:
@@ -222,7 +259,7 @@ def _notification_items(connection: Connection, state: str, limit: int) -> list[
             s.study_instance_uid,
         )
         .select_from(schema.notification.join(schema.revision).join(schema.study))
-        .where(n.state == state, ~later_message() if state == lifecycle.PARKED else n.id > 0)
+        .where(n.state == state, *([~later_message()] if state == lifecycle.PARKED else []))
         .order_by(n.id)
         .limit(limit)
     ).all()

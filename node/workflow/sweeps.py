@@ -9,7 +9,7 @@ import structlog
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from node.workflow.steps import Way
+from node.workflow.way import Way
 from storage import attempts
 
 __all__ = ["sweeping"]

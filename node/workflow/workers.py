@@ -17,9 +17,9 @@ from inference.host import EngineHost
 from node.delivery.port import Destination
 from node.notify.receivers import Receiver
 from node.workflow import steps
-from node.workflow.steps import Way
 from node.workflow.sweeps import sweeping
-from storage import attempts
+from node.workflow.way import Way
+from storage import attempts, outbox
 from storage.database import Watch
 
 __all__ = ["run_performer", "run_workflow"]
@@ -28,8 +28,9 @@ _log = structlog.get_logger("overread.workflow")
 
 #: The longest pause of a loop that nothing wakes: what waits for a time, not for a commit, is that much late.
 _IDLE_SECONDS = 0.25
-#: The pause after something unforeseen, so that a broken row is not hammered.
+#: The pause after the node's own trouble (a full disk, a database that does not answer), and how far it grows.
 _TROUBLE_SECONDS = 2.0
+_MOST_TROUBLE_SECONDS = 60.0
 
 
 def run_workflow(
@@ -42,6 +43,9 @@ def run_workflow(
         loops.append((f"deliver-{destination.name}", lambda destination=destination: steps.deliver(way, destination)))  # type: ignore[misc]
     for name, receiver in receivers.items():
         loops.append((f"send-{name}", lambda name=name, receiver=receiver: steps.send(way, name, receiver)))  # type: ignore[misc]
+    with way.database.write() as connection:
+        outbox.park_unconfigured(connection, "delivery", [one.name for one in destinations])
+        outbox.park_unconfigured(connection, "notification", list(receivers))
     threads = [threading.Thread(target=_loop, args=(way, name, once, stop), name=name) for name, once in loops]
     with sweeping(way):
         for thread in threads:
@@ -93,16 +97,19 @@ class _Stopping(BaseException):
 
 def _loop(way: Way, name: str, once: Callable[[], int], stop: threading.Event) -> None:
     watch = Watch(way.database)
+    pause = _TROUBLE_SECONDS
     try:
         while not stop.is_set():
             try:
                 done = once()
             except _Stopping:
                 return
-            except Exception:  # noqa: BLE001 - logged with its trace; the row it stands at stays due
-                _log.exception("a step failed; it will be tried again", loop=name)
-                stop.wait(_TROUBLE_SECONDS)
+            except Exception:  # noqa: BLE001 - logged with its trace; what was due stays due
+                _log.exception("a step failed; it will be tried again", loop=name, seconds=pause)
+                stop.wait(pause)
+                pause = min(2 * pause, _MOST_TROUBLE_SECONDS)
                 continue
+            pause = _TROUBLE_SECONDS
             if not done:
                 watch.wait(stop, _IDLE_SECONDS)
     finally:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sqlalchemy import select
 
 from node.errors import ConfigurationError
 from node.settings import Settings
 from node.workflow import control
-from storage import attempts, changefeed, lifecycle, outbox, studies, worklist
+from storage import attempts, changefeed, lifecycle, outbox, schema, studies, worklist
 from storage import control as holds
 from storage.errors import Unknown
 from storage.records import Notification
@@ -159,16 +160,32 @@ def test_a_cancelled_workitem_can_be_asked_for_again(holding: Holding, tmp_path:
     assert len(control.retry(holding.database, workitem.uid, by="ann").changed) == 1
 
 
-def test_rerun_replaces_what_is_final_and_leaves_what_is_open(holding: Holding, tmp_path: Path) -> None:
+def test_rerun_opens_a_revision_by_the_operators_word_and_asking_twice_opens_one(
+    holding: Holding, tmp_path: Path
+) -> None:
     study, revision, *_ = holding.finished(tmp_path)
     holding.message(study, revision)
-    assert len(control.rerun(holding.database, study.study_instance_uid, by="ann").changed) == 1
+    assert control.rerun(holding.database, study.study_instance_uid, by="ann").changed == [
+        f"study:{study.id}: revision 2 is routed anew"
+    ]
     assert control.rerun(holding.database, study.study_instance_uid, by="ann").changed == []
+    assert holding.states("revision")[-1] == "OPEN"
+    assert holding.states("study") == ["COMPLETE"]
+    assert "rerun asked for by ann" in str(reasons(holding, study.id))
+
+
+def test_rerun_of_one_workitem_replaces_it_and_its_documents_go_where_the_old_ones_went(
+    holding: Holding, tmp_path: Path
+) -> None:
+    study, revision, *_ = holding.finished(tmp_path)
+    holding.message(study, revision)
+    with holding.database.read() as connection:
+        (uid,) = connection.execute(select(schema.workitem.c.uid)).scalars()
+    assert len(control.rerun(holding.database, uid, by="ann").changed) == 1
     assert holding.states("workitem") == ["COMPLETED", "SCHEDULED"]
-    assert holding.states("revision") == ["ROUTED"]
     workitem, attempt = holding.claim()
     holding.complete(tmp_path, study, workitem, attempt)
-    assert holding.states("delivery") == ["PENDING", "PENDING"], "new documents go where the old ones went"
+    assert holding.states("delivery") == ["PENDING", "PENDING"]
 
 
 def test_a_study_that_was_not_judged_has_nothing_to_rerun(holding: Holding, tmp_path: Path) -> None:

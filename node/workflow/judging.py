@@ -1,0 +1,149 @@
+"""From a study that has gone quiet to its workitems: the verdict, the routes' decisions, what is scheduled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from inference.card import Card
+from node.workflow import completion, routing
+from node.workflow.way import Way
+from storage import control, lifecycle, studies, worklist
+from storage.records import Instance, Revision, Study
+
+__all__ = ["judge", "park_revision", "route_revision"]
+
+_log = structlog.get_logger("overread.workflow")
+
+
+def judge(way: Way, study: Study, quiet_seconds: float) -> int:
+    """Weigh one study in a view of its own, and do what the verdict says unless something came in between."""
+    try:
+        with way.database.read() as connection:
+            verdict = completion.weigh(
+                connection,
+                study,
+                quiet_seconds,
+                lambda one, instances: _selectable(way, connection, one, instances),
+            )
+    except SQLAlchemyError:
+        raise
+    except Exception as error:  # noqa: BLE001 - one study that cannot be judged must not hold up the others
+        _log.exception("study could not be judged", study=study.study_instance_uid)
+        verdict = completion.Verdict(outcome="parked", reason=f"it could not be judged: {type(error).__name__}")
+    with way.database.write() as connection:
+        studies.lock(connection, study.id)
+        current = studies.get(connection, study.id)
+        if (current.state, current.quiet_from, current.excluded) != (study.state, study.quiet_from, study.excluded):
+            return 0  # an instance came: a full quiet period anew
+        completion.carry_out(connection, current, verdict)
+    _log.info("study judged", study=study.study_instance_uid, outcome=verdict.outcome)
+    return 1
+
+
+def route_revision(way: Way, revision: Revision) -> int:
+    """Decide what is not decided yet; a paused route that matches waits, and the revision with it."""
+    try:
+        with way.database.read() as connection:
+            decisions, waiting = _decide(way, connection, revision)
+    except SQLAlchemyError:
+        raise
+    except Exception as error:  # noqa: BLE001 - one study that cannot be weighed must not hold up the others
+        _log.exception("revision could not be routed", revision=revision.id)
+        park_revision(way, revision, f"it could not be routed: {type(error).__name__}")
+        return 0
+    if waiting and not decisions:
+        return 0
+    with way.database.write() as connection:
+        if studies.revision(connection, revision.id).state != lifecycle.OPEN:
+            return 0
+        scheduled = sum(_schedule(connection, revision, one, way.cards[one.model]) for one in decisions)
+        if waiting:
+            return 0
+        lifecycle.transition(
+            connection,
+            "revision",
+            revision.id,
+            lifecycle.ROUTED,
+            study_id=revision.study_id,
+            reason=f"{scheduled} workitems scheduled",
+        )
+        study = studies.get(connection, revision.study_id)
+    _log.info("revision routed", study=study.study_instance_uid, revision=revision.number, workitems=scheduled)
+    return 1
+
+
+def park_revision(way: Way, revision: Revision, reason: str) -> None:
+    """Set a revision aside that cannot go on, with the reason; ``overread retry`` takes it up again."""
+    with way.database.write() as connection:
+        if studies.revision(connection, revision.id).state != lifecycle.PARKED:
+            lifecycle.transition(
+                connection, "revision", revision.id, lifecycle.PARKED, study_id=revision.study_id, reason=reason
+            )
+
+
+def _selectable(way: Way, connection: Connection, study: Study, instances: Sequence[Instance]) -> bool:
+    candidates = routing.candidates_of(study, studies.series_of(connection, study.id), instances)
+    return any(routing.could_select(one, way.routes, way.cards) for one in candidates)
+
+
+def _decide(way: Way, connection: Connection, revision: Revision) -> tuple[list[routing.Decision], bool]:
+    """Return the decisions that are still to be stored, and whether a paused route holds the revision."""
+    study = studies.get(connection, revision.study_id)
+    evidence = studies.evidence(connection, study.id, up_to=revision.last_instance_id)
+    candidates = routing.candidates_of(study, studies.series_of(connection, study.id), evidence)
+    decided = {(one["route"], one["model"]) for one in studies.decisions(connection, revision.id)}
+    paused = control.paused(connection, "route")
+    fresh: list[routing.Decision] = []
+    waiting = False
+    for rule in way.routes:
+        for model in rule.models:
+            if (rule.name, model) in decided:
+                continue
+            decision = routing.weigh(
+                candidates, rule, way.cards[model], demonstrations=way.settings.demonstration_models
+            )
+            if decision.matched and rule.name in paused:
+                waiting = True
+            else:
+                fresh.append(decision)
+    return fresh, waiting
+
+
+def _schedule(connection: Connection, revision: Revision, decision: routing.Decision, card: Card) -> int:
+    studies.record_decision(
+        connection,
+        revision,
+        route=decision.route.name,
+        model=card.name,
+        matched=decision.matched,
+        reasons=decision.reasons,
+        not_analysed=decision.not_analysed,
+        deliver=decision.route.deliver,
+        notify=decision.route.notify,
+    )
+    made = 0
+    for input_set in decision.input_sets:
+        _, created = worklist.schedule(
+            connection,
+            worklist.Key(
+                study_id=revision.study_id,
+                model=card.name,
+                model_version=card.version,
+                model_digest=card.digest,
+                device_uid=card.device_uid,
+                input_digest=input_set.digest,
+            ),
+            input_set=input_set.as_json(),
+            revision_id=revision.id,
+            route=decision.route.name,
+            reason=input_set.reason,
+            deliver=decision.route.deliver,
+            notify=decision.route.notify,
+            anew=bool(revision.verdict.get("rerun")),
+        )
+        made += created
+    return made
