@@ -7,16 +7,26 @@ keys are refused, and every complaint names the file, the key and what was expec
 from __future__ import annotations
 
 import ipaddress
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from inference.matching import check_condition
 from node.errors import ConfigurationError
+from node.sources import Values, read_values, read_yaml
 
 __all__ = [
     "DimseDestination",
@@ -30,11 +40,39 @@ __all__ = [
     "load_settings",
 ]
 
-_ENVIRONMENT_PREFIX = "OVERREAD__"
+#: Where pydantic's own words say little to whoever writes the file.
+_EXPECTED = {
+    "extra_forbidden": "unknown key",
+    "model_type": "expected a mapping of keys",
+    "dict_type": "expected a mapping of names",
+}
 
 AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[\x20-\x5b\x5d-\x7e]+$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _fits_a_header(token: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[\x21-\x7e]+", token.get_secret_value()):
+        raise ValueError("expected a token: printable ASCII characters without spaces, and not empty")
+    return token
+
+
+def _is_url(url: str) -> str:
+    import httpx
+
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        raise ValueError("this is no URL") from None
+    # httpx itself notices some of this only when it connects.
+    host = re.fullmatch(r"[a-z0-9._-]+|[0-9a-f:.]*:[0-9a-f:.]*", parsed.raw_host.decode("ascii"), re.IGNORECASE)
+    if not host or parsed.port not in (None, *range(1, 65536)) or parsed.query or parsed.fragment:
+        raise ValueError("expected http:// or https://, a host, a port up to 65535, and a path without a query")
+    return url
+
+
+Token = Annotated[SecretStr, AfterValidator(_fits_a_header)]
 
 
 class _Section(BaseModel):
@@ -61,7 +99,7 @@ class HttpSettings(_Section):
     bind: str = "127.0.0.1"
     port: Port = 8080
     #: Bearer token that every request but health must carry. Best set as OVERREAD__HTTP__TOKEN.
-    token: SecretStr | None = None
+    token: Token | None = None
     #: The largest body that STOW-RS takes.
     maximum_body_mb: Annotated[int, Field(ge=1)] = 4096
 
@@ -115,8 +153,8 @@ class StowDestination(_Peer):
     """A PACS that takes documents by STOW-RS; ``url`` is its DICOMweb root."""
 
     kind: Literal["stow"]
-    url: Annotated[str, Field(pattern=r"^https?://")]
-    token: SecretStr | None = None
+    url: Annotated[str, Field(pattern=r"^https?://"), AfterValidator(_is_url)]
+    token: Token | None = None
 
 
 class FolderDestination(_Section):
@@ -162,12 +200,8 @@ class Route(_Section):
         return value
 
 
-class Settings(BaseSettings):
+class Settings(_Section):
     """All of ``conf/node.yaml``."""
-
-    model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, env_prefix=_ENVIRONMENT_PREFIX, env_nested_delimiter="__"
-    )
 
     data_dir: Path = Path("var")
     dimse: DimseSettings = DimseSettings()
@@ -183,18 +217,6 @@ class Settings(BaseSettings):
     routes: tuple[Route, ...] | Path = Path("conf/routes.yaml")
     #: Listening beyond loopback without an allow-list and a token is refused, unless it is asked for by this name.
     allow_open_network: bool = False
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment wins over the file, which is given as the initial values."""
-        return env_settings, init_settings
 
     @property
     def database_url(self) -> str:
@@ -251,43 +273,41 @@ def load_settings(path: Path) -> Settings:
     ConfigurationError
         With one line for each complaint: file, key, what was expected.
     """
-    values = _read_yaml(path)
-    if not isinstance(values, dict):
-        raise ConfigurationError(f"{path}: expected a mapping of sections, found {type(values).__name__}")
-    settings = _validated(path, values)
+    values = read_values(path, os.environ)
+    settings = _validated(values, values.merged)
     if isinstance(settings.routes, Path):
-        routes_path = settings.routes
-        routes = _read_yaml(routes_path)
+        # Read here and not by a validator: a complaint about a route has to name the routes' own file.
+        routes = read_yaml(settings.routes)
         if not isinstance(routes, list):
-            raise ConfigurationError(f"{routes_path}: expected a list of routes, found {type(routes).__name__}")
-        settings = _validated(routes_path, {**values, "routes": routes}, routes_only=path)
+            found = "nothing" if routes is None else type(routes).__name__
+            raise ConfigurationError(f"{settings.routes}: expected a list of routes ([] for none), found {found}")
+        settings = _validated(values, {**values.merged, "routes": routes}, routes_file=settings.routes)
     return settings
 
 
-def _validated(path: Path, values: dict[str, Any], *, routes_only: Path | None = None) -> Settings:
+def _validated(values: Values, merged: dict[str, Any], *, routes_file: Path | None = None) -> Settings:
     try:
-        return Settings(**values)
+        return Settings.model_validate(merged)
     except ValidationError as error:
         lines = []
         for one in error.errors(include_url=False, include_context=False, include_input=False):
-            key = ".".join(str(part) for part in one["loc"])
-            where = routes_only if routes_only is not None and not key.startswith("routes") else path
-            expected = "unknown key" if one["type"] == "extra_forbidden" else one["msg"].removeprefix("Value error, ")
-            lines.append(f"{where}: {key + ': ' if key else ''}{expected}")
-        raise ConfigurationError("\n".join(lines)) from None
-    except ValueError as error:  # the environment's values that are no JSON where JSON is needed
-        raise ConfigurationError(f"{path} and the environment: {error}") from None
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise ConfigurationError(f"{path}: no such file; name one with --config") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+            place = [str(part) for part in one["loc"]]
+            expected = _EXPECTED.get(one["type"]) or one["msg"].removeprefix("Value error, ")
+            if place[:1] == ["routes"] and len(place) > 1:
+                # A list or a path: pydantic complains once for each, under its name for it.
+                if not isinstance(merged["routes"], list):
+                    place, expected = ["routes"], "expected a list of routes, or the path of a file that holds it"
+                elif not place[1].startswith("tuple"):
+                    continue
+                else:
+                    del place[1]
+            # What concerns several keys begins with the one to change.
+            named = place or re.split(r"[. ]", expected.partition(": ")[0])
+            kindless = named[:2] + named[3:] if named[0] == "destinations" else named
+            by_file = routes_file is not None and named[0] == "routes"
+            where = str(routes_file) if by_file else values.source_of(kindless)
+            lines.append(f"{where}: {'.'.join(place) + ': ' if place else ''}{expected}")
+        raise ConfigurationError("\n".join(dict.fromkeys(lines))) from None
 
 
 def _is_loopback(bind: str) -> bool:

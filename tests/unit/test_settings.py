@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from node.errors import ConfigurationError
-from node.settings import load_settings
+from node.settings import DimseDestination, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,6 +32,94 @@ def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.
     assert (settings.dimse.port, settings.dimse.ae_title, settings.demonstration_models) == (11199, "HERE", True)
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "complaint"),
+    [
+        ("OVERREAD__COMPLETON__QUIET_SECONDS", "5", r"completon: unknown key"),
+        ("OVERREAD__DATADIR", "/tmp", r"datadir: unknown key"),
+        ("OVERREAD__DIMSE__PROT", "1", r"dimse.prot: unknown key"),
+        ("OVERREAD__DIMSE__PORT", "99999", r"dimse.port: .*65535"),
+        ("OVERREAD__DIMSE", "12", r"dimse: expected a mapping"),
+        ("OVERREAD__DIMSE__ALLOWED_AE_TITLES", "CT1", r"dimse.allowed_ae_titles: .*tuple"),
+        ("OVERREAD__DIMSE__ALLOWED_AE_TITLES", '["CT1"', r"dimse.allowed_ae_titles: .*tuple"),
+        ("OVERREAD__DIMSE__BIND", "0.0.0.0", r"dimse.bind: 0.0.0.0 is reachable from outside"),
+        ("OVERREAD__DESTINATIONS__PACS__PORT", "0", r"destinations.pacs.dimse.port: .*greater than"),
+        ("OVERREAD__DESTINATIONS__OTHER__HOST", "h", r"destinations.other: .*'kind'"),
+        ("OVERREAD__HTTP__TOKEN", "", r"http.token: expected a token"),
+        ("OVERREAD__HTTP__TOKEN", "pass wörd", r"http.token: expected a token"),
+        ("OVERREAD__ROUTES", "[3]", r"routes.0: "),
+        ("OVERREAD__ROUTES", "{}", r"routes: expected a list of routes, or the path"),
+        ("OVERREAD__", "x", r"unknown key"),
+    ],
+)
+def test_a_mistake_in_the_environment_is_blamed_on_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, complaint: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    path = _write(
+        tmp_path,
+        "dimse: {ae_title: HERE}\nroutes: []\n"
+        "destinations: {PACS: {kind: dimse, ae_title: A, host: h, port: 1}}\n".replace("PACS", "pacs"),
+    )
+    with pytest.raises(ConfigurationError, match=complaint) as refused:
+        load_settings(path)
+    assert [line.startswith(f"environment variable {variable}: ") for line in str(refused.value).splitlines()] == [True]
+    assert "wörd" not in str(refused.value)
+
+
+def test_a_mistake_in_the_file_is_not_blamed_on_a_variable_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OVERREAD__DIMSE__AE_TITLE", "THERE")
+    monkeypatch.setenv("OVERREAD_CONFIG", "elsewhere.yaml")
+    with pytest.raises(ConfigurationError, match=r"^[^\n]*node.yaml: dimse.port: [^\n]*$"):
+        load_settings(_write(tmp_path, "dimse: {port: 0}\nroutes: []\n"))
+
+
+def test_the_environment_reaches_names_with_capitals_and_takes_lists_and_objects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OVERREAD__DESTINATIONS__PACS__HOST", "pacs.hospital")
+    monkeypatch.setenv("OVERREAD__DIMSE", '{"port": 104, "ae_title": "ONE"}')
+    monkeypatch.setenv("OVERREAD__DIMSE__AE_TITLE", "TWO")
+    monkeypatch.setenv("OVERREAD__DIMSE__ALLOWED_AE_TITLES", '["CT1", "MR1"]')
+    text = "routes: []\ndestinations: {Pacs: {kind: dimse, ae_title: A, host: h, port: 1}}\n"
+    settings = load_settings(_write(tmp_path, text))
+    assert (settings.dimse.port, settings.dimse.ae_title) == (104, "TWO")
+    assert settings.dimse.allowed_ae_titles == ("CT1", "MR1")
+    destination = settings.destinations["Pacs"]
+    assert isinstance(destination, DimseDestination)
+    assert (destination.host, destination.port) == ("pacs.hospital", 1)
+
+
+def test_the_file_of_routes_may_be_named_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    routes = tmp_path / "routes.yaml"
+    routes.write_text("- {name: a, match: {Modality: CT}, models: [m]}\n")
+    monkeypatch.setenv("OVERREAD__ROUTES", str(routes))
+    assert [one.name for one in load_settings(_write(tmp_path, "routes: nowhere.yaml\n")).route_list] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", r"routes.yaml: expected a list of routes \(\[\] for none\), found nothing$"),
+        ("name: a", r"routes.yaml: expected a list of routes .*found dict$"),
+        ("- {name: a, match: {Modality: CT}}", r"routes.yaml: routes.0.models: Field required$"),
+        ("- {name: a, match: {Modality: CT}, models: [m], deliver: [x]}", r"routes.yaml: routes.a.deliver: no 'x'"),
+    ],
+)
+def test_a_mistake_in_the_file_of_routes_names_that_file(tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "routes.yaml").write_text(text)
+    with pytest.raises(ConfigurationError, match=complaint) as refused:
+        load_settings(_write(tmp_path, f"routes: {tmp_path / 'routes.yaml'}\n"))
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_file_of_no_routes_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "routes.yaml").write_text("[]\n")
+    assert load_settings(_write(tmp_path, f"routes: {tmp_path / 'routes.yaml'}\n")).route_list == ()
+
+
 ROUTE = "{name: a, match: {Modality: CT}, models: [m], deliver: [%s], notify: [%s]}"
 
 
@@ -48,6 +136,20 @@ ROUTE = "{name: a, match: {Modality: CT}, models: [m], deliver: [%s], notify: [%
         ("routes: [" + ROUTE % ("", "emr") + "]", r"routes.a.notify: no 'emr' is configured"),
         ("routes: [{name: a, match: {Modalty: CT}, models: [m]}]", r"match.Modalty: not a DICOM keyword"),
         ("routes: [" + ROUTE % ("", "") + ", " + ROUTE % ("", "") + "]", r"two routes are named 'a'"),
+        ("routes: 3", r"routes: expected a list of routes, or the path of a file"),
+        ("routes:", r"routes: expected a list of routes, or the path of a file"),
+        ("dimse:", r"dimse: expected a mapping of keys"),
+        ("destinations: [a]", r"destinations: expected a mapping of names"),
+        ("1: x", r"1: Keys should be strings"),
+        ("dimse: {port: 1}\ndimse: {port: 2}", r"not valid YAML in line 2: the key 'dimse' stands twice"),
+        ("destinations:\n  a: {kind: folder, path: x, path: y}", r"in line 2: the key 'path' stands twice"),
+        ("completion: {quiet_seconds: .inf}", r"completion.quiet_seconds: .*finite"),
+        ("http: {token: ''}", r"http.token: expected a token"),
+        ("destinations: {a: {kind: stow, url: 'http://'}}", r"destinations.a.stow.url: expected http:// .*a host"),
+        ("destinations: {a: {kind: stow, url: 'http://h:99999'}}", r"destinations.a.stow.url: .*up to 65535"),
+        ("destinations: {a: {kind: stow, url: 'http://[h'}}", r"destinations.a.stow.url: expected .*a host"),
+        ("destinations: {a: {kind: stow, url: 'http://h:port'}}", r"destinations.a.stow.url: this is no URL"),
+        ("destinations: {a: {kind: stow, url: 'http://h?x=1'}}", r"destinations.a.stow.url: .*without a query"),
         ("- a list", r"expected a mapping"),
         ("a: [", r"not valid YAML"),
         ("dimse: {bind: 0.0.0.0}", r"dimse.bind: 0.0.0.0 is reachable from outside; .*allowed_ae_titles"),
