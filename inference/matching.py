@@ -17,16 +17,23 @@ than one that does not load.
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 
 __all__ = ["Verdict", "check_condition", "evaluate", "keywords"]
 
 _COMBINATORS = ("any", "all", "not")
+#: Value representations whose ranges are of text that sorts as it counts (PS3.5 6.2), and how a bound is written.
+_TEXT_RANGES = {
+    "DA": (r"\d{8}", 'a date in quotes, as DICOM writes it: "20240131"'),
+    "TM": (r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?", 'a time in quotes, as DICOM writes it: "0830"'),
+    "DT": (r"\d{4,14}(\.\d{1,6})?", 'a date and time in quotes, as DICOM writes it: "20240131083000"'),
+}
 #: What the node derives and that DICOM has as no keyword of its own.
 DERIVED_KEYWORDS = frozenset({"CallingAETitle"})
 
@@ -63,10 +70,36 @@ def check_condition(condition: object, where: str) -> None:
         elif key not in DERIVED_KEYWORDS and (not isinstance(key, str) or tag_for_keyword(key) is None):
             raise ValueError(f"{here}: not a DICOM keyword (PS3.6) nor one of any, all, not")
         elif isinstance(wanted, Mapping):
-            if not wanted or set(wanted) - {"min", "max"}:
-                raise ValueError(f"{here}: a range has min, max or both, and nothing else")
-        elif not _values(wanted):
-            raise ValueError(f"{here}: expected a value, a list, a wildcard or a range")
+            _check_range(key, wanted, here)
+        else:
+            _check_values(wanted, here)
+
+
+def _check_range(keyword: str, wanted: Mapping[str, Any], here: str) -> None:
+    if not wanted or set(wanted) - {"min", "max"}:
+        raise ValueError(f"{here}: a range has min, max or both, and nothing else")
+    representation = "" if keyword in DERIVED_KEYWORDS else dictionary_VR(keyword)
+    pattern, expected = _TEXT_RANGES.get(representation, (None, "a number"))
+    for end, bound in wanted.items():
+        if pattern is None:
+            sound = isinstance(bound, (int, float)) and not isinstance(bound, bool) and math.isfinite(bound)
+        else:
+            sound = isinstance(bound, str) and re.fullmatch(pattern, bound) is not None
+        if not sound:
+            raise ValueError(f"{here}.{end}: expected {expected}, found {bound!r}")
+    if len(wanted) == 2 and wanted["min"] > wanted["max"]:
+        raise ValueError(f"{here}: min is above max, so that nothing can match")
+
+
+def _check_values(wanted: Any, here: str) -> None:
+    values = _values(wanted)
+    if not values:
+        raise ValueError(f"{here}: expected a value, a list, a wildcard or a range")
+    for one in values:
+        if isinstance(one, bool) or not isinstance(one, (str, int, float)):
+            raise ValueError(  # noqa: TRY004 - one kind of error for whoever reads rules
+                f"{here}: expected text or a number, found {one!r}; put text that YAML reads otherwise in quotes"
+            )
 
 
 def keywords(condition: Mapping[str, Any]) -> set[str]:

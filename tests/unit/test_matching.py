@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 import pytest
@@ -66,6 +67,12 @@ def test_brackets_in_a_wildcard_are_plain_characters() -> None:
         ({"SliceThickness": {"least": 1}}, "match.SliceThickness: a range has min, max"),
         ({"Modality": None}, "match.Modality: expected a value"),
         ("CT", "match: expected a mapping"),
+        ({"StudyDate": {"min": date(2004, 1, 1)}}, r"match.StudyDate.min: expected a date in quotes"),
+        ({"StudyDate": {"max": "2024-12-31"}}, r"match.StudyDate.max: expected a date in quotes"),
+        ({"SliceThickness": {"max": [5]}}, r"match.SliceThickness.max: expected a number"),
+        ({"SliceThickness": {"min": 5, "max": 1}}, r"match.SliceThickness: min is above max"),
+        ({"Modality": True}, r"match.Modality: expected text or a number"),
+        ({"StudyDate": date(2004, 1, 1)}, r"match.StudyDate: expected text or a number"),
     ],
 )
 def test_a_condition_that_cannot_be_meant_is_refused(condition: object, complaint: str) -> None:
