@@ -31,7 +31,7 @@ from node.errors import AlreadyRunning, ConfigurationError
 from node.notify.receivers import Receiver, receiver_for
 from node.ops.logging import configure_logging
 from node.settings import Settings
-from node.web.application import Services, run_web
+from node.web.application import Services, listen, run_web
 from node.workflow.way import Way
 from node.workflow.workers import run_performer, run_workflow
 from storage import studies
@@ -80,7 +80,8 @@ class DataDirectory:
         AlreadyRunning
             When another node holds it.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
+        # It will hold patients' data. A folder that is there already keeps the mode that somebody chose.
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = (self.root / "node.lock").open("a+", encoding="ascii")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -123,6 +124,8 @@ def serve(settings: Settings) -> int:
     ------
     AlreadyRunning
         When the data directory or a port is taken.
+    ConfigurationError
+        When an address cannot be listened on, or a route names a model that is not there.
     """
     started = time.monotonic()
     configure_logging()
@@ -131,7 +134,7 @@ def serve(settings: Settings) -> int:
     with (
         directory.lock(),
         bind(settings.dimse.bind, settings.dimse.port) as dimse,
-        bind(settings.http.bind, settings.http.port) as http,
+        listen(settings.http) as http,
     ):
         _prepare(settings, directory, cards)
         parent = _Parent(_processes(settings, directory, cards, dimse, http))

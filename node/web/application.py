@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import errno
 import socket
 import threading
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse
 
 from node.dicomweb import qido, stow, wado
 from node.dicomweb.media import ROOT
-from node.errors import AlreadyRunning
+from node.errors import AlreadyRunning, ConfigurationError
 from node.ops import metrics
 from node.ops.health import MINIMUM_FREE_BYTES, Readiness
 from node.security.bearer import RequireToken
@@ -123,20 +123,30 @@ def listen(http: HttpSettings) -> socket.socket:
     ------
     AlreadyRunning
         When it is taken.
+    ConfigurationError
+        When the address cannot be listened on at all.
     """
-    family = socket.AF_INET6 if ":" in http.bind else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            http.bind or None, http.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise ConfigurationError(f"http.bind: {http.bind} is no address of this machine ({error.strerror})") from None
+    listening = socket.socket(family, kind, protocol)
     try:
         # So that a restart need not wait for the old connections' last packets; it shares the port with nobody.
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((http.bind, http.port))
+        listening.bind(address)
         listening.listen(256)
     except OSError as error:
         listening.close()
-        raise AlreadyRunning(
-            f"http.port: {http.bind}:{http.port} cannot be bound ({os.strerror(error.errno or 0)}); "
-            "another node or program has it, stop that one or choose another port"
-        ) from None
+        if error.errno == errno.EADDRINUSE:
+            raise AlreadyRunning(
+                f"http.port: port {http.port} on {http.bind} is in use: another node or program listens there; "
+                "stop it, or choose another http.port"
+            ) from None
+        key = "http.port" if error.errno == errno.EACCES else "http.bind"
+        raise ConfigurationError(f"{key}: cannot listen on {http.bind} port {http.port}: {error.strerror}") from None
     return listening
 
 
