@@ -13,6 +13,7 @@ import pytest
 from dicomweb_client.api import DICOMwebClient
 from pydicom.uid import generate_uid
 
+from demo.peers import wait_until
 from phantoms.radiograph import make_radiograph
 from phantoms.thorax import make_thorax
 from tests.dicom_factory import ct_series, radiograph
@@ -165,6 +166,34 @@ def test_later_slices_open_a_revision_whose_documents_name_their_predecessors(si
         for item in series.ReferencedSOPSequence
     }
     assert str(earlier.SOPInstanceUID) in named
+
+
+def test_a_worse_reconstruction_that_comes_later_causes_no_work_and_no_message(site: Site, tmp_path: Path) -> None:
+    study_uid, frame = generate_uid(), generate_uid()
+    phantom = make_thorax(14, shape=(40, 96, 96), spacing=(6.0, 3.6, 3.6))
+    shared: dict[str, Any] = {"study_uid": study_uid, "frame_of_reference_uid": frame}
+    push(ct_series(tmp_path / "a", phantom.hu, spacing=(6.0, 3.6, 3.6), **shared), site.node.dimse_port)
+    site.wait_for_report(study_uid)
+    push(ct_series(tmp_path / "b", phantom.hu[::2][:12], spacing=(9.0, 3.6, 3.6), **shared), site.node.dimse_port)
+
+    def second_reported() -> bool:
+        revisions = site.node.story(study_uid)["revisions"]
+        return len(revisions) == 2 and revisions[-1]["state"] == "REPORTED"
+
+    wait_until(second_reported, 60, "the second revision to be reported", interval=0.3)
+    assert results_in(site.pacs, study_uid) == {"SR": 1, "SEG": 1}
+    assert len(site.messages_about(study_uid)) == 1
+
+
+def test_a_rerun_makes_new_documents_that_name_the_old_ones_and_a_further_message(site: Site, tmp_path: Path) -> None:
+    study_uid, files = chest_ct(tmp_path, seed=15)
+    push(files, site.node.dimse_port)
+    site.wait_for_report(study_uid)
+    site.node.run("rerun", study_uid)
+    site.wait_for_report(study_uid, 2)
+    assert results_in(site.pacs, study_uid) == {"SR": 2, "SEG": 2}
+    reports = list(map(_read, site.pacs.instances_of(study_uid, "SR")))
+    assert sum("PredecessorDocumentsSequence" in one for one in reports) == 1
 
 
 def test_metrics_and_health_tell_of_work_and_not_of_patients(site: Site, tmp_path: Path) -> None:
