@@ -1,4 +1,4 @@
-"""The bearer token that every request must carry where one is configured; health is open, for whoever watches."""
+"""The bearer token that every request must carry where one is configured; health and the description are open."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from node.web.problems import problem_response
 
 __all__ = ["RequireToken"]
 
-_OPEN = ("/health/",)
+_OPEN_BELOW = ("/health/", "/docs/assets/")
+#: They describe the services, which is no secret, and a browser cannot send a token for a page.
+_OPEN = frozenset({"/docs", "/openapi.json"})
 
 
 class RequireToken:
@@ -29,7 +31,7 @@ class RequireToken:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the request through, or answer it."""
-        if scope["type"] == "http" and not scope["path"].startswith(_OPEN) and not self._carried(scope):
+        if scope["type"] == "http" and not _is_open(scope["path"]) and not self._carried(scope):
             answer = problem_response(401, "send the header Authorization: Bearer with the node's token")
             answer.headers["WWW-Authenticate"] = 'Bearer realm="overread"'
             await answer(scope, receive, send)
@@ -40,3 +42,7 @@ class RequireToken:
         scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
         # In constant time: how long the comparison takes must not tell how much of a guess is right.
         return scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), self._token)
+
+
+def _is_open(path: str) -> bool:
+    return path in _OPEN or path.startswith(_OPEN_BELOW)

@@ -26,6 +26,7 @@ from node.security.bearer import RequireToken
 from node.settings import HttpSettings, Settings
 from node.web import api, problems
 from node.web.access import AccessLog
+from node.web.docs import Described, include_docs
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.index import Archive
@@ -68,14 +69,14 @@ class StopSignal(Protocol):
 
 def create_application(services: Services) -> FastAPI:
     """Wire the web side together."""
-    application = FastAPI(
+    http = services.settings.http
+    application = Described(
+        guarded=http.token is not None,
         title="Overread",
         description="A DICOM AI node. For research use only, not a medical device.",
-        docs_url="/docs",
-        redoc_url=None,
     )
     problems.install(application)
-    http = services.settings.http
+    include_docs(application)
     application.include_router(qido.router(services.database), prefix=ROOT)
     application.include_router(wado.router(services.database, services.blobs), prefix=ROOT)
     application.include_router(

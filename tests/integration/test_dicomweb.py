@@ -235,10 +235,12 @@ def test_what_is_not_here_is_404_at_every_level(web: WebNode, tmp_path: Path) ->
     assert web.http.get(f"{instance}/frames/x").status_code == 400
 
 
-def test_without_the_token_nothing_but_health_is_told(start_web: Callable[..., WebNode], tmp_path: Path) -> None:
+def test_without_the_token_nothing_but_health_and_the_description_is_told(
+    start_web: Callable[..., WebNode], tmp_path: Path
+) -> None:
     web = start_web(http={"token": "a-long-token"})
     right = {"Authorization": "Bearer a-long-token"}
-    paths = ("/dicom-web/studies", "/metrics", "/docs", "/openapi.json", "/api/v1/status", "/nowhere")
+    paths = ("/dicom-web/studies", "/metrics", "/api/v1/status", "/docs/", "/docs/x", "/openapi.json/x", "/nowhere")
     for path in paths:
         for headers in ({}, {"Authorization": "Bearer a-long-toke"}, {"Authorization": "Basic a-long-token"}):
             answer = web.http.get(path, headers=headers)
@@ -250,6 +252,8 @@ def test_without_the_token_nothing_but_health_is_told(start_web: Callable[..., W
     assert stored.status_code == 401
     assert web.http.get("/health/live").status_code == 200
     assert web.http.get("/health/ready").status_code == 200
+    for path in ("/docs", "/openapi.json", "/docs/assets/swagger-ui-bundle.js"):
+        assert web.http.get(path).status_code == 200, path
 
 
 def _address(path: Path) -> str:

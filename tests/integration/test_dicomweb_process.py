@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -95,3 +97,27 @@ def test_the_process_says_how_long_it_has_lived(web: WebNode) -> None:
     answer = web.http.get("/health/live").json()
     # Told in tenths.
     assert 0 <= answer["seconds"] <= (datetime.now(UTC) - web.services.started_at).total_seconds() + 0.05
+
+
+def test_the_description_loads_nothing_from_another_host(web: WebNode) -> None:
+    page = web.http.get("/docs")
+    assert re.findall(r"(?:https?:)?//[a-z]", page.text) == []
+    loaded = re.findall(r"""(?:src|href)="([^"]+)\"""", page.text)
+    assert sorted(Path(one).suffix for one in loaded) == [".css", ".js", ".png"]
+    for one in [*loaded, "openapi.json"]:
+        assert web.http.get(f"/{one}").status_code == 200, one
+    assert "url(http" not in web.http.get("/docs/assets/swagger-ui.css").text
+    assert page.headers["content-security-policy"].startswith("default-src 'self'")
+    assert '"validatorUrl": null' in page.text
+    assert web.http.get("/docs/assets/../../pyproject.toml").status_code == 404
+
+
+def test_where_a_token_is_set_the_description_has_a_place_for_it(
+    web: WebNode, start_web: Callable[..., WebNode]
+) -> None:
+    guarded = start_web(http={"token": "a-long-token"}).http.get("/openapi.json").json()
+    assert guarded["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
+    assert guarded["security"] == [{"bearer": []}]
+    assert guarded["paths"]["/health/live"]["get"]["security"] == []
+    assert "security" not in guarded["paths"]["/metrics"]["get"]
+    assert "security" not in web.http.get("/openapi.json").json()
