@@ -69,12 +69,13 @@ TRANSITIONS: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
     "delivery": {
         PENDING: frozenset({DELIVERED, PARKED}),
         DELIVERED: frozenset(),
-        PARKED: frozenset({PENDING}),
+        # Parked by an operator while it was under way, it may have arrived all the same.
+        PARKED: frozenset({PENDING, DELIVERED}),
     },
     "notification": {
         PENDING: frozenset({ACKNOWLEDGED, PARKED}),
         ACKNOWLEDGED: frozenset(),
-        PARKED: frozenset({PENDING}),
+        PARKED: frozenset({PENDING, ACKNOWLEDGED}),
     },
 }
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, exists, func, insert, select, update
 
-from storage import lifecycle, schema
+from storage import changefeed, lifecycle, schema
 from storage.database import now
 from storage.records import Delivery, Document, Notification, Revision
 
@@ -277,7 +277,7 @@ def _waits_behind() -> ColumnElement[bool]:
 
 
 def succeed(connection: Connection, kind: Kind, object_id: int, *, study_id: int, answer: str) -> None:
-    """Record that it arrived, with the peer's answer."""
+    """Record that it arrived, with the peer's answer; also of one that was parked while it was under way."""
     table = _TABLES[kind]
     lifecycle.transition(
         connection,
@@ -297,7 +297,7 @@ def postpone(
 ) -> None:
     """Record a try that failed, whether the peer had refused it, and when the next one is due."""
     table = _TABLES[kind]
-    connection.execute(
+    postponed = connection.execute(
         update(table)
         .where(table.c.id == object_id, table.c.state == lifecycle.PENDING)
         .values(
@@ -306,7 +306,33 @@ def postpone(
             answer=answer,
             next_at=now(connection) + timedelta(seconds=delay_seconds),
         )
-    )
+    ).rowcount
+    if postponed:
+        changefeed.append(
+            connection,
+            kind,
+            object_id,
+            study_id=_study_of(connection, kind, object_id),
+            after="TRIED",
+            reason=answer,
+            detail={"refused": refused, "next_try_in_seconds": delay_seconds},
+        )
+
+
+def _study_of(connection: Connection, kind: Kind, object_id: int) -> int:
+    if kind == "delivery":
+        query = (
+            select(schema.workitem.c.study_id)
+            .select_from(schema.delivery.join(schema.document).join(schema.workitem))
+            .where(schema.delivery.c.id == object_id)
+        )
+    else:
+        query = (
+            select(schema.revision.c.study_id)
+            .select_from(schema.notification.join(schema.revision))
+            .where(schema.notification.c.id == object_id)
+        )
+    return int(connection.execute(query).scalar_one())
 
 
 def park(connection: Connection, kind: Kind, object_id: int, *, study_id: int, answer: str) -> None:

@@ -45,6 +45,7 @@ class Study:
     attributes: Json
     excluded: bool
     historical: bool
+    evidence_changed: bool
     first_received_at: datetime
     last_received_at: datetime
     quiet_from: datetime

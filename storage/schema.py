@@ -85,6 +85,8 @@ study = Table(
     Column("attributes", JSON, nullable=False),
     Column("excluded", Boolean, nullable=False, server_default=false()),
     Column("historical", Boolean, nullable=False, server_default=false()),
+    # What counts among its instances has changed since the last verdict.
+    Column("evidence_changed", Boolean, nullable=False, server_default=false()),
     Column("first_received_at", UtcDateTime, nullable=False),
     Column("last_received_at", UtcDateTime, nullable=False),
     Column("quiet_from", UtcDateTime, nullable=False, index=True),

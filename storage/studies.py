@@ -23,6 +23,7 @@ __all__ = [
     "exclude",
     "excluded_since_revision",
     "get",
+    "judge_anew",
     "last_revision",
     "lock",
     "open_revision",
@@ -165,7 +166,7 @@ def open_revision(
     ).inserted_primary_key
     assert key is not None
     revision_id = int(key[0])
-    lifecycle.transition(connection, "study", study.id, lifecycle.COMPLETE, study_id=study.id, reason=reason)
+    settle_without_revision(connection, study, reason)
     lifecycle.record_creation(
         connection,
         "revision",
@@ -180,7 +181,15 @@ def open_revision(
 
 def settle_without_revision(connection: Connection, study: Study, reason: str) -> None:
     """Judge that what came since the last revision changes nothing for any route."""
-    lifecycle.transition(connection, "study", study.id, lifecycle.COMPLETE, study_id=study.id, reason=reason)
+    lifecycle.transition(
+        connection,
+        "study",
+        study.id,
+        lifecycle.COMPLETE,
+        study_id=study.id,
+        reason=reason,
+        evidence_changed=False,
+    )
 
 
 def reopen(connection: Connection, study: Study, reason: str) -> None:
@@ -244,20 +253,15 @@ def decisions(connection: Connection, revision_id: int) -> list[Mapping[str, Any
     return [dict(row) for row in rows.mappings()]
 
 
-def excluded_since_revision(connection: Connection, study_id: int, last_instance_id: int) -> bool:
-    """Whether an operator has changed what counts among the instances that the last revision knew."""
-    r, c = schema.revision.c, schema.change.c
-    opened = connection.execute(
-        select(func.max(r.opened_at)).where(r.study_id == study_id, r.last_instance_id == last_instance_id)
-    ).scalar_one()
-    return (
-        connection.execute(
-            select(c.sequence)
-            .where(c.study_id == study_id, c.kind == "study", c.after.in_(("EXCLUDED", "INCLUDED")), c.at > opened)
-            .limit(1)
-        ).first()
-        is not None
-    )
+def excluded_since_revision(connection: Connection, study_id: int, last_instance_id: int) -> bool:  # noqa: ARG001
+    """Whether what counts among the instances that were judged already has changed since: by an operator's word."""
+    s = schema.study.c
+    return bool(connection.execute(select(s.evidence_changed).where(s.id == study_id)).scalar_one())
+
+
+def judge_anew(connection: Connection, study_id: int) -> None:
+    """Let the next verdict open a revision although nothing new has come."""
+    connection.execute(update(schema.study).where(schema.study.c.id == study_id).values(evidence_changed=True))
 
 
 def exclude(
@@ -285,6 +289,7 @@ def exclude(
     changefeed.append(
         connection, "study", study.id, study_id=study.id, after="EXCLUDED" if excluded else "INCLUDED", reason=what
     )
+    judge_anew(connection, study.id)
     if series_instance_uid is None and sop_instance_uid is None:
         connection.execute(update(schema.study).where(schema.study.c.id == study.id).values(excluded=excluded))
         return 0

@@ -13,7 +13,7 @@ from typing import Any
 from pydicom.uid import generate_uid
 from sqlalchemy import Connection, exists, func, insert, select, update
 
-from storage import lifecycle, outbox, schema, studies
+from storage import changefeed, lifecycle, outbox, schema, studies
 from storage.database import now
 from storage.errors import Unknown
 from storage.records import Document, Workitem, WorkitemUse
@@ -28,6 +28,7 @@ __all__ = [
     "get",
     "replace",
     "schedule",
+    "set_parked",
     "uses",
 ]
 
@@ -101,6 +102,8 @@ def schedule(
     if last is None:
         workitem = _insert(connection, key, input_set, 0, None)
     elif anew and last.state in (lifecycle.COMPLETED, lifecycle.CANCELED):
+        if last.parked:
+            set_parked(connection, last, False, reason)
         workitem = _insert(connection, key, input_set, last.generation + 1, last.id, reason)
     else:
         workitem = last
@@ -161,12 +164,26 @@ def replace(connection: Connection, workitem: Workitem, reason: str) -> Workitem
         device_uid=workitem.device_uid,
         input_digest=workitem.input_digest,
     )
-    connection.execute(update(schema.workitem).where(w.id == workitem.id).values(parked=False))
+    if workitem.parked:
+        set_parked(connection, workitem, False, reason)
     made = _insert(connection, key, workitem.input_set, generation, workitem.id, reason)
     for use in uses(connection, workitem.id):
         _use(connection, made, use.revision_id, use.route, use.reason, use.deliver, use.notify)
         studies.report_again(connection, use.revision_id, reason)
     return made
+
+
+def set_parked(connection: Connection, workitem: Workitem, parked: bool, reason: str) -> None:
+    """Note that a final workitem waits for an operator, or no longer does."""
+    connection.execute(update(schema.workitem).where(schema.workitem.c.id == workitem.id).values(parked=parked))
+    changefeed.append(
+        connection,
+        "workitem",
+        workitem.id,
+        study_id=workitem.study_id,
+        after=lifecycle.PARKED if parked else "UNPARKED",
+        reason=reason,
+    )
 
 
 def uses(connection: Connection, workitem_id: int) -> list[WorkitemUse]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, select
 
 from node.errors import BackupError
 from node.ops.backup import (
@@ -208,7 +208,7 @@ def _hold_workitems(connection: Connection, reason: str) -> int:
     found = connection.execute(query).scalars().all()
     for workitem_id in found:
         worklist.cancel(connection, worklist.get(connection, workitem_id), reason)
-        connection.execute(update(schema.workitem).where(w.id == workitem_id).values(parked=True))
+        worklist.set_parked(connection, worklist.get(connection, workitem_id), True, reason)
     return len(found)
 
 
@@ -224,9 +224,8 @@ def _hold_studies(connection: Connection, reason: str) -> int:
     parked = 0
     for row in connection.execute(select(s.id, s.state)).all():
         if row.state == lifecycle.COMPLETE and row.id in unrouted:
-            # An operator's word about the study, so that a retry judges it anew although nothing new has come.
-            study = studies.get(connection, row.id)
-            studies.exclude(connection, study, excluded=study.excluded, by="restore")
+            # So that a retry opens a revision although nothing new has come.
+            studies.judge_anew(connection, row.id)
             _move(connection, "study", row.id, lifecycle.RECEIVING, row.id, reason)
         elif row.state != lifecycle.RECEIVING:
             continue

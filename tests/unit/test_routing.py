@@ -46,6 +46,7 @@ def _study(**attributes: Any) -> Study:
         attributes=_json(**attributes),
         excluded=False,
         historical=False,
+        evidence_changed=False,
         first_received_at=AT,
         last_received_at=AT,
         quiet_from=AT,

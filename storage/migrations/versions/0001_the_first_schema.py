@@ -70,6 +70,7 @@ def upgrade() -> None:
         sa.Column("attributes", sa.JSON(), nullable=False),
         sa.Column("excluded", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.Column("historical", sa.Boolean(), server_default=sa.false(), nullable=False),
+        sa.Column("evidence_changed", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.Column("first_received_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("last_received_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("quiet_from", sa.DateTime(timezone=True), nullable=False),
