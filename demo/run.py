@@ -171,7 +171,7 @@ def _step(progress: Progress, description: str) -> Iterator[None]:
 
 def _fresh_folder() -> Path:
     """Make a folder for this run, and remove those of runs that have ended."""
-    base = ROOT / "var" / "demo"
+    base = ROOT / "build" / "demo"
     base.mkdir(parents=True, exist_ok=True)
     for old in base.glob("run-*"):
         owner = old.name.rpartition("-")[2]
