@@ -8,22 +8,31 @@ from __future__ import annotations
 import enum
 import queue
 import threading
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, insert, select, update
+from sqlalchemy import Connection, RowMapping, Table, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from storage import changefeed, lifecycle, schema
 from storage.blobs import Blobs
 from storage.database import Database, now
-from storage.errors import Mismatch, NotDicom
+from storage.errors import Mismatch, NotDicom, StorageError
 from storage.headers import Header, attribute_value, read_header
 
-__all__ = ["Archive", "Origin", "Outcome", "Receipt", "insert_instance", "quarantine_blob"]
+__all__ = [
+    "Archive",
+    "Indexed",
+    "Origin",
+    "Outcome",
+    "Receipt",
+    "insert_instance",
+    "is_made_here",
+    "quarantine_blob",
+]
 
 #: How many objects one commit takes at most: enough to share an fsync, few enough to keep the lock short.
 _COMMIT_ROWS = 64
@@ -31,6 +40,7 @@ _COMMIT_ROWS = 64
 _COLUMN_CHARACTERS = 512
 #: The manufacturer by which nodes of this software know each other's work.
 MANUFACTURER = "Overread"
+_ENDED = "the archive has stopped taking objects in; restart the node, then send the object again"
 
 
 class Outcome(enum.StrEnum):
@@ -38,6 +48,8 @@ class Outcome(enum.StrEnum):
 
     STORED = "stored"
     DUPLICATE = "duplicate"
+    #: Known, but the bytes that were kept of it are gone: these have taken their place.
+    RESTORED = "restored"
     VARIANT = "variant"
     CONFLICT = "conflict"
 
@@ -60,13 +72,24 @@ class Receipt:
     made_here: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Indexed:
+    """What an object was to the index, and the instance row that stands for its UID."""
+
+    outcome: Outcome
+    instance_id: int
+    made_here: bool
+
+
+@dataclass(slots=True)
 class _Entry:
     header: Header
     blob: str
     origin: Origin
     made_here: bool
-    done: Future[Outcome]
+    done: Future[Indexed] = field(default_factory=Future)
+    #: No row can name the blob: said only where its transaction ended before the COMMIT.
+    unindexed: bool = False
 
 
 class Archive:
@@ -91,6 +114,8 @@ class Archive:
         self._refused = refused
         self._device_uids = frozenset(device_uids)
         self._entries: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
+        self._offering = threading.Lock()
+        self._ended = False
         self._committer = threading.Thread(target=self._commit_groups, name="committer", daemon=True)
         self._committer.start()
 
@@ -112,6 +137,8 @@ class Archive:
         ------
         NotDicom
             The bytes are in quarantine, with the reason; ``Mismatch`` when they are not what was announced.
+        StorageError
+            When the archive was closed, or its committer has ended.
         """
         try:
             header = read_header(path)
@@ -120,19 +147,24 @@ class Archive:
         except NotDicom as error:
             self._quarantine(path, str(error), origin)
             raise
-        made_here = bool(header.device_uids & self._device_uids) or MANUFACTURER in header.manufacturers
         blob = self._blobs.adopt(path)
-        entry = _Entry(header, blob, origin, made_here, Future())
-        self._entries.put(entry)
-        outcome = entry.done.result()
-        if outcome is Outcome.DUPLICATE:
+        entry = _Entry(header, blob, origin, is_made_here(header, self._device_uids))
+        self._offer(entry)
+        try:
+            indexed = entry.done.result()
+        except Exception:
+            # After a COMMIT that failed the row may stand all the same: then start-up finds what is to become of it.
+            if entry.unindexed:
+                self._blobs.delete(blob)
+            raise
+        if indexed.outcome is Outcome.DUPLICATE:
             self._blobs.delete(blob)
         return Receipt(
-            outcome=outcome,
+            outcome=indexed.outcome,
             study_instance_uid=header.study_instance_uid,
             sop_class_uid=header.sop_class_uid,
             sop_instance_uid=header.sop_instance_uid,
-            made_here=made_here,
+            made_here=indexed.made_here,
         )
 
     def refuse(self, path: Path, reason: str, origin: Origin) -> None:
@@ -157,6 +189,14 @@ class Archive:
         self._entries.put(None)
         self._committer.join()
 
+    def _offer(self, entry: _Entry) -> None:
+        with self._offering:
+            if not self._ended:
+                self._entries.put(entry)
+                return
+        entry.unindexed = True
+        entry.done.set_exception(StorageError(_ENDED))
+
     def _quarantine(self, path: Path, reason: str, origin: Origin) -> None:
         size = path.stat().st_size
         blob = self._refused.adopt(path)
@@ -164,32 +204,55 @@ class Archive:
             quarantine_blob(connection, blob, size, reason, origin)
 
     def _commit_groups(self) -> None:
-        while (entry := self._entries.get()) is not None:
-            group = [entry]
-            last = False
-            while len(group) < _COMMIT_ROWS:
+        try:
+            while (entry := self._entries.get()) is not None:
+                group = [entry]
+                last = False
+                while len(group) < _COMMIT_ROWS:
+                    try:
+                        following = self._entries.get_nowait()
+                    except queue.Empty:
+                        break
+                    if following is None:
+                        last = True
+                        break
+                    group.append(following)
                 try:
-                    following = self._entries.get_nowait()
-                except queue.Empty:
-                    break
-                if following is None:
-                    last = True
-                    break
-                group.append(following)
-            self._commit(group)
-            if last:
+                    self._commit(group)
+                finally:
+                    _give_up(group)
+                if last:
+                    return
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        """Leave nobody waiting, however the committer has come to its end."""
+        with self._offering:
+            self._ended = True
+        while True:
+            try:
+                left = self._entries.get_nowait()
+            except queue.Empty:
                 return
+            if left is not None:
+                left.unindexed = True
+                left.done.set_exception(StorageError(_ENDED))
 
     def _commit(self, group: Sequence[_Entry], again: int = 3) -> None:
+        committing = False
         try:
             with self._database.write() as connection:
-                outcomes = [
-                    insert_instance(connection, one.header, one.blob, one.origin, made_here=one.made_here)[0]
+                found = [
+                    insert_instance(
+                        connection, one.header, one.blob, one.origin, made_here=one.made_here, holds=self._holds
+                    )
                     for one in group
                 ]
+                committing = True
         except BaseException as error:  # noqa: BLE001 - whoever waits must learn of it, whatever it is
             if len(group) > 1:
-                # One bad row must not refuse its neighbours.
+                # One bad row must not refuse its neighbours. Where the COMMIT has worked, each finds its own row.
                 for one in group:
                     self._commit([one])
                 return
@@ -197,11 +260,25 @@ class Archive:
                 # Another receiver made the same study, series or instance first: now it is there to be found.
                 self._commit(group, again=again - 1)
                 return
-            self._blobs.delete(group[0].blob)
+            group[0].unindexed = not committing
             group[0].done.set_exception(error)
             return
-        for one, outcome in zip(group, outcomes, strict=True):
-            one.done.set_result(outcome)
+        for one, indexed in zip(group, found, strict=True):
+            one.done.set_result(indexed)
+
+    def _holds(self, blob: str) -> bool:
+        return self._blobs.path(blob).is_file()
+
+
+def _give_up(group: Sequence[_Entry]) -> None:
+    for one in group:
+        if not one.done.done():
+            one.done.set_exception(StorageError(_ENDED))
+
+
+def is_made_here(header: Header, device_uids: Collection[str]) -> bool:
+    """Tell by its Contributing Equipment whether a node of this software, or one of these models, made an object."""
+    return MANUFACTURER in header.manufacturers or not header.device_uids.isdisjoint(device_uids)
 
 
 def _compare(header: Header, announced: tuple[str, str]) -> None:
@@ -215,18 +292,38 @@ def _compare(header: Header, announced: tuple[str, str]) -> None:
 
 
 def insert_instance(
-    connection: Connection, header: Header, blob: str, origin: Origin, *, made_here: bool
-) -> tuple[Outcome, int]:
+    connection: Connection,
+    header: Header,
+    blob: str,
+    origin: Origin,
+    *,
+    made_here: bool,
+    holds: Callable[[str], bool] | None = None,
+) -> Indexed:
     """Index one object in the caller's transaction.
 
-    Returns
-    -------
-    Outcome, int
-        What it was, and the id of the instance row that stands for its UID.
+    Parameters
+    ----------
+    made_here
+        What its Contributing Equipment says. An object under the UID of one that was made here was made here too,
+        whatever it says now.
+    holds
+        Whether the bytes of a blob are still there: only then is the same object again a duplicate. None takes
+        them to be.
     """
     i = schema.instance.c
     namesakes = connection.execute(
-        select(i.id, i.study_id, i.digest, i.transfer_syntax_uid, i.identity, i.made_here, _series_uid(), _study_uid())
+        select(
+            i.id,
+            i.study_id,
+            i.digest,
+            i.transfer_syntax_uid,
+            i.identity,
+            i.made_here,
+            i.blob,
+            _series_uid(),
+            _study_uid(),
+        )
         .select_from(schema.instance.join(schema.series).join(schema.study, i.study_id == schema.study.c.id))
         .where(i.sop_instance_uid == header.sop_instance_uid)
     ).mappings()
@@ -236,8 +333,10 @@ def insert_instance(
             header.study_instance_uid,
             header.series_instance_uid,
         ):
-            return _again(connection, row, header, blob, origin), row["id"]
+            outcome = _again(connection, row, header, blob, origin, holds)
+            return Indexed(outcome=outcome, instance_id=row["id"], made_here=row["made_here"])
         others.append(row)
+    made_here = made_here or any(row["made_here"] for row in others)
     study_id = _study_row(connection, header, evidence=not made_here)
     series_id = _series_row(connection, header, study_id)
     key = connection.execute(
@@ -265,7 +364,7 @@ def insert_instance(
         connection, "instance", instance_id, study_id=study_id, after="STORED", detail={"made_here": made_here}
     )
     if not others:
-        return Outcome.STORED, instance_id
+        return Indexed(outcome=Outcome.STORED, instance_id=instance_id, made_here=made_here)
     connection.execute(update(schema.instance).where(i.id.in_([row["id"] for row in others])).values(conflicting=True))
     for study in {study_id, *(row["study_id"] for row in others)}:
         changefeed.append(
@@ -276,7 +375,7 @@ def insert_instance(
             after="CONFLICT",
             reason=f"SOP Instance UID {header.sop_instance_uid} stands under two Study or Series Instance UIDs",
         )
-    return Outcome.CONFLICT, instance_id
+    return Indexed(outcome=Outcome.CONFLICT, instance_id=instance_id, made_here=made_here)
 
 
 def quarantine_blob(connection: Connection, blob: str, size: int, reason: str, origin: Origin) -> None:
@@ -293,14 +392,29 @@ def quarantine_blob(connection: Connection, blob: str, size: int, reason: str, o
     changefeed.append(connection, "quarantine", None, study_id=None, after="REFUSED", reason=reason)
 
 
-def _again(connection: Connection, row: RowMapping, header: Header, blob: str, origin: Origin) -> Outcome:
+def _again(
+    connection: Connection,
+    row: RowMapping,
+    header: Header,
+    blob: str,
+    origin: Origin,
+    holds: Callable[[str], bool] | None,
+) -> Outcome:
     v = schema.variant.c
-    known = (
-        row["digest"] == header.digest
-        or connection.execute(select(v.id).where(v.instance_id == row["id"], v.digest == header.digest)).first()
-    )
-    if known:
+    kept: str | None = row["blob"]
+    table = schema.instance
+    if row["digest"] != header.digest:
+        kept = connection.execute(
+            select(v.blob).where(v.instance_id == row["id"], v.digest == header.digest)
+        ).scalar_one_or_none()
+        table = schema.variant
+    if kept == blob:
+        return Outcome.STORED  # by a COMMIT whose end was not heard of
+    if kept is not None and (holds is None or holds(kept)):
         return Outcome.DUPLICATE
+    if kept is not None:
+        _restore(connection, table, row, header, blob, kept)
+        return Outcome.RESTORED
     if row["transfer_syntax_uid"] != header.transfer_syntax_uid:
         difference = f"transfer syntax {header.transfer_syntax_uid}"
     elif row["identity"] != header.identity:
@@ -329,13 +443,35 @@ def _again(connection: Connection, row: RowMapping, header: Header, blob: str, o
     return Outcome.VARIANT
 
 
+def _restore(connection: Connection, table: Table, row: RowMapping, header: Header, blob: str, gone: str) -> None:
+    """Let new bytes of the same dataset stand for those that are gone."""
+    values: dict[str, Any] = {"blob": blob, "transfer_syntax_uid": header.transfer_syntax_uid}
+    if table is schema.instance:
+        values["size"] = header.size
+        connection.execute(update(schema.document).where(schema.document.c.blob == gone).values(blob=blob))
+    connection.execute(update(table).where(table.c.blob == gone).values(**values))
+    changefeed.append(
+        connection,
+        "instance",
+        row["id"],
+        study_id=row["study_id"],
+        after="RESTORED",
+        reason="the bytes that were kept were gone; the same object came again and took their place",
+        detail={"gone": gone, "blob": blob},
+    )
+
+
 def _study_row(connection: Connection, header: Header, *, evidence: bool) -> int:
-    """Find or make the study; only evidence starts its quiet period anew or opens it again."""
+    """Find or make the study; only evidence starts its quiet period anew or opens it again.
+
+    The row stays locked to the end of the transaction, so that no verdict on the study comes in between, and the
+    ids of its instances follow each other as their commits do.
+    """
     s = schema.study.c
-    at = now(connection)
     row = connection.execute(
-        select(s.id, s.state, s.excluded).where(s.study_instance_uid == header.study_instance_uid)
+        select(s.id, s.state).where(s.study_instance_uid == header.study_instance_uid).with_for_update()
     ).first()
+    at = now(connection)
     if row is None:
         state = lifecycle.RECEIVING if evidence else lifecycle.COMPLETE
         key = connection.execute(

@@ -17,7 +17,7 @@ from storage.blobs import Blobs
 from storage.database import Database, now
 from storage.errors import NotDicom, StillNeeded, Unknown
 from storage.headers import read_header
-from storage.index import MANUFACTURER, Origin, Outcome, insert_instance, quarantine_blob
+from storage.index import Origin, Outcome, insert_instance, is_made_here, quarantine_blob
 
 __all__ = ["Reconciled", "delete_instance", "reconcile"]
 
@@ -83,12 +83,10 @@ def reconcile(
     for path in half_written:
         path.unlink()
     with database.read() as connection:
-        known = set(connection.execute(select(schema.instance.c.blob)).scalars())
-        known |= set(connection.execute(select(schema.variant.c.blob)).scalars())
+        known = _named(connection)
         deleted = set(connection.execute(select(schema.tombstone.c.blob)).scalars())
-    on_disk = set(blobs.names())
     adopted, quarantined, removed = 0, 0, len(half_written)
-    for blob in sorted(on_disk - known):
+    for blob in sorted(set(blobs.names()) - known):
         outcome = None if blob in deleted else _adopt(database, blobs, refused, blob, device_uids)
         if outcome is None:
             blobs.delete(blob)
@@ -97,15 +95,22 @@ def reconcile(
             adopted += 1
         else:
             quarantined += 1
-    # Asked only now: what was refused just above has its row already.
+    # Asked only now: what was refused just above has its row already, and what was gone may have been found again.
     with database.read() as connection:
+        missing = _named(connection) - set(blobs.names())
         refused_rows = set(connection.execute(select(schema.quarantine.c.blob)).scalars())
     for blob in sorted(set(refused.names()) - refused_rows):
         with database.write() as connection:
             size = refused.path(blob).stat().st_size
             quarantine_blob(connection, blob, size, "found without a record at start-up", Origin(calling_ae_title=""))
         quarantined += 1
-    return Reconciled(adopted=adopted, quarantined=quarantined, removed=removed, missing=tuple(sorted(known - on_disk)))
+    return Reconciled(adopted=adopted, quarantined=quarantined, removed=removed, missing=tuple(sorted(missing)))
+
+
+def _named(connection: Connection) -> set[str]:
+    """Return the blobs that rows name."""
+    named = set(connection.execute(select(schema.instance.c.blob)).scalars())
+    return named | set(connection.execute(select(schema.variant.c.blob)).scalars())
 
 
 def _adopt(database: Database, blobs: Blobs, refused: Blobs, blob: str, device_uids: Collection[str]) -> bool | None:
@@ -120,11 +125,25 @@ def _adopt(database: Database, blobs: Blobs, refused: Blobs, blob: str, device_u
         with database.write() as connection:
             quarantine_blob(connection, kept, size, str(error), origin)
         return False
-    if header.device_uids & set(device_uids) or MANUFACTURER in header.manufacturers:
-        return None
+    made_here = is_made_here(header, device_uids)
+    i = schema.instance.c
     with database.write() as connection:
-        outcome, _ = insert_instance(connection, header, blob, origin, made_here=False)
-    return None if outcome is Outcome.DUPLICATE else True
+        if (
+            made_here
+            and not connection.execute(
+                select(exists().where(i.sop_instance_uid == header.sop_instance_uid))
+            ).scalar_one()
+        ):
+            return None
+        indexed = insert_instance(
+            connection,
+            header,
+            blob,
+            origin,
+            made_here=made_here,
+            holds=lambda kept: blobs.path(kept).is_file(),
+        )
+    return None if indexed.outcome is Outcome.DUPLICATE else True
 
 
 def _refuse_if_needed(connection: Connection, study_id: int, sop_instance_uid: str) -> None:

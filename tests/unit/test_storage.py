@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from pydicom.uid import generate_uid
-from sqlalchemy import func, insert, select, text, update
+from sqlalchemy import delete, event, func, insert, select, text, update
+from sqlalchemy.exc import DatabaseError
 
 from storage import attempts, changefeed, lifecycle, outbox, schema, studies, worklist
-from storage.database import Database, migrate, now, schema_versions
+from storage.blobs import FileBlobs
+from storage.database import Database, Watch, migrate, now, schema_versions
 from storage.errors import IllegalTransition, LeaseLost, NotDicom, StillNeeded, StorageError, Unknown
-from storage.index import Origin, Outcome
+from storage.index import Archive, Origin, Outcome
 from storage.retention import delete_instance, reconcile
 from tests.dicom_factory import ct_series, radiograph
 from tests.work import Holding
@@ -533,3 +538,227 @@ def test_a_transaction_that_fails_leaves_nothing(database: Database) -> None:
         fail()
     with database.read() as connection:
         assert connection.execute(select(func.count()).select_from(schema.pause)).scalar_one() == 0
+
+
+def test_an_object_whose_kept_bytes_are_gone_takes_their_place_when_it_comes_again(
+    holding: Holding, tmp_path: Path
+) -> None:
+    path = radiograph(tmp_path / "one", np.zeros((4, 4)))
+    (first,) = holding.receive([path])
+    (gone,) = holding.blobs.names()
+    holding.blobs.delete(gone)
+    (again,) = holding.receive([path])
+    assert again.outcome is Outcome.RESTORED
+    with holding.database.read() as connection:
+        study = studies.by_uid(connection, first.study_instance_uid)
+        (instance,) = studies.evidence(connection, study.id)
+        assert changefeed.of_study(connection, study.id)[-1].after == "RESTORED"
+    assert holding.blobs.path(instance.blob).read_bytes() == path.read_bytes()
+    assert reconcile(holding.database, holding.blobs, holding.refused, holding.incoming).missing == ()
+    assert holding.receive([path])[0].outcome is Outcome.DUPLICATE
+
+
+def test_a_variant_whose_kept_bytes_are_gone_takes_their_place_too(holding: Holding, tmp_path: Path) -> None:
+    uids = {"study_uid": generate_uid(), "series_uid": generate_uid(), "SOPInstanceUID": generate_uid()}
+    first = radiograph(tmp_path / "one", np.zeros((4, 4)), **uids)
+    other = radiograph(tmp_path / "two", np.zeros((4, 4)), **uids, PatientID="COERCED")
+    holding.receive([first])
+    before = set(holding.blobs.names())
+    holding.receive([other])
+    (gone,) = set(holding.blobs.names()) - before
+    holding.blobs.delete(gone)
+    assert holding.receive([other])[0].outcome is Outcome.RESTORED
+    assert reconcile(holding.database, holding.blobs, holding.refused, holding.incoming).missing == ()
+
+
+def test_start_up_gives_an_orphan_to_the_row_whose_bytes_are_gone(holding: Holding, tmp_path: Path) -> None:
+    path = radiograph(tmp_path / "one", np.zeros((4, 4)))
+    holding.receive([path])
+    (gone,) = holding.blobs.names()
+    holding.blobs.delete(gone)
+    orphan = holding.incoming / "orphan"
+    orphan.write_bytes(path.read_bytes())
+    holding.blobs.adopt(orphan)
+    found = reconcile(holding.database, holding.blobs, holding.refused, holding.incoming)
+    assert (found.adopted, found.missing) == (1, ())
+
+
+def test_bytes_stay_when_nobody_heard_how_their_commit_ended(holding: Holding, tmp_path: Path) -> None:
+    path = radiograph(tmp_path / "one", np.zeros((4, 4)))
+
+    def lose_the_answer(connection: Any) -> None:
+        # The connection breaks just after the database has committed.
+        connection.connection.driver_connection.commit()
+        raise ConnectionResetError
+
+    event.listen(holding.database.engine, "commit", lose_the_answer)
+    with pytest.raises(ConnectionResetError):
+        holding.receive([path])
+    event.remove(holding.database.engine, "commit", lose_the_answer)
+    assert holding.receive([path])[0].outcome is Outcome.DUPLICATE
+    found = reconcile(holding.database, holding.blobs, holding.refused, holding.incoming)
+    assert (found.missing, found.adopted, found.removed) == ((), 0, 0)
+    (blob,) = holding.blobs.names()
+    assert holding.blobs.path(blob).read_bytes() == path.read_bytes()
+
+
+class _Stuck(FileBlobs):
+    """A folder that has become read-only: nothing can be removed from it."""
+
+    def delete(self, name: str) -> None:
+        raise PermissionError(name)
+
+
+def test_whoever_waits_for_a_commit_that_fails_learns_of_it_even_if_nothing_can_be_cleared_away(
+    holding: Holding, tmp_path: Path
+) -> None:
+    archive = Archive(holding.database, _Stuck(holding.root / "blobs"), holding.refused)
+    with holding.database.write() as connection:
+        connection.execute(text("DROP TABLE change"))
+    answers: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def offer() -> None:
+        copy = holding.incoming / generate_uid()
+        copy.write_bytes(radiograph(tmp_path / "one", np.zeros((4, 4))).read_bytes())
+        try:
+            archive.receive(copy, Origin(calling_ae_title="X"))
+        except (OSError, DatabaseError) as error:
+            answers.put(error)
+
+    for _ in range(2):
+        threading.Thread(target=offer, daemon=True).start()
+        assert isinstance(answers.get(timeout=20), PermissionError)
+    archive.close()
+
+
+def test_an_archive_that_has_ended_refuses_at_once_and_keeps_nothing(holding: Holding, tmp_path: Path) -> None:
+    archive = Archive(holding.database, holding.blobs, holding.refused)
+    archive.close()
+    copy = holding.incoming / "copy"
+    copy.write_bytes(radiograph(tmp_path / "one", np.zeros((4, 4))).read_bytes())
+    with ThreadPoolExecutor(1) as pool, pytest.raises(StorageError, match="restart"):
+        pool.submit(archive.receive, copy, Origin(calling_ae_title="X")).result(20)
+    assert list(holding.blobs.names()) == []
+
+
+def test_our_own_document_is_no_evidence_under_another_study_even_without_its_marks(
+    holding: Holding, tmp_path: Path
+) -> None:
+    *_, document = holding.finished(tmp_path)
+    stripped = pydicom.dcmread(holding.blobs.path(document.blob))
+    assert "ContributingEquipmentSequence" not in stripped
+    stripped.StudyInstanceUID = generate_uid()
+    stripped.save_as(tmp_path / "stripped.dcm")
+    (receipt,) = holding.receive([tmp_path / "stripped.dcm"], sender="PACS")
+    assert (receipt.outcome, receipt.made_here) == (Outcome.CONFLICT, True)
+    other = holding.again(receipt.study_instance_uid)
+    assert other.state == "COMPLETE", "it is not waited for"
+    with holding.database.read() as connection:
+        assert studies.evidence(connection, other.id) == []
+
+
+def test_more_watches_than_a_pool_keeps_and_still_a_transaction_at_once(database: Database) -> None:
+    watches = [Watch(database) for _ in range(60)]
+    try:
+        with database.read() as connection:
+            assert connection.execute(select(func.count()).select_from(schema.study)).scalar_one() == 0
+    finally:
+        for watch in watches:
+            watch.close()
+
+
+def test_nothing_comes_into_a_study_while_it_is_judged(holding: Holding, tmp_path: Path) -> None:
+    study = holding.study(tmp_path)
+    more = ct_series(tmp_path / "more", np.zeros((1, 4, 4)), study_uid=study.study_instance_uid)
+    stored = threading.Event()
+
+    def send() -> None:
+        holding.receive(more)
+        stored.set()
+
+    sender = threading.Thread(target=send)
+    with holding.database.write() as connection:
+        studies.lock(connection, study.id)
+        locked = studies.get(connection, study.id)
+        sender.start()
+        assert not stored.wait(0.5)
+        evidence = studies.evidence(connection, study.id)
+        studies.open_revision(connection, locked, last_instance_id=evidence[-1].id, verdict={}, reason="quiet")
+    sender.join(30)
+    assert stored.is_set()
+    assert holding.again(study.study_instance_uid).state == "RECEIVING", "what came meanwhile is judged next"
+
+
+@pytest.mark.parametrize(("kind", "state"), [("delivery", "DELIVERED"), ("notification", "ACKNOWLEDGED")])
+def test_what_arrived_although_it_was_parked_on_its_way_has_arrived(
+    holding: Holding, tmp_path: Path, kind: outbox.Kind, state: str
+) -> None:
+    study, revision, *_ = holding.finished(tmp_path)
+    message = holding.message(study, revision)
+    object_id = 1 if kind == "delivery" else message.id
+    with holding.database.write() as connection:
+        outbox.park(connection, kind, object_id, study_id=study.id, answer="cancelled by operator")
+        outbox.succeed(connection, kind, object_id, study_id=study.id, answer="done")
+    assert holding.states(kind) == [state]
+
+
+def test_each_failed_try_stands_in_the_story_with_its_answer(holding: Holding, tmp_path: Path) -> None:
+    study, revision, *_ = holding.finished(tmp_path)
+    message = holding.message(study, revision)
+    kinds: list[tuple[outbox.Kind, int]] = [("delivery", 1), ("notification", message.id)]
+    with holding.database.write() as connection:
+        for kind, object_id in kinds:
+            for answer in ("no answer", "0xA700"):
+                outbox.postpone(connection, kind, object_id, delay_seconds=5, answer=answer, refused=False)
+        tried = [one for one in changefeed.of_study(connection, study.id) if one.after == "TRIED"]
+    assert [(one.kind, one.reason) for one in tried] == [
+        ("delivery", "no answer"),
+        ("delivery", "0xA700"),
+        ("notification", "no answer"),
+        ("notification", "0xA700"),
+    ]
+
+
+def test_parking_a_workitem_and_replacing_it_stand_in_the_change_feed(holding: Holding, tmp_path: Path) -> None:
+    study = holding.study(tmp_path)
+    workitem = holding.schedule(study, holding.judge(study))
+    with holding.database.write() as connection:
+        worklist.cancel(connection, workitem, "restored")
+        worklist.set_parked(connection, workitem, True, "restored")
+        assert worklist.get(connection, workitem.id).parked
+        worklist.replace(connection, worklist.get(connection, workitem.id), "retry")
+        assert not worklist.get(connection, workitem.id).parked
+        moves = [
+            (one.after, one.reason)
+            for one in changefeed.of_study(connection, study.id)
+            if (one.kind, one.object_id) == ("workitem", workitem.id)
+        ]
+    assert moves[-2:] == [("PARKED", "restored"), ("UNPARKED", "retry")]
+
+
+def test_an_exclusion_counts_as_news_until_the_next_verdict(holding: Holding, tmp_path: Path) -> None:
+    study = holding.study(tmp_path)
+    revision = holding.judge(study)
+
+    def changed() -> bool:
+        with holding.database.read() as connection:
+            return studies.excluded_since_revision(connection, study.id, revision.last_instance_id)
+
+    assert not changed()
+    with holding.database.write() as connection:
+        uid = studies.evidence(connection, study.id)[0].sop_instance_uid
+        studies.exclude(connection, study, sop_instance_uid=uid)
+    assert changed()
+    with holding.database.write() as connection:
+        connection.execute(delete(schema.change))
+    assert changed(), "the change feed tells the story and holds no state"
+    holding.judge(holding.reopened(study))
+    assert not changed()
+
+
+def test_revisions_can_be_paged_through(holding: Holding, tmp_path: Path) -> None:
+    made = [holding.judge(holding.study(tmp_path, slices=1)).id for _ in range(3)]
+    with holding.database.read() as connection:
+        first = studies.revisions_in(connection, "OPEN", limit=2)
+        rest = studies.revisions_in(connection, "OPEN", limit=2, after=first[-1].id)
+    assert [one.id for one in (*first, *rest)] == made
