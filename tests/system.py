@@ -157,8 +157,7 @@ class Node:
             os.killpg(self.process.pid, signal.SIGKILL)
         else:
             os.kill(self.process.pid, signal.SIGKILL)
-        _, alive = psutil.wait_procs(family, timeout=10)
-        assert not alive, f"these outlived their parent: {alive}"
+        assert not outliving(family, 10)
         self.process.stop()
         self._process = None
 
@@ -184,6 +183,17 @@ class Node:
         """Return what ``overread explain`` tells."""
         told: dict[str, Any] = json.loads(self.run("explain", study_uid, "--json").stdout)
         return told
+
+
+def outliving(family: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Return which processes still run after so many seconds; one that is dead and not yet reaped does not run."""
+    _, left = psutil.wait_procs(family, timeout=seconds)
+    running = []
+    for one in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if one.status() != psutil.STATUS_ZOMBIE:
+                running.append(one)
+    return running
 
 
 def push(files: Iterable[Path], port: int, called: str = "OVERREAD", calling: str = "MODALITY") -> None:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from demo.peers import free_port, wait_until
-from tests.system import OVERREAD, ROOT, Node, chest_ct, push
+from tests.system import OVERREAD, ROOT, Node, chest_ct, outliving, push
 
 
 def _serve(config: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -33,8 +33,7 @@ def test_sigterm_ends_it_cleanly_and_nothing_is_left(start_node: Callable[..., N
     node = start_node()
     family = list(node.members().values())
     assert node.stop() == 0
-    _, alive = psutil.wait_procs(family, timeout=2)
-    assert alive == []
+    assert outliving(family, 2) == []
     lines = [json.loads(line) for line in node.log.splitlines() if line.strip()]
     assert lines[-1]["event"] == "stopped"
 
