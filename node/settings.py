@@ -72,6 +72,17 @@ def _is_url(url: str) -> str:
     return url
 
 
+def _is_host(host: str) -> str:
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise ValueError("expected a host name or an address") from None
+    if not host or not host.isprintable() or " " in host:
+        raise ValueError("expected a host name or an address")
+    return host
+
+
+Host = Annotated[str, AfterValidator(_is_host)]
 Token = Annotated[SecretStr, AfterValidator(_fits_a_header)]
 
 
@@ -83,7 +94,7 @@ class DimseSettings(_Section):
     """The Storage and Verification SCP."""
 
     ae_title: AETitle = "OVERREAD"
-    bind: str = "127.0.0.1"
+    bind: Host = "127.0.0.1"
     port: Port = 11112
     #: Calling AE titles that may open an association; empty means any, which only loopback allows.
     allowed_ae_titles: tuple[AETitle, ...] = ()
@@ -96,7 +107,7 @@ class DimseSettings(_Section):
 class HttpSettings(_Section):
     """DICOMweb, the node's own API, health and metrics."""
 
-    bind: str = "127.0.0.1"
+    bind: Host = "127.0.0.1"
     port: Port = 8080
     #: Bearer token that every request but health must carry. Best set as OVERREAD__HTTP__TOKEN.
     token: Token | None = None
@@ -145,7 +156,7 @@ class DimseDestination(_Peer):
 
     kind: Literal["dimse"]
     ae_title: AETitle
-    host: str
+    host: Host
     port: Port
 
 
@@ -171,7 +182,7 @@ class HL7Notifier(_Section):
     """A receiver of ORU^R01 over MLLP."""
 
     kind: Literal["hl7"]
-    host: str
+    host: Host
     port: Port
     sending_application: str = "OVERREAD"
     sending_facility: str = ""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from node.delivery.port import Delivered, Outcome, ProbeResult, Refused, Unreachable
 from node.dimse.scu import Peer, echo, send
-from node.dimse.status import Category
+from node.dimse.status import Category, meaning
 from node.settings import DimseDestination
 
 __all__ = ["DimseAdapter"]
@@ -37,14 +37,16 @@ class DimseAdapter:
         if report.skipped:
             return Refused(f"the document {report.skipped[0].reason}")
         sent = report.sent[0]
+        # The answer may hold the peer's Error Comment (0000,0902).
+        brief = meaning(sent.status) if sent.status is not None else sent.answer
         if sent.category is Category.SUCCESS:
             note = "sent in another transfer syntax, since the peer does not take its own" if sent.transcoded else ""
-            return Delivered(sent.answer, note)
+            return Delivered(sent.answer, brief=brief, note=note)
         if sent.category is Category.WARNING:
-            return Delivered(sent.answer, f"the peer warned: {sent.answer}")
+            return Delivered("stored", brief=brief, note=f"the peer warned: {sent.answer}")
         if sent.category is Category.BUSY:
-            return Unreachable(sent.answer)
-        return Refused(sent.answer)
+            return Unreachable(sent.answer, brief=brief)
+        return Refused(sent.answer, brief=brief)
 
     def probe(self) -> ProbeResult:
         """Send a C-ECHO."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -10,28 +10,50 @@ __all__ = ["Delivered", "Destination", "Outcome", "ProbeResult", "Refused", "Unr
 
 
 @dataclass(frozen=True, slots=True)
-class Delivered:
-    """The destination said that it has stored the document.
+class _Said:
+    """What became of a delivery, in words.
 
-    ``answer`` is its own word; ``note`` is not empty where it stored it with a warning, such as coerced elements.
+    ``brief`` leaves out what the destination wrote freely, since that may name the patient; it is not given where
+    ``said`` quotes nobody.
     """
 
-    answer: str
-    note: str = ""
+    said: str
+    brief: str = field(default="", kw_only=True)
+
+    @property
+    def answer(self) -> str:
+        """All that was said, for the delivery's row only."""
+        return self.said
+
+    @property
+    def summary(self) -> str:
+        """What may be logged."""
+        return self.brief or self.said
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class Delivered(_Said):
+    """The destination said that it has stored the document.
+
+    ``note`` is not empty where it stored it in another way than it was sent, such as with elements coerced.
+    """
+
+    note: str = field(default="", kw_only=True)
+
+    @property
+    def answer(self) -> str:
+        """All that was said, with the note, for the delivery's row only."""
+        return f"{self.said}; {self.note}" if self.note else self.said
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(_Said):
     """The destination was there and did not take the document; asked again, it will likely say the same."""
 
-    answer: str
-
 
 @dataclass(frozen=True, slots=True)
-class Unreachable:
+class Unreachable(_Said):
     """The destination was not there, or could not at the moment; whether it stored the document is not known."""
-
-    answer: str
 
 
 Outcome = Delivered | Refused | Unreachable

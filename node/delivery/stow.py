@@ -17,6 +17,8 @@ from node.settings import StowDestination
 __all__ = ["StowAdapter"]
 
 _CHUNK = 1 << 20
+#: InvalidURL is no HTTPError; ValueError is how httpx complains about the environment's proxies.
+_NO_ANSWER = (httpx.HTTPError, httpx.InvalidURL, ValueError)
 _FAILED_SOP_SEQUENCE = "00081198"
 _REFERENCED_SOP_SEQUENCE = "00081199"
 _REFERENCED_SOP_INSTANCE_UID = "00081155"
@@ -38,6 +40,8 @@ class StowAdapter:
     def __init__(self, name: str, settings: StowDestination) -> None:
         self.name = name
         self._url = settings.url.rstrip("/")
+        # An address may carry a password; what is told about it does not.
+        self._told = str(httpx.URL(self._url).copy_with(userinfo=b""))
         self._timeout = settings.timeout_seconds
         self._headers = {"Accept": "application/dicom+json"}
         if settings.token is not None:
@@ -62,8 +66,8 @@ class StowAdapter:
             )
         except OSError as error:
             return Refused(f"the document cannot be read: {error.strerror}")
-        except httpx.HTTPError as error:
-            return Unreachable(f"no answer from {self._url}: {type(error).__name__}")
+        except _NO_ANSWER as error:
+            return Unreachable(f"no answer from {self._told}: {type(error).__name__}")
         return self._judge(response, found.sop_instance_uid)
 
     def probe(self) -> ProbeResult:
@@ -72,30 +76,31 @@ class StowAdapter:
             response = httpx.get(
                 f"{self._url}/studies", params={"limit": "1"}, headers=self._headers, timeout=self._timeout
             )
-        except httpx.HTTPError as error:
-            return ProbeResult(False, f"no answer from {self._url}: {type(error).__name__}")
-        return ProbeResult(response.is_success, f"{self._url} answered {_line(response)}")
+        except _NO_ANSWER as error:
+            return ProbeResult(False, f"no answer from {self._told}: {type(error).__name__}")
+        return ProbeResult(response.is_success, f"{self._told} answered {_line(response)}")
 
     def _judge(self, response: httpx.Response, sop_instance_uid: str) -> Outcome:
-        answer = f"{self._url} answered {_line(response)}"
         code = response.status_code
+        answer, brief = f"{self._told} answered {_line(response)}", f"{self._told} answered {code}"
         if code in (408, 425, 429) or code >= 500:
-            return Unreachable(answer)
+            return Unreachable(answer, brief=brief)
         said = _json(response)
         failure = _item(said, _FAILED_SOP_SEQUENCE, sop_instance_uid)
         if failure is not None:
             reason = _number(failure, _FAILURE_REASON)
             if reason is None:
-                return Refused(f"{answer}; failed without a reason")
-            words = f"{answer}; {meaning(reason)}"
-            return Unreachable(words) if category(reason) is Category.BUSY else Refused(words)
+                return Refused(f"{answer}; failed without a reason", brief=brief)
+            kind = Unreachable if category(reason) is Category.BUSY else Refused
+            return kind(f"{answer}; {meaning(reason)}", brief=f"{brief}; {meaning(reason)}")
         if code not in (200, 202):
-            return Refused(answer)
+            return Refused(answer, brief=brief)
         stored = _item(said, _REFERENCED_SOP_SEQUENCE, sop_instance_uid)
         if stored is None:
-            return Refused(f"{answer}; it does not say that the instance is stored")
+            return Refused(f"{answer}; it does not say that the instance is stored", brief=brief)
         warning = _number(stored, _WARNING_REASON)
-        return Delivered(answer, "" if warning is None else f"the peer warned: {meaning(warning)}")
+        note = "" if warning is None else f"the peer warned: {meaning(warning)}"
+        return Delivered(answer, brief=brief, note=note)
 
 
 def _frame(boundary: str) -> tuple[bytes, bytes]:
@@ -117,7 +122,7 @@ def _line(response: httpx.Response) -> str:
 def _json(response: httpx.Response) -> Any:
     try:
         return response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

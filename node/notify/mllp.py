@@ -107,7 +107,7 @@ def send(
     peer = f"{host}:{port}"
     try:
         connection = socket.create_connection((host, port), timeout=connect_seconds)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         return Unreachable(f"no connection to {peer}: {_plain(error)}")
     deadline = time.monotonic() + answer_seconds
     with connection:
@@ -128,7 +128,7 @@ def reachable(host: str, port: int, seconds: float = 5.0) -> str | None:
     """Return None when something accepts connections there, else why not, in plain words. MLLP itself has no echo."""
     try:
         socket.create_connection((host, port), timeout=seconds).close()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         return f"no connection to {host}:{port}: {_plain(error)}"
     return None
 
@@ -189,5 +189,7 @@ def _segments(content: bytes) -> list[list[str]]:
     return [line.split(separator.decode("latin-1")) for line in lines if line]
 
 
-def _plain(error: OSError) -> str:
+def _plain(error: OSError | UnicodeError) -> str:
+    if isinstance(error, UnicodeError):
+        return "this is no host name"
     return "timed out" if isinstance(error, TimeoutError) else (error.strerror or str(error) or type(error).__name__)

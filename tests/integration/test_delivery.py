@@ -145,8 +145,11 @@ def test_the_peers_status_decides(document: Path, status: int, kind: type, words
     assert type(outcome) is kind
     assert words in outcome.answer
     assert "said the peer" in outcome.answer
+    assert "said the peer" not in outcome.summary
+    assert f"0x{status:04X}" in outcome.summary
     if isinstance(outcome, Delivered):
         assert bool(outcome.note) is (status != 0)
+        assert outcome.note in outcome.answer
 
 
 def test_a_peer_that_rejects_us_for_good_has_refused(document: Path) -> None:
@@ -272,13 +275,42 @@ def test_the_store_response_decides_not_the_status_line_alone(
         outcome = stow(url).deliver(document)
     assert type(outcome) is kind, outcome
     assert words in outcome.answer
+    assert str(code) in outcome.summary
     if isinstance(outcome, Delivered):
         assert bool(outcome.note) is ("warning" in (response or {}))
+        assert outcome.note in outcome.answer
 
 
 def test_a_response_about_another_instance_is_no_delivery(document: Path) -> None:
     with web(lambda *_: (200, store_response("1.2.3"))) as (url, _):
         assert isinstance(stow(url).deliver(document), Refused)
+
+
+@pytest.mark.parametrize("said", [b"[" * 100_000, b"\xff\xfe", b"7", b'[{"00081199": {"Value": [3]}}]'])
+def test_a_response_that_is_no_store_response_is_no_delivery(document: Path, said: bytes) -> None:
+    with web(lambda *_: (200, said)) as (url, _):
+        assert isinstance(stow(url).deliver(document), Refused)
+
+
+@pytest.mark.parametrize("host", ["h" * 64, "xn--a.example", "127.0.0.1:65535"])
+def test_an_address_that_leads_nowhere_is_unreachable(document: Path, host: str) -> None:
+    destination = stow(f"http://{host}/dicom-web")
+    assert isinstance(destination.deliver(document), Unreachable)
+    assert not destination.probe().reached
+
+
+def test_an_environment_that_names_no_proxy_is_no_crash(document: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "nonsense://[")
+    destination = stow("http://peer.example/dicom-web")
+    assert isinstance(destination.deliver(document), Unreachable)
+    assert not destination.probe().reached
+
+
+def test_a_password_in_an_address_is_not_told(document: Path) -> None:
+    outcome = stow(f"http://user:hidden@127.0.0.1:{free_port()}/dicom-web").deliver(document)
+    assert isinstance(outcome, Unreachable)
+    assert "127.0.0.1" in outcome.answer
+    assert "hidden" not in outcome.answer
 
 
 def test_stow_sends_the_bytes_as_they_are_and_the_token(document: Path) -> None:

@@ -84,6 +84,13 @@ def test_an_acknowledgement_of_another_message_closes_nothing(
     assert "another message" in outcome.summary
 
 
+def test_a_host_that_cannot_be_a_name_is_unreachable() -> None:
+    outcome = send("a..b", 1, b"MSH|x\r", "X")
+    assert isinstance(outcome, Unreachable)
+    assert outcome.summary == outcome.text == "no connection to a..b:1: this is no host name"
+    assert Hl7Receiver(host="a..b", port=1).probe() == outcome.summary
+
+
 def test_silence_ends_at_the_deadline(start_mllp_receiver: Callable[..., MllpReceiver]) -> None:
     emr = adapter(start_mllp_receiver("silence").port, answer_seconds=0.3)
     before = time.monotonic()
@@ -143,6 +150,8 @@ def test_unusual_answers_have_the_right_outcome(answer: bytes, kind: type[Outcom
         outcome = send("127.0.0.1", port, b"MSH|x\r", "X", answer_seconds=5)
     assert isinstance(outcome, kind)
     assert word in outcome.summary
+    assert "bad patient" not in outcome.summary
+    assert ("bad patient" in outcome.text) is (b"bad patient" in answer)
 
 
 def test_a_peer_that_drips_gains_no_time() -> None:
