@@ -18,6 +18,15 @@
 """
 
 
+def kind_and_place(error: BaseException) -> str:
+    """Return an exception's type, file and line, without its text: that may hold values of a dataset."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    at = f" at {last.tb_frame.f_code.co_filename.rpartition('/')[2]}:{last.tb_lineno}" if last else ""
+    return f"{type(error).__name__}{at}"
+
+
 class NodeError(Exception):
     """Anything that ``node`` raises on purpose."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian
 
-from node.errors import EvidenceError
+from node.errors import EvidenceError, kind_and_place
 from node.evidence.attributes import UNREADABLE
 from node.evidence.provenance import elements
 
@@ -50,7 +50,7 @@ def _defect(document: EvidenceDocument, context: Context, known: dict[str, str])
             dataset = dcmread(BytesIO(document.data))
             return next(_defects(document, dataset, context, known), None)
     except UNREADABLE as error:
-        return f"its bytes cannot be read back ({type(error).__name__})"
+        return f"its bytes cannot be read back ({kind_and_place(error)})"
 
 
 def _defects(document: EvidenceDocument, dataset: Dataset, context: Context, known: dict[str, str]) -> Iterator[str]:

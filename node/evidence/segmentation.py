@@ -10,7 +10,7 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.valuerep import format_number_as_ds
 
-from node.errors import EvidenceError
+from node.errors import EvidenceError, kind_and_place
 from node.evidence import codes
 from node.evidence.provenance import (
     Context,
@@ -117,7 +117,8 @@ def write_segmentation(
             specific_character_set=None,
         )
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise EvidenceError(f"no SEG can be written on these images: {type(error).__name__}: {error}") from error
+        # Their texts quote values, which may be the patient's: the kind and the place are enough to find it.
+        raise EvidenceError(f"no SEG can be written on these images: {kind_and_place(error)}") from None
     _say_in_each_frame(document)
     return WrittenSegmentation(
         sop_class_uid=str(document.SOPClassUID),

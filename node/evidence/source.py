@@ -12,7 +12,7 @@ from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 
 from inference.findings import Code
-from node.errors import EvidenceError
+from node.errors import EvidenceError, kind_and_place
 from node.evidence import attributes
 from node.evidence.attributes import (
     TOGETHER,
@@ -136,7 +136,7 @@ def _header(path: Path) -> Dataset:
     try:
         return dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
     except (OSError, EOFError, InvalidDicomError, *UNREADABLE) as error:
-        raise EvidenceError(f"source file {path.name} cannot be read: {type(error).__name__}") from error
+        raise EvidenceError(f"source file {path.name} cannot be read: {kind_and_place(error)}") from None
 
 
 def _image(header: Dataset) -> SourceImage:

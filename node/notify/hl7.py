@@ -13,7 +13,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
 from unicodedata import category
 
-from node.errors import InvalidMessage
+from node.errors import InvalidMessage, kind_and_place
 from node.evidence.attributes import valid_offset
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def build_message(report: Report, profile: Profile, control_id: str) -> bytes:
         # hl7apy raises more than its own errors and quotes values, a patient's name too: only the kind may leave.
         raise InvalidMessage(
             f"the message about study {report.study_uid} (MSH-10 {control_id}) is no valid ORU^R01 2.5.1: "
-            f"{type(error).__name__}"
+            f"{kind_and_place(error)}"
         ) from None
     encoded: bytes = (text.rstrip("\r") + "\r").encode("utf-8")
     return encoded

@@ -82,10 +82,5 @@ async def _gone(_request: Request, _error: Exception) -> JSONResponse:
 
 
 async def _unknown(_request: Request, error: Exception) -> JSONResponse:
-    # The message may hold values of a dataset; its type and place do not.
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    at = f"{last.tb_frame.f_code.co_filename.rpartition('/')[2]}:{last.tb_lineno}" if last else ""
-    log.error("request failed", error=type(error).__name__, at=at)
+    log.error("request failed", error=node_errors.kind_and_place(error))
     return problem_response(500, "the node could not do this; its log says where it failed")
