@@ -112,6 +112,7 @@ def sqlite_file(file: Path) -> Iterator[sqlite3.Connection]:
 def _snapshot(database: Path, snapshot: Path) -> None:
     """Copy the database as it stands at one moment, with the node's processes reading and writing on."""
     snapshot.unlink(missing_ok=True)
+    _make_private(snapshot)
     with sqlite_file(database) as live, sqlite_file(snapshot) as copy:
         live.backup(copy)
         # One file, no write-ahead log beside it.
@@ -119,6 +120,11 @@ def _snapshot(database: Path, snapshot: Path) -> None:
         verdict = copy.execute("PRAGMA integrity_check").fetchone()[0]
     if verdict != "ok":
         raise BackupError(f"{database}: the database is damaged ({verdict}); restore an earlier backup")
+
+
+def _make_private(file: Path) -> None:
+    """Make a file that is not there yet, for its owner only from the first byte on: it will hold patients' data."""
+    file.touch(mode=0o600, exist_ok=False)
 
 
 def _write_archive(
@@ -135,7 +141,8 @@ def _write_archive(
     damaged: list[str] = []
     deleted = 0
     mode = "x:gz" if file.suffix in (".gz", ".tgz") else "x"
-    with partial.open("xb") as raw:
+    _make_private(partial)
+    with partial.open("wb") as raw:
         with tarfile.open(fileobj=raw, mode=mode) as archive:  # type: ignore[call-overload]
             for number, (blob, digest) in enumerate(sorted(digests.items()), start=1):
                 progress(number, len(digests))

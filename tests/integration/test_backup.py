@@ -68,6 +68,24 @@ def test_what_was_backed_up_is_there_after_restoring_byte_for_byte(
     again.close()
 
 
+def test_only_its_owner_may_read_a_backup_at_any_moment(embedded: Holding, tmp_path: Path, quick_path: Path) -> None:
+    embedded.study(tmp_path)
+    out = quick_path / "out"
+    out.mkdir()
+    modes: dict[str, int] = {}
+
+    def look(_done: int, _total: int) -> None:
+        modes.update({one.name: one.stat().st_mode & 0o777 for one in out.iterdir()})
+
+    before = os.umask(0o022)
+    try:
+        backup(settings_of(embedded.root), out / "node.tar", look)
+    finally:
+        os.umask(before)
+    look(0, 0)
+    assert modes == {".node.tar.database": 0o600, ".node.tar.partial": 0o600, "node.tar": 0o600}
+
+
 def test_a_backup_taken_while_the_node_receives_and_deletes_is_consistent(
     embedded: Holding, tmp_path: Path, quick_path: Path, reopen: Callable[[], Holding]
 ) -> None:
