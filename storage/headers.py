@@ -7,22 +7,25 @@ an element with an invalid value is kept as it was sent where it can be, and lef
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import struct
 import unicodedata
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pydicom
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import _read_file_meta_info, read_dataset, read_preamble
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from storage.errors import NotDicom
+from storage.inflating import Inflating
 
 __all__ = ["INSTANCE_KEYWORDS", "SERIES_KEYWORDS", "STUDY_KEYWORDS", "Header", "attribute_value", "read_header"]
 
@@ -168,7 +171,7 @@ def read_header(path: Path) -> Header:
     NotDicom
         With the reason: no Part 10 file, truncated, nested too deeply, or without an identifying UID.
     """
-    with path.open("rb") as file:
+    with _Sized(io.FileIO(path)) as file:
         start = _dataset_start(file)
         digest = _digest_from(file, start)
         size = file.tell()
@@ -213,9 +216,28 @@ def attribute_value(attributes: Any, keyword: str) -> Any:
     return plain[0] if len(plain) == 1 else plain
 
 
-def _read(file: BinaryIO) -> pydicom.FileDataset:
+class _Unsized(Exception):
+    """Somebody asked for all that is left of a file."""
+
+
+class _Sized(io.BufferedReader):
+    """A file that is read piece by piece: only what inflates a whole dataset asks for all of it at once."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0:
+            raise _Unsized
+        return super().read(size)
+
+
+def _read(file: BinaryIO) -> Dataset:
     try:
-        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_WANTED)
+        try:
+            return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_WANTED)
+        except _Unsized:
+            # pydicom has read the file meta information and would now inflate the rest, however much that is.
+            return _read_deflated(file)
+    except NotDicom:
+        raise
     except RecursionError:
         raise NotDicom("sequences are nested too deeply to be read") from None
     except InvalidDicomError:
@@ -226,11 +248,30 @@ def _read(file: BinaryIO) -> pydicom.FileDataset:
         raise NotDicom(f"the dataset cannot be read ({type(error).__name__})") from None
 
 
-def _check_complete(file: BinaryIO, dataset: pydicom.FileDataset, size: int) -> None:
+def _read_deflated(file: BinaryIO) -> Dataset:
+    """Read a deflated dataset (PS3.5 A.5) as far as its pixel data; the rest is inflated and not kept."""
+    file.seek(0)
+    read_preamble(file, False)
+    meta = _read_file_meta_info(file)
+    stream = Inflating(file)
+    # Group 7FE0 is pixel data, or its sizes and offsets.
+    dataset = read_dataset(
+        cast(BinaryIO, stream),
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=lambda tag, _vr, _length: tag.group >= 0x7FE0,
+        specific_tags=_WANTED,
+    )
+    stream.finish()
+    dataset.file_meta = meta
+    return dataset
+
+
+def _check_complete(file: BinaryIO, dataset: Dataset, size: int) -> None:
     """Refuse a dataset whose last value that was looked at, or whose pixel data, is longer than what is there."""
     syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", ""))
     if syntax in ("", DeflatedExplicitVRLittleEndian):
-        return  # a deflated stream that ends early does not inflate at all
+        return  # a deflated stream that ends early has been refused already
     position = file.tell()
     head = file.read(12)
     if position <= size and len(head) < 8:
