@@ -6,7 +6,6 @@ success, 1 something that was asked for and could not be done, 2 a configuration
 
 from __future__ import annotations
 
-import getpass
 import os
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from node.cli.support import console, explained, load, opened, peer_of, print_json, progress, show
+from node.cli.support import asker, console, explained, load, opened, peer_of, print_json, progress, show
 
 __all__ = ["app", "main"]
 
@@ -148,7 +147,7 @@ def retry(target: TargetArgument, config: ConfigOption = _CONFIG, by: ByOption =
     from node.workflow import control
 
     with opened(config) as (_, database):
-        show(control.retry(database, target, by=by or getpass.getuser()))
+        show(control.retry(database, target, by=asker(by)))
 
 
 @app.command()
@@ -160,7 +159,7 @@ def cancel(target: TargetArgument, config: ConfigOption = _CONFIG, by: ByOption 
     from node.workflow import control
 
     with opened(config) as (_, database):
-        show(control.cancel(database, target, by=by or getpass.getuser()))
+        show(control.cancel(database, target, by=asker(by)))
 
 
 @app.command()
@@ -172,7 +171,7 @@ def rerun(study: StudyArgument, config: ConfigOption = _CONFIG, by: ByOption = "
     from node.workflow import control
 
     with opened(config) as (_, database):
-        show(control.rerun(database, study, by=by or getpass.getuser()))
+        show(control.rerun(database, study, by=asker(by)))
 
 
 @app.command()
@@ -196,7 +195,7 @@ def exclude(
         done = control.exclude(
             database,
             study,
-            by=by or getpass.getuser(),
+            by=asker(by),
             series_instance_uid=series,
             sop_instance_uid=instance,
             undo=undo,
@@ -217,7 +216,7 @@ def pause(kind: KindArgument, name: NameArgument, config: ConfigOption = _CONFIG
     from node.workflow import control
 
     with opened(config) as (settings, database):
-        show(control.pause(database, settings, kind, name, by=by or getpass.getuser()))
+        show(control.pause(database, settings, kind, name, by=asker(by)))
 
 
 @app.command()
@@ -229,7 +228,7 @@ def resume(kind: KindArgument, name: NameArgument, config: ConfigOption = _CONFI
     from node.workflow import control
 
     with opened(config) as (settings, database):
-        show(control.resume(database, settings, kind, name, by=by or getpass.getuser()))
+        show(control.resume(database, settings, kind, name, by=asker(by)))
 
 
 @app.command()

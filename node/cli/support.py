@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from node.workflow.control import Done
     from storage.database import Database
 
-__all__ = ["console", "explained", "load", "opened", "peer_of", "print_json", "progress", "show"]
+__all__ = ["asker", "console", "explained", "load", "opened", "peer_of", "print_json", "progress", "show"]
 
 
 def peer_of(to: str, config: Path) -> Peer:
@@ -35,6 +37,14 @@ def peer_of(to: str, config: Path) -> Peer:
     dimse = load(config).dimse
     everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what to call where the node listens everywhere
     return Peer(dimse.ae_title, everywhere.get(dimse.bind, dimse.bind), dimse.port)
+
+
+def asker(by: str) -> str:
+    """Return who asks, for the audit trail: as told, else the login name, else the number of a user without one."""
+    try:
+        return by or getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return f"uid {os.getuid()}"
 
 
 def load(config: Path) -> Settings:
