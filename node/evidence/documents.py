@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,26 +15,21 @@ from node.evidence.provenance import Context, Model, NodeIdentity, Predecessor, 
 from node.evidence.report import COMPREHENSIVE_3D_SR, write_report
 from node.evidence.segmentation import write_segmentation
 from node.evidence.source import read_sources
+from storage.index import MANUFACTURER
 
 if TYPE_CHECKING:
-    from pydicom import Dataset
-
     from inference.card import Card
     from inference.findings import Findings
 
 __all__ = [
-    "MANUFACTURER",
     "EvidenceDocument",
     "Model",
     "NodeIdentity",
     "Predecessor",
-    "is_ours",
     "make_documents",
     "model_of",
     "node_identity",
 ]
-
-MANUFACTURER = "Overread"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,18 +160,3 @@ def _write(findings: Findings, context: Context) -> list[EvidenceDocument]:
         )
     )
     return documents
-
-
-def is_ours(dataset: Dataset, device_uids: Collection[str] = ()) -> bool:
-    """Tell whether a dataset was made by a model of this or another Overread node, however it came back.
-
-    By Contributing Equipment (0018,A001): a Device UID among ``device_uids``, or Overread as the maker of processing
-    equipment.
-    """
-    for item in dataset.get("ContributingEquipmentSequence") or ():
-        if str(item.get("DeviceUID") or "") in device_uids:
-            return True
-        purposes = {code.get("CodeValue") for code in item.get("PurposeOfReferenceCodeSequence") or ()}
-        if item.get("Manufacturer") == MANUFACTURER and "109102" in purposes:
-            return True
-    return False
