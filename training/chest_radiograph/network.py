@@ -1,7 +1,8 @@
 """The network of `chest-radiograph-demo`: a small residual net with a map of where nodules are.
 
-A nodule covers few pixels and would drown in a mean over the image, so one head looks for it place by place, at
-an eighth of the input's resolution, and learns from its position; the other findings are read from the whole image.
+A nodule covers few pixels and would drown in a mean over the image, so one head looks for it place by place and
+learns from its position: first at an eighth of the input's resolution, then, with what that saw around every place,
+at a quarter. The other findings are read from the whole image.
 """
 
 from __future__ import annotations
@@ -28,10 +29,14 @@ class Residual(nn.Module):
 
 
 class Net(nn.Module):
-    """Image [n, 1, 256, 256] in 0..1 to five logits [n, 5] and the logits of the nodule map [n, 1, 32, 32]."""
+    """Image [n, 1, 256, 256] in 0..1 to five logits [n, 5] and the logits of the nodule map [n, 1, side, side].
 
-    def __init__(self) -> None:
+    The map's side is 64 places with the finer head (`fine`) and 32 without.
+    """
+
+    def __init__(self, fine: bool = True) -> None:
         super().__init__()
+        self.fine = fine
         # Blocks of 2 x 2 pixels become channels: no layer runs at the full resolution, which is what a CPU pays for.
         self.stem = nn.Sequential(nn.PixelUnshuffle(2), _unit(4, 16), _unit(16, 32, 2), _unit(32, 32))
         self.eighth = nn.Sequential(_unit(32, 48, 2), Residual(48))
@@ -43,13 +48,25 @@ class Net(nn.Module):
         self.up = nn.Upsample(scale_factor=2, mode="nearest")
         self.drop = nn.Dropout(0.2)
         self.whole = nn.Linear(2 * 96 + 2, 5)
+        if fine:
+            self.quarter = Residual(32)
+            self.around = nn.Conv2d(48, 32, 1)
+            self.finer = nn.Sequential(Residual(32), nn.Conv2d(32, 1, 1))
+            # Starts at 0, so that the net begins with the answers of the coarse weights that are put into it.
+            nn.init.zeros_(self.finer[1].weight)
+            nn.init.zeros_(self.finer[1].bias)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits of the findings and of the nodule map."""
-        eighth = self.eighth(self.stem(2 * image - 1))
+        quarter = self.stem(2 * image - 1)
+        eighth = self.eighth(quarter)
         sixteenth = self.sixteenth(eighth)
         deep = self.deep(sixteenth)
-        places = self.place(torch.relu(eighth + self.up(self.context(sixteenth))))
+        seen = torch.relu(eighth + self.up(self.context(sixteenth)))
+        places = self.place(seen)
+        if self.fine:
+            detail = torch.relu(self.quarter(quarter) + self.up(self.around(seen)))
+            places = self.up(places) + self.finer(detail)
         peak = places.flatten(1).amax(dim=1, keepdim=True)
         soft = torch.logsumexp(places.flatten(1), dim=1, keepdim=True)
         features = self.drop(torch.cat([deep.mean(dim=(2, 3)), deep.amax(dim=(2, 3))], dim=1))

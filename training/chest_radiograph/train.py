@@ -1,7 +1,10 @@
 """Train `chest-radiograph-demo` and write its ONNX file and thresholds.
 
 Run by `python -m training.chest_radiograph.train`. Needs the extra `train` (torch, onnx). Seeds are fixed; the weights
-are the same on the same machine with the same number of threads. `evaluate` writes the card.
+are the same on the same machine with the same number of threads. `evaluate` writes the card. Training is a row of
+cycles (`CYCLES`), each of which goes on from the averaged weights of the one before; the last (`TWINS`) are run for
+two networks from the same start, which see the radiographs in another order and with other variations, and the mean of
+whose weights is shipped.
 Thresholds maximise Youden's index on a validation set of the training family.
 """
 
@@ -11,6 +14,8 @@ import argparse
 import copy
 import json
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +31,29 @@ from training.chest_radiograph.network import Net, Shipped
 MODEL = Path("conf/models/chest-radiograph-demo/chest-radiograph-demo.onnx")
 CACHE = Path("build/chest-radiograph")
 _BATCH = 32
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """One rise and fall of the learning rate: how many passes over how many of the training radiographs.
+
+    `fine` adds the nodule map's finer head; `nodule` weighs the nodule's answer against each of the other four; `rate`
+    is the highest learning rate; a cycle with `stop` is left after so many passes, its rate still high.
+    """
+
+    epochs: int = 8
+    radiographs: int = 4000
+    fine: bool = False
+    nodule: float = 1.0
+    rate: float = 3e-3
+    stop: int | None = None
+
+
+CYCLES = (*(Cycle(),) * 4, Cycle(2, fine=True, nodule=3.0))
+TWINS = (
+    Cycle(5, 12_000, fine=True, nodule=3.0, stop=2),
+    Cycle(1, 9600, fine=True, nodule=3.0, rate=1.5e-3),
+)
 
 
 def _discs(part: Radiographs, chosen: np.ndarray) -> Tensor:
@@ -58,32 +86,33 @@ def _average(mean: nn.Module, net: nn.Module, keep: float) -> None:
                 a.copy_(b)
 
 
-def train(part: Radiographs, epochs: int, seed: int, start: Path | None) -> Net:
+def train(part: Radiographs, cycle: Cycle, seed: int, start: Path | None) -> Net:
     """Fit the network over one cycle of the learning rate and return the running average of its weights."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    net = Net()
-    if start is not None:
-        net.load_state_dict(torch.load(start, weights_only=True))
+    net = Net(cycle.fine)
+    if start is not None:  # weights of an earlier cycle may lack the finer head
+        net.load_state_dict(torch.load(start, weights_only=True), strict=False)
     net = net.to(memory_format=torch.channels_last)
     mean = copy.deepcopy(net).eval()
-    steps = len(part.images) // _BATCH
-    optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, epochs * steps, pct_start=0.1)
+    steps = cycle.radiographs // _BATCH
+    weights = torch.tensor([cycle.nodule, 1, 1, 1, 1])
+    optimiser = torch.optim.AdamW(net.parameters(), lr=cycle.rate, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, cycle.rate, cycle.epochs * steps, pct_start=0.1)
     step = 0
-    for epoch in range(epochs):
+    for epoch in range(cycle.stop or cycle.epochs):
         began, total = time.monotonic(), 0.0
-        order = rng.permutation(len(part.images))
+        order = rng.permutation(cycle.radiographs)
         for k in range(steps):
             chosen = order[k * _BATCH : (k + 1) * _BATCH]
             image = torch.from_numpy(part.images[chosen]).float().unsqueeze(1) / 255
             stack = moved(torch.cat([image, _discs(part, chosen)], dim=1))
             target = torch.from_numpy(part.labels[chosen]).float()
-            place = torch.nn.functional.max_pool2d(stack[:, 1:], 8)
+            place = nn.functional.max_pool2d(stack[:, 1:], 4 if cycle.fine else 8)
             target[:, 0] *= (place.amax(dim=(1, 2, 3)) > 0.3).float()
             with torch.autocast("cpu", torch.bfloat16):
                 logits, places = net(toned(stack[:, :1]).contiguous(memory_format=torch.channels_last))
-            loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), target)
+            loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), target, weight=weights)
             optimiser.zero_grad()
             (loss + 0.3 * _place_loss(places.float(), place)).backward()
             nn.utils.clip_grad_norm_(net.parameters(), 2.0)
@@ -114,27 +143,35 @@ def export(net: Net, path: Path) -> None:
     )
 
 
+def _mean_of(paths: Sequence[Path]) -> Net:
+    """Return the network whose weights are the mean of those held at `paths`."""
+    held = [torch.load(path, weights_only=True) for path in paths]
+    net = Net()
+    net.load_state_dict({k: (sum(h[k].double() for h in held) / len(held)).to(v.dtype) for k, v in held[0].items()})
+    return net.eval()
+
+
 def main() -> None:
     """Train, export, choose thresholds, and print what the card needs."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seed", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--cycles", type=int, default=4, help="each starts from the averaged weights of the one before")
-    parser.add_argument("--done", type=int, default=0, help="cycles that an earlier run completed")
+    parser.add_argument("--done", type=int, default=0, help="cycles that an earlier run completed, each twin's counted")
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    torch.set_num_threads(1)  # sums in another order round otherwise
     part = load("train", CACHE)
-    last = None
-    for cycle in range(given.cycles):
-        weights = CACHE / f"cycle-{cycle}.pt"
-        if cycle >= given.done:
-            torch.save(train(part, given.epochs, given.seed + cycle, last).state_dict(), weights)
-        last = weights
-    net = Net()
-    net.load_state_dict(torch.load(weights, weights_only=True))
-    export(net.eval(), given.model)
+    runs = [(cycle, number, number - 1) for number, cycle in enumerate(CYCLES)]
+    shared = len(CYCLES)
+    for k, cycle in enumerate(TWINS):
+        for twin in range(2):
+            number = shared + 2 * k + twin
+            runs.append((cycle, number, number - 2 if k else shared - 1))
+    weights = [CACHE / f"cycle-{number}.pt" for _, number, _ in runs]
+    for cycle, number, before in runs:
+        if number >= given.done:
+            start = weights[before] if before >= 0 else None
+            torch.save(train(part, cycle, given.seed + number, start).state_dict(), weights[number])
+    export(_mean_of(weights[-2:]), given.model)
     held = load("validation", CACHE)
     probabilities = predict(given.model, held.images)
     chosen = {}
