@@ -11,6 +11,7 @@ import io
 import math
 import struct
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -119,6 +120,7 @@ _WANTED: list[Any] = sorted(
 )
 _CHUNK = 1 << 20
 _MAXIMUM_VALUES = 64
+_MAXIMUM_TEXT = 10_240
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 
 #: A value's own text must never stop an object from being taken in.
@@ -146,6 +148,10 @@ class Header:
     digest: str
     size: int
     dataset: Dataset = field(repr=False, compare=False)
+
+    def elements(self, keywords: Sequence[str]) -> dict[str, Any]:
+        """Return some elements as DICOM JSON; those that are absent or empty are left out."""
+        return {tag: one for tag, one in _as_json(self.dataset, list(keywords)).items() if one.get("Value")}
 
     @cached_property
     def study(self) -> dict[str, Any]:
@@ -344,13 +350,18 @@ def _as_json(dataset: Dataset, keywords: tuple[str, ...] | list[str]) -> dict[st
             if tag not in dataset:
                 continue
             element = dataset[tag]
-            if element.VM > _MAXIMUM_VALUES:
+            if element.VM > _MAXIMUM_VALUES or _is_endless(element.value):
                 continue
             value: dict[str, Any] = element.to_json_dict(None, bulk_data_threshold=1 << 30)
         except Exception:  # noqa: BLE001, S112 - one invalid value must not keep the object out of the index
             continue
         found[f"{element.tag:08X}"] = _without_nan(value)
     return found
+
+
+def _is_endless(value: Any) -> bool:
+    """Whether a text is longer than any that the index is meant to hold (PS3.5 6.2: LT, 10,240 characters)."""
+    return isinstance(value, str) and len(value) > _MAXIMUM_TEXT
 
 
 @cache

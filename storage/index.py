@@ -21,7 +21,7 @@ from storage import changefeed, lifecycle, schema
 from storage.blobs import Blobs
 from storage.database import Database, now
 from storage.errors import Mismatch, NotDicom, StorageError
-from storage.headers import Header, attribute_value, read_header
+from storage.headers import SERIES_KEYWORDS, STUDY_KEYWORDS, Header, attribute_value, read_header
 
 __all__ = [
     "Archive",
@@ -29,6 +29,7 @@ __all__ = [
     "Origin",
     "Outcome",
     "Receipt",
+    "describe_anew",
     "insert_instance",
     "is_made_here",
     "quarantine_blob",
@@ -392,6 +393,28 @@ def quarantine_blob(connection: Connection, blob: str, size: int, reason: str, o
     changefeed.append(connection, "quarantine", None, study_id=None, after="REFUSED", reason=reason)
 
 
+def describe_anew(connection: Connection, study_id: int, headers: Sequence[Header]) -> None:
+    """Let a study and its series be described by these instances alone, in the order given.
+
+    For when an operator has changed what counts: what was taken out must not name the patient or steer a route.
+    """
+    attributes: dict[str, Any] = {}
+    of_series: dict[str, dict[str, Any]] = {}
+    for header in headers:
+        attributes |= _added(attributes, header, STUDY_KEYWORDS)
+        known = of_series.setdefault(header.series_instance_uid, {})
+        known |= _added(known, header, SERIES_KEYWORDS)
+    s = schema.series.c
+    if headers:
+        connection.execute(update(schema.study).where(schema.study.c.id == study_id).values(_study_columns(attributes)))
+    for uid, known in of_series.items():
+        connection.execute(
+            update(schema.series)
+            .where(s.study_id == study_id, s.series_instance_uid == uid)
+            .values(_series_columns(known))
+        )
+
+
 def _again(
     connection: Connection,
     row: RowMapping,
@@ -469,7 +492,7 @@ def _study_row(connection: Connection, header: Header, *, evidence: bool) -> int
     """
     s = schema.study.c
     row = connection.execute(
-        select(s.id, s.state).where(s.study_instance_uid == header.study_instance_uid).with_for_update()
+        select(s.id, s.state, s.attributes).where(s.study_instance_uid == header.study_instance_uid).with_for_update()
     ).first()
     at = now(connection)
     if row is None:
@@ -478,15 +501,7 @@ def _study_row(connection: Connection, header: Header, *, evidence: bool) -> int
             insert(schema.study).values(
                 study_instance_uid=header.study_instance_uid,
                 state=state,
-                patient_id=_text(header.study, "PatientID"),
-                patient_name=_name(header.study),
-                patient_birth_date=_text(header.study, "PatientBirthDate"),
-                patient_sex=_text(header.study, "PatientSex"),
-                accession_number=_text(header.study, "AccessionNumber"),
-                study_date=_text(header.study, "StudyDate"),
-                study_time=_text(header.study, "StudyTime"),
-                study_description=_text(header.study, "StudyDescription"),
-                attributes=header.study,
+                **_study_columns(header.study),
                 first_received_at=at,
                 last_received_at=at,
                 quiet_from=at,
@@ -496,7 +511,11 @@ def _study_row(connection: Connection, header: Header, *, evidence: bool) -> int
         lifecycle.record_creation(connection, "study", int(key[0]), state, study_id=int(key[0]))
         return int(key[0])
     if evidence:
-        connection.execute(update(schema.study).where(s.id == row.id).values(last_received_at=at, quiet_from=at))
+        added = _added(row.attributes, header, STUDY_KEYWORDS)
+        values = _study_columns({**row.attributes, **added}) if added else {}
+        connection.execute(
+            update(schema.study).where(s.id == row.id).values(last_received_at=at, quiet_from=at, **values)
+        )
         if row.state == lifecycle.COMPLETE:
             lifecycle.transition(
                 connection, "study", row.id, lifecycle.RECEIVING, study_id=row.id, reason="a further instance came"
@@ -504,21 +523,51 @@ def _study_row(connection: Connection, header: Header, *, evidence: bool) -> int
     return int(row.id)
 
 
+def _added(known: dict[str, Any], header: Header, keywords: Sequence[str]) -> dict[str, Any]:
+    """Return what an instance says that none before it has said: the first that is not empty counts."""
+    silent = [keyword for keyword in keywords if attribute_value(known, keyword) is None]
+    return header.elements(silent) if silent else {}
+
+
+def _study_columns(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "patient_id": _text(attributes, "PatientID"),
+        "patient_name": _name(attributes),
+        "patient_birth_date": _text(attributes, "PatientBirthDate"),
+        "patient_sex": _text(attributes, "PatientSex"),
+        "accession_number": _text(attributes, "AccessionNumber"),
+        "study_date": _text(attributes, "StudyDate"),
+        "study_time": _text(attributes, "StudyTime"),
+        "study_description": _text(attributes, "StudyDescription"),
+        "attributes": attributes,
+    }
+
+
+def _series_columns(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "modality": _text(attributes, "Modality"),
+        "series_number": _text(attributes, "SeriesNumber"),
+        "series_description": _text(attributes, "SeriesDescription"),
+        "attributes": attributes,
+    }
+
+
 def _series_row(connection: Connection, header: Header, study_id: int) -> int:
     s = schema.series.c
     found = connection.execute(
-        select(s.id).where(s.study_id == study_id, s.series_instance_uid == header.series_instance_uid)
-    ).scalar_one_or_none()
+        select(s.id, s.attributes).where(s.study_id == study_id, s.series_instance_uid == header.series_instance_uid)
+    ).one_or_none()
     if found is not None:
-        return int(found)
+        if added := _added(found.attributes, header, SERIES_KEYWORDS):
+            connection.execute(
+                update(schema.series).where(s.id == found.id).values(_series_columns({**found.attributes, **added}))
+            )
+        return int(found.id)
     key = connection.execute(
         insert(schema.series).values(
             study_id=study_id,
             series_instance_uid=header.series_instance_uid,
-            modality=_text(header.series, "Modality"),
-            series_number=_text(header.series, "SeriesNumber"),
-            series_description=_text(header.series, "SeriesDescription"),
-            attributes=header.series,
+            **_series_columns(header.series),
         )
     ).inserted_primary_key
     assert key is not None

@@ -21,7 +21,7 @@ from storage.errors import InvalidQuery
 from storage.headers import INSTANCE_KEYWORDS, SERIES_KEYWORDS, STUDY_KEYWORDS
 from storage.matching import folded, is_universal, match_values, value_list
 
-__all__ = ["Key", "Level", "Query", "find", "find_instances", "find_series", "find_studies", "parse_key", "parse_tag"]
+__all__ = ["Key", "Level", "Query", "find", "parse_key", "parse_tag"]
 
 _BATCH = 400
 _STARS = 3
@@ -99,21 +99,6 @@ _COLUMNS: Mapping[str, Any] = {
 }
 
 
-def find_studies(connection: Connection, query: Query) -> list[dict[str, Any]]:
-    """Return the matching studies as DICOM JSON, in the order in which they first came."""
-    return find(connection, Level.STUDY, query)
-
-
-def find_series(connection: Connection, query: Query) -> list[dict[str, Any]]:
-    """Return the matching series as DICOM JSON, with the attributes of their studies."""
-    return find(connection, Level.SERIES, query)
-
-
-def find_instances(connection: Connection, query: Query) -> list[dict[str, Any]]:
-    """Return the matching instances as DICOM JSON, with the attributes of their series and studies."""
-    return find(connection, Level.INSTANCE, query)
-
-
 def parse_tag(name: str) -> str:
     """Return the tag, as eight hexadecimal digits, of a keyword or of a tag that is written so.
 
@@ -171,7 +156,7 @@ def find(connection: Connection, level: Level, query: Query) -> list[dict[str, A
             raise InvalidQuery(f"{'.'.join(key.path)} cannot be searched by at {level.name.lower()} level")
         if is_universal(key.value):
             continue
-        condition, exact = _narrowed(key)
+        condition, exact = _narrowed(connection, key)
         if condition is not None:
             conditions.append(condition)
         if not exact:
@@ -220,19 +205,26 @@ def _vr(key: Key) -> str:
     return dictionary_VR(int(key.path[-1], 16)).split(" ")[0]
 
 
-def _narrowed(key: Key) -> tuple[ColumnElement[bool] | None, bool]:
+def _narrowed(connection: Connection, key: Key) -> tuple[ColumnElement[bool] | None, bool]:
     """Say a key in SQL as far as it can be, and whether that says all of it."""
     tag, value = key.path[0], key.value
     if tag in (_MODALITIES, _CLASSES):
         of = schema.series if tag == _MODALITIES else schema.instance
         held = schema.series.c.modality if tag == _MODALITIES else schema.instance.c.sop_class_uid
-        return schema.study.c.id.in_(select(of.c.study_id).where(_any_of(held, value))), True
+        wanted = value_list(value)
+        if _has_wildcard(value):
+            # There are few different ones; which of them match is not left to two databases' ideas of LIKE.
+            wanted = [
+                one
+                for one in connection.execute(select(held).distinct()).scalars()
+                if match_values(_vr(key), [one], value)
+            ]
+        return schema.study.c.id.in_(select(of.c.study_id).where(held.in_(wanted))), True
     if tag == _PATIENT_NAME:
         # Through the index, which is much smaller than the rows.
-        named = select(schema.study.c.id).where(
-            func.lower(schema.study.c.patient_name).like(_name_pattern(value), escape="\\")
-        )
-        return schema.study.c.id.in_(named), False
+        name = schema.study.c.patient_name
+        plain = func.lower(name).like(_name_pattern(value), escape="\\")
+        return schema.study.c.id.in_(select(schema.study.c.id).where(plain | _beyond_ascii(connection, name))), False
     column = _COLUMNS.get(tag)
     if len(key.path) > 1 or column is None:
         return None, False
@@ -248,18 +240,30 @@ def _narrowed(key: Key) -> tuple[ColumnElement[bool] | None, bool]:
         return (bounds[0] if len(bounds) == 1 else bounds[0] & bounds[1]) if bounds else false(), False
     if vr == "CS":
         return _any_of(column, value), False
-    if "*" in value or "?" in value:
+    if _has_wildcard(value):
         return column.like(_pattern(value), escape="\\"), False
     return column == value.strip(), False
 
 
 def _any_of(column: Any, value: str) -> ColumnElement[bool]:
     parts = value_list(value)
-    condition: ColumnElement[bool] = column.in_([one for one in parts if "*" not in one and "?" not in one])
+    condition: ColumnElement[bool] = column.in_([one for one in parts if not _has_wildcard(one)])
     for one in parts:
-        if "*" in one or "?" in one:
+        if _has_wildcard(one):
             condition = condition | column.like(_pattern(one), escape="\\")
     return condition
+
+
+def _has_wildcard(value: str) -> bool:
+    return "*" in value or "?" in value
+
+
+def _beyond_ascii(connection: Connection, column: Any) -> ColumnElement[bool]:
+    """Whether a text has other than ASCII characters: what those stand for (full width, ligatures), SQL cannot tell."""
+    if connection.dialect.name == "sqlite":
+        beyond: ColumnElement[bool] = column.op("GLOB", is_comparison=True)("*[^\x01-\x7f]*")
+        return beyond
+    return func.octet_length(column) != func.char_length(column)
 
 
 def _pattern(value: str) -> str:
@@ -271,8 +275,8 @@ def _pattern(value: str) -> str:
 
 
 def _name_pattern(value: str) -> str:
-    """Make a pattern that no matching name escapes: SQL's lower case knows ASCII only, so nothing else is compared."""
-    kept = "".join(one if one.isascii() else "*" for one in folded(value).strip(" ^="))
+    """Make a pattern that no matching name of ASCII characters escapes; groups may end in further delimiters."""
+    kept = "".join(one if one.isascii() and one != "=" else "*" for one in folded(value).strip(" ^="))
     return f"%{_pattern(kept)}%"
 
 

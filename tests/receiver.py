@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import text
 
 from demo.peers import Process, free_port, tcp_open, wait_until
-from node.dimse.scp import bind, clear_incoming, run_receiver
+from node.dimse.scp import bind, run_receiver
 from node.settings import DimseSettings
 from storage.blobs import FileBlobs
 from storage.database import Database, migrate
@@ -34,6 +34,7 @@ class Receiver:
     options: dict[str, Any] = field(default_factory=dict)
     wrap: list[str] = field(default_factory=list)
     ae_title: str = "OVERREAD"
+    minimum_free: int = 0
     _process: Process | None = None
 
     @property
@@ -69,6 +70,8 @@ class Receiver:
                 "tests.receiver",
                 "--folder",
                 str(self.folder),
+                "--minimum-free",
+                str(self.minimum_free),
                 json.dumps(options),
             ],
             log_path=self.folder / "receiver.log",
@@ -112,14 +115,14 @@ def receiving(folder: Path, **options: Any) -> Iterator[Receiver]:
         receiver.stop()
 
 
-def _child(listening: Any, folder: Path, settings: DimseSettings) -> None:
+def _child(listening: Any, folder: Path, settings: DimseSettings, minimum_free: int) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     # However a test ends, no receiver outlives it.
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     database = Database(f"sqlite:///{folder / 'overread.sqlite'}")
     archive = Archive(database, FileBlobs(folder / "blobs"), FileBlobs(folder / "quarantine"))
-    run_receiver(listening, archive, settings, folder / "incoming", stop)
+    run_receiver(listening, archive, settings, folder / "incoming", stop, minimum_free)
     archive.close()
     database.close()
 
@@ -129,6 +132,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--minimum-free", type=int, required=True)
     parser.add_argument("settings")
     arguments = parser.parse_args()
     structlog.configure(
@@ -139,13 +143,13 @@ def main() -> None:
     settings = DimseSettings(**json.loads(arguments.settings))
     FileBlobs(arguments.folder / "blobs")
     FileBlobs(arguments.folder / "quarantine")
-    clear_incoming(arguments.folder / "incoming")
+    (arguments.folder / "incoming").mkdir(exist_ok=True)
     listening = bind(settings.bind, settings.port)
     children = []
     for _ in range(settings.receivers):
         pid = os.fork()
         if not pid:
-            _child(listening, arguments.folder, settings)
+            _child(listening, arguments.folder, settings, arguments.minimum_free)
             os._exit(0)
         children.append(pid)
 

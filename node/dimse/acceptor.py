@@ -13,6 +13,7 @@ What differs from pynetdicom's own classes, and why:
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import select
@@ -37,6 +38,7 @@ from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket
 
 from node.dimse.partten import file_head
+from storage.space import has_room
 
 __all__ = ["PART_SUFFIX", "Messages", "QuickSocket", "Received", "UpperLayer"]
 
@@ -58,10 +60,12 @@ class Received:
     _file: BinaryIO | None = None
 
     @classmethod
-    def begin(cls, folder: Path, head: bytes) -> Received:
-        """Open a file in the folder and write its head; an error is kept for the answer."""
+    def begin(cls, folder: Path, head: bytes, minimum_free: int) -> Received:
+        """Open a file in the folder and write its head; an error, or too little room, is kept for the answer."""
         received = cls(folder / f"{os.getpid()}-{uuid.uuid4().hex}{PART_SUFFIX}")
         try:
+            if not has_room(folder, minimum_free):
+                raise OSError(errno.ENOSPC, "the disk's reserve is reached")
             received._file = received.path.open("xb", buffering=0)
             received._file.write(head)
         except OSError as error:
@@ -248,13 +252,20 @@ class Messages(DIMSEServiceProvider):
         Folder on the file system of the blobs.
     store
         Called with each C-STORE request, the id of its context and its dataset, in the reading thread; answers it.
+    minimum_free
+        So many bytes of the disk stay free: below that, a dataset is let pass by and not written.
     """
 
     def __init__(
-        self, association: Association, incoming: Path, store: Callable[[C_STORE, int, Received], None]
+        self,
+        association: Association,
+        incoming: Path,
+        store: Callable[[C_STORE, int, Received], None],
+        minimum_free: int,
     ) -> None:
         super().__init__(association)
         self._incoming = incoming
+        self._minimum_free = minimum_free
         self._store = store
         self._arriving: Received | None = None
 
@@ -311,6 +322,7 @@ class Messages(DIMSEServiceProvider):
                 transfer_syntax_uid=str(self.assoc._accepted_cx[context_id].transfer_syntax[0]),
                 source_ae_title=self._calling,
             ),
+            self._minimum_free,
         )
 
     def _finish(self) -> None:

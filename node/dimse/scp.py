@@ -26,15 +26,16 @@ from pynetdicom.transport import AddressInformation, AssociationServer, RequestH
 from sqlalchemy.exc import SQLAlchemyError
 
 from node.dimse import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, status
-from node.dimse.acceptor import PART_SUFFIX, Messages, QuickSocket, Received, UpperLayer
+from node.dimse.acceptor import Messages, QuickSocket, Received, UpperLayer
 from node.dimse.contexts import accepted_contexts
 from node.dimse.slots import Slots
 from node.errors import AlreadyRunning, ConfigurationError
 from node.settings import DimseSettings
 from storage.errors import NotDicom, StorageError
 from storage.index import Archive, Origin
+from storage.space import MINIMUM_FREE_BYTES
 
-__all__ = ["bind", "clear_incoming", "run_receiver"]
+__all__ = ["bind", "run_receiver"]
 
 _log = structlog.get_logger(__name__)
 _BACKLOG = 128
@@ -83,18 +84,13 @@ def bind(host: str, port: int) -> socket.socket:
     return listening
 
 
-def clear_incoming(incoming: Path) -> None:
-    """Make the folder of arriving datasets and remove what an earlier run left: nothing in it was acknowledged.
-
-    For the parent, before any receiver runs.
-    """
-    incoming.mkdir(parents=True, exist_ok=True)
-    for left in incoming.glob(f"*{PART_SUFFIX}"):
-        left.unlink(missing_ok=True)
-
-
 def run_receiver(
-    listening: socket.socket, archive: Archive, settings: DimseSettings, incoming: Path, stop: threading.Event
+    listening: socket.socket,
+    archive: Archive,
+    settings: DimseSettings,
+    incoming: Path,
+    stop: threading.Event,
+    minimum_free: int = MINIMUM_FREE_BYTES,
 ) -> None:
     """Accept associations until told to stop; then let those that run end, for a moment.
 
@@ -112,6 +108,8 @@ def run_receiver(
         Existing folder on the file system of the blobs.
     stop
         Ends the call.
+    minimum_free
+        So many bytes of the disk stay free: below that, objects are answered "out of resources" (A700).
     """
     # pynetdicom's own log handlers format every message and quote datasets.
     _config.LOG_HANDLER_LEVEL = "none"
@@ -127,7 +125,7 @@ def run_receiver(
     # The limit is counted over all processes, by Slots.
     ae.maximum_associations = 1 << 30
     slots = Slots(incoming / ".associations", settings.maximum_associations)
-    server = _Server(ae, listening, settings, archive, incoming, slots)
+    server = _Server(ae, listening, settings, archive, incoming, slots, minimum_free)
     _log.info("receiver started", ae_title=settings.ae_title, port=server.address_info.port)
     waiting = select.poll()
     waiting.register(listening, select.POLLIN)
@@ -161,12 +159,14 @@ class _Server(AssociationServer):
         archive: Archive,
         incoming: Path,
         slots: Slots,
+        minimum_free: int,
     ) -> None:
         self._listening = listening
         self.settings = settings
         self.archive = archive
         self.incoming = incoming
         self.slots = slots
+        self.minimum_free = minimum_free
         self._running: set[Intake] = set()
         super().__init__(
             ae,
@@ -266,7 +266,7 @@ class Intake(Association):
         self._bytes = 0
         self._studies: set[str] = set()
         self.dul = UpperLayer(self)
-        self.dimse = Messages(self, server.incoming, self._store)
+        self.dimse = Messages(self, server.incoming, self._store, server.minimum_free)
         self.acse_timeout = ae.acse_timeout
         self.dimse_timeout = ae.dimse_timeout
         self.network_timeout = ae.network_timeout

@@ -10,7 +10,7 @@ import errno
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError
 
 from storage.errors import Mismatch, NotDicom
 
@@ -47,6 +47,7 @@ WRONG_CONTEXT = Status(0x0122, "SOP Class is not the one of the presentation con
 MISSING_DATASET = Status(0xC000, "the request announced no dataset")
 
 _OUT_OF_RESOURCES = Status(0xA700, "no room to store the object")
+_DATABASE_BUSY = Status(0xA700, "the index cannot take the object now; send it again")
 _PROCESSING_FAILURE = Status(0x0110, "the object could not be stored")
 
 #: In this order: the first that fits answers.
@@ -63,8 +64,9 @@ def status_for(error: BaseException) -> Status:
             return Status(code, _short(str(error)))
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _FULL):
         return _OUT_OF_RESOURCES
-    if isinstance(error, SQLAlchemyError) and "disk is full" in str(getattr(error, "orig", "")):
-        return _OUT_OF_RESOURCES
+    if isinstance(error, OperationalError):
+        # Locked, full, or not to be reached: what may pass, and the sender tries again.
+        return _DATABASE_BUSY
     return _PROCESSING_FAILURE
 
 

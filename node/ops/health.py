@@ -10,11 +10,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from storage.database import Database, schema_versions
+from storage.space import MINIMUM_FREE_BYTES
 
 __all__ = ["MINIMUM_FREE_BYTES", "Readiness"]
-
-#: Below this much free disk, the node takes nothing more in.
-MINIMUM_FREE_BYTES = 256 * 1024 * 1024
 
 
 class Readiness:

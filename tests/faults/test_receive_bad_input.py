@@ -18,8 +18,11 @@ from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.presentation import build_context
+from sqlalchemy import create_engine
+from sqlalchemy.exc import OperationalError
 
 from node.dimse.scu import Peer, echo, send
+from node.dimse.status import Category, category, status_for
 from tests.dicom_factory import ct_series
 from tests.peers import need_program, wait_until
 from tests.receiver import Receiver, receiving
@@ -243,3 +246,25 @@ def test_a_full_disk_is_answered_out_of_resources(tmp_path: Path) -> None:
         assert [one.status for one in report.sent] == [0xA700, 0x0000]
         assert [row["sop_instance_uid"] for row in receiver.instances()] == [small[0].stem]
         assert not list(receiver.incoming.glob("*.part"))
+
+
+def test_below_the_disks_reserve_nothing_is_taken_and_the_sender_is_told_to_come_again(tmp_path: Path) -> None:
+    # No disk has so much room.
+    with receiving(tmp_path / "r", minimum_free=1 << 60, options={"receivers": 1}) as receiver:
+        path, _ = one_ct(tmp_path / "ct")
+        report = send([path, path], Peer(receiver.ae_title, "127.0.0.1", receiver.port), "CT1")
+        assert [one.status for one in report.sent] == [0xA700, 0xA700]
+        assert nothing_stored(receiver)
+        assert not quarantined(receiver)
+        assert not list(receiver.incoming.glob("*.part"))
+        assert goes_on(receiver)
+
+
+def test_a_database_that_cannot_take_the_object_now_is_answered_out_of_resources(tmp_path: Path) -> None:
+    database = create_engine(f"sqlite:///{tmp_path / 'x.sqlite'}", connect_args={"timeout": 0})
+    with database.connect() as holder, database.connect() as waiting:
+        holder.exec_driver_sql("BEGIN IMMEDIATE")
+        with pytest.raises(OperationalError, match="locked") as caught:
+            waiting.exec_driver_sql("BEGIN IMMEDIATE")
+    database.dispose()
+    assert category(status_for(caught.value).code) is Category.BUSY

@@ -16,7 +16,7 @@ from storage.query import Level, Query, find, parse_key
 from tests.dicom_factory import radiograph
 
 PIXELS = np.full((8, 8), 7)
-NAMES = ["Doe^Jane", "Иванов^Иван", "Yamada^Tarou=山田^太郎=やまだ^たろう", "100%_\\x"]
+NAMES = ["Doe^Jane", "Иванов^Иван", "Yamada^Tarou=山田^太郎=やまだ^たろう", "100%_\\x", "Ｓａｔｏ^ﬁnn"]
 
 
 @pytest.fixture
@@ -40,19 +40,26 @@ def filled(database: Database, quick_path: Path) -> Iterator[Database]:
 @pytest.mark.parametrize(
     ("level", "keys", "expected"),
     [
-        (Level.STUDY, {}, [0, 1, 2, 3]),
+        (Level.STUDY, {}, [0, 1, 2, 3, 4]),
         (Level.STUDY, {"PatientName": "DOE*"}, [0]),
         (Level.STUDY, {"PatientName": "иВАН*"}, [1]),
         (Level.STUDY, {"PatientName": "山田*"}, [2]),
         (Level.STUDY, {"PatientName": "*たろう"}, [2]),
         (Level.STUDY, {"PatientName": "100%_*"}, [3]),
+        (Level.STUDY, {"PatientName": "sato*"}, [4]),
+        (Level.STUDY, {"PatientName": "*^finn"}, [4]),
+        (Level.STUDY, {"PatientName": "ＤＯＥ*"}, [0]),
         (Level.STUDY, {"PatientID": "id_2"}, [2]),
         (Level.STUDY, {"PatientID": "ID_2"}, []),
-        (Level.STUDY, {"PatientID": "*_?"}, [0, 1, 2, 3]),
+        (Level.STUDY, {"PatientID": "*_?"}, [0, 1, 2, 3, 4]),
         (Level.STUDY, {"PatientID": "*i*d*_*1*"}, [1]),
         (Level.STUDY, {"StudyDate": "20260102-20260103"}, [1, 2]),
         (Level.STUDY, {"StudyInstanceUID": "1.2.3,1.2.0"}, [0, 3]),
-        (Level.STUDY, {"ModalitiesInStudy": "CR"}, [0, 1, 2, 3]),
+        (Level.STUDY, {"ModalitiesInStudy": "CR"}, [0, 1, 2, 3, 4]),
+        (Level.STUDY, {"ModalitiesInStudy": "C?"}, [0, 1, 2, 3, 4]),
+        (Level.STUDY, {"ModalitiesInStudy": "c?"}, []),
+        (Level.STUDY, {"ModalitiesInStudy": "*C*R*X*Y*"}, []),
+        (Level.SERIES, {"Modality": "c*"}, []),
         (Level.STUDY, {"SOPClassesInStudy": "1.2.3"}, []),
         (Level.SERIES, {"SeriesNumber": "02"}, [2]),
         (Level.SERIES, {"Modality": "C?", "PatientName": "doe^jane"}, [0]),
