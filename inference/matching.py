@@ -181,7 +181,7 @@ def _in_range(wanted: Mapping[str, Any], value: Any) -> bool:
 def _number(value: Any) -> float | None:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

@@ -60,11 +60,14 @@ def escape(text: str, limit: int | None = None) -> str:
     ideographic spaces and joiners included. With ``limit`` the escaped text is cut to that many characters, never
     inside an escape sequence.
     """
-    clean = "".join(" " if category(c) in {"Cc", "Cs"} else c for c in text).strip(" ")
+    # An escaped text is never shorter than its own: what is beyond the limit need not be looked at.
+    kept = text if limit is None else text.lstrip(" ")[: 2 * limit]
+    clean = "".join(" " if category(c) in {"Cc", "Cs"} else c for c in kept).strip(" ")
     escaped = clean.translate(_ESCAPES)
-    while limit is not None and len(escaped) > limit:
-        clean = clean[:-1]
-        escaped = clean.translate(_ESCAPES)
+    if limit is not None and len(escaped) > limit:
+        clean = clean[:limit]
+        while len(escaped := clean.translate(_ESCAPES)) > limit:
+            clean = clean[:-1]
     return escaped
 
 
@@ -332,7 +335,7 @@ def _date(value: str) -> str:
 def _study_time(report: Report) -> str:
     """Return the study's date and time as a DTM, as precise as they are; the offset only where the study states it."""
     date = _date(report.study_date)
-    found = re.match(r"([01]\d|2[0-3])([0-5]\d)([0-5]\d)?", report.study_time.strip().replace(":", ""))
+    found = re.match(r"([01]\d|2[0-3])([0-5]\d)([0-5]\d)?", report.study_time.strip().replace(":", ""), re.ASCII)
     if not date or not found:
         return date
     return date + "".join(found.groups("")) + (valid_offset(report.timezone_offset) or "")

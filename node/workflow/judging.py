@@ -12,6 +12,8 @@ from inference.card import Card
 from node.workflow import completion, routing
 from node.workflow.way import Way
 from storage import control, lifecycle, studies, worklist
+from storage.headers import read_header
+from storage.index import describe_anew
 from storage.records import Instance, Revision, Study
 
 __all__ = ["judge", "park_revision", "route_revision"]
@@ -22,6 +24,8 @@ _log = structlog.get_logger("overread.workflow")
 def judge(way: Way, study: Study, quiet_seconds: float) -> int:
     """Weigh one study in a view of its own, and do what the verdict says unless something came in between."""
     try:
+        if study.evidence_changed:
+            study = _described_anew(way, study)
         with way.database.read() as connection:
             verdict = completion.weigh(
                 connection,
@@ -83,6 +87,17 @@ def park_revision(way: Way, revision: Revision, reason: str) -> None:
             lifecycle.transition(
                 connection, "revision", revision.id, lifecycle.PARKED, study_id=revision.study_id, reason=reason
             )
+
+
+def _described_anew(way: Way, study: Study) -> Study:
+    """Describe a study by what counts now: what an operator took out must not name the patient in a report."""
+    with way.database.read() as connection:
+        evidence = studies.evidence(connection, study.id)
+    headers = [read_header(way.blobs.path(one.blob)) for one in evidence]
+    with way.database.write() as connection:
+        studies.lock(connection, study.id)
+        describe_anew(connection, study.id, headers)
+        return studies.get(connection, study.id)
 
 
 def _selectable(way: Way, connection: Connection, study: Study, instances: Sequence[Instance]) -> bool:

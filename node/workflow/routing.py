@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from math import isfinite
 from statistics import median
 from typing import Any
 
@@ -326,10 +327,12 @@ def _frames(instance: Instance) -> int:
 
 
 def _numbers(value: Any) -> list[float]:
+    """Return values as finite numbers; none where one of them is no such number."""
     try:
-        return [float(one) for one in _list(value)]
-    except (TypeError, ValueError):
+        numbers = [float(one) for one in _list(value)]
+    except (TypeError, ValueError, OverflowError):
         return []
+    return numbers if all(map(isfinite, numbers)) else []
 
 
 def _list(value: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import generate_uid
 
+from demo.messages import read_message
 from demo.peers import wait_until
 from phantoms.thorax import make_thorax
 from tests.dicom_factory import ct_series, radiograph
@@ -49,10 +51,11 @@ def test_two_patients_in_one_study_are_parked_until_an_operator_takes_one_out(
     site: Site, tmp_path: Path, hu: np.ndarray
 ) -> None:
     study_uid, stranger = generate_uid(), generate_uid()
-    files = ct_series(tmp_path / "a", hu, spacing=SPACING, study_uid=study_uid, PatientID="P1")
-    files += ct_series(
+    # The one that does not belong comes first.
+    files = ct_series(
         tmp_path / "b", hu[:10], spacing=SPACING, study_uid=study_uid, series_uid=stranger, PatientID="P2"
     )
+    files += ct_series(tmp_path / "a", hu, spacing=SPACING, study_uid=study_uid, PatientID="P1")
     push(files, site.node.dimse_port)
     wait_until(lambda: "two patients" in str(site.node.story(study_uid)), 60, "the study to be parked", interval=0.3)
     assert results_in(site.pacs, study_uid) == {"SR": 0, "SEG": 0}
@@ -61,8 +64,42 @@ def test_two_patients_in_one_study_are_parked_until_an_operator_takes_one_out(
     assert "P1" not in told
     site.node.run("exclude", study_uid, "--series", stranger)
     site.node.run("retry", study_uid)
-    site.wait_for_report(study_uid)
+    (message,) = site.wait_for_report(study_uid)
+    (pid,) = [one for one in read_message(message["text"].encode()) if one.name == "PID"]
+    assert pid.field(3) == "P1"
     assert results_in(site.pacs, study_uid) == {"SR": 1, "SEG": 1}
+    (raw,) = site.pacs.instances_of(study_uid, "SR")
+    assert dcmread(io.BytesIO(raw)).PatientID == "P1"
+
+
+def test_what_the_first_instance_leaves_out_the_others_say(site: Site, tmp_path: Path, hu: np.ndarray) -> None:
+    study_uid, series_uid = generate_uid(), generate_uid()
+    shared = {"study_uid": study_uid, "series_uid": series_uid, "frame_of_reference_uid": generate_uid()}
+    empty = {"PatientID": "", "PatientName": "", "StudyDescription": "", "AccessionNumber": ""}
+    say = {"PatientID": "P7", "PatientName": "Carla^C", "StudyDescription": "CT CHEST", "AccessionNumber": "A7"}
+    common = {"spacing": SPACING, "BodyPartExamined": None, "ProtocolName": None, "SeriesDescription": None}
+    files = ct_series(tmp_path / "a", hu, **common, **shared, **say)
+    blank = ct_series(tmp_path / "b", hu, **common, **shared, **empty)[:1]
+    push(blank + files[1:], site.node.dimse_port)
+    (message,) = site.wait_for_report(study_uid)
+    (pid,) = [one for one in read_message(message["text"].encode()) if one.name == "PID"]
+    assert pid.field(3) == "P7"
+    assert "A7" in message["text"]
+
+
+def test_odd_values_of_one_study_hold_up_no_other(site: Site, tmp_path: Path, hu: np.ndarray) -> None:
+    odd: list[dict[str, object]] = [
+        {"PatientBirthDate": "00010101", "TimezoneOffsetFromUTC": "+9999"},
+        {"StudyDate": "00010101"},
+        {"IssuerOfPatientID": "I" * 60, "NumberOfFrames": "99999999999999999999999"},
+    ]
+    for number, attributes in enumerate(odd):
+        _, files = chest_ct(tmp_path / f"odd-{number}", seed=40, **attributes)
+        push(files, site.node.dimse_port)
+    study_uid, files = chest_ct(tmp_path / "healthy", seed=41)
+    push(files, site.node.dimse_port)
+    site.wait_for_report(study_uid)
+    assert "a step failed" not in site.node.log
 
 
 def test_one_patient_spelled_in_two_ways_is_one_patient(site: Site, tmp_path: Path, hu: np.ndarray) -> None:
