@@ -33,6 +33,7 @@ from demo.table import Row, build_table, judge
 
 AE_TITLE = "OVERREAD"
 QUIET_SECONDS = 3
+_REASONS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _demonstrate(options: argparse.Namespace, console: Console, stack: ExitStack) -> int:
     began = time.monotonic()
+    # Before anything is started: a wrong folder is to be said at once.
+    given = find_studies(options.data) if options.data is not None else []
+    if options.data is not None and not given:
+        console.print(f"There is no DICOM file in {options.data}.", style="red", markup=False)
+        return 1
     folder = _fresh_folder()
     use_orthanc = options.pacs == "orthanc" or (options.pacs == "auto" and find_orthanc() is not None)
     progress = stack.enter_context(
@@ -114,11 +120,7 @@ def _demonstrate(options: argparse.Namespace, console: Console, stack: ExitStack
         making = progress.add_task("Draw phantoms: chest CT, three radiographs, a head CT", total=5)
         studies = make_phantoms(folder / "images", lambda: progress.advance(making), quick=options.quick)
     else:
-        with _step(progress, f"Look through {options.data}"):
-            studies = find_studies(options.data)
-        if not studies:
-            console.print(f"[red]There is no DICOM file in {options.data}[/]")
-            return 2
+        studies = given
     sent_at = _send_all(studies, node, orthanc, progress)
 
     pacs = Pacs(orthanc.dicomweb_url if orthanc is not None else f"{node.http_url}/dicom-web")
@@ -245,9 +247,7 @@ def _send_all(studies: Sequence[Study], node: Node, orthanc: Orthanc | None, pro
                 [_program(), "send", str(folder), "--to", target], capture_output=True, text=True, check=False, cwd=ROOT
             )
             if done.returncode != 0:
-                # One line for each file would hide what matters: the summary, and how it began.
-                began = "\n".join(done.stderr.splitlines()[:3])
-                failure = f"sending {folder} to {target} failed: {done.stdout.strip()[-300:]}\n{began}"
+                failure = _failure(folder, target, done)
                 # Someone else's folder may hold what a PACS refuses; the rest is still worth showing.
                 if all(study.model is not None for study in studies):
                     raise PeerError(failure)
@@ -256,6 +256,14 @@ def _send_all(studies: Sequence[Study], node: Node, orthanc: Orthanc | None, pro
         moment = time.time()
         sent_at |= {study.uid: moment for study in studies if study.folder == folder}
     return sent_at
+
+
+def _failure(folder: Path, target: str, done: subprocess.CompletedProcess[str]) -> str:
+    """Say what a send came to: its summary, and which files were not stored because of what."""
+    why = [line for line in done.stderr.splitlines() if "left out" not in line]
+    more = [f"... and {len(why) - _REASONS} more lines"] if len(why) > _REASONS else []
+    summary = next(iter(done.stdout.splitlines()), "nothing was sent")
+    return "\n".join([f"not all of {folder} went to {target}: {summary}", *why[:_REASONS], *more])
 
 
 def _await_results(
@@ -286,7 +294,7 @@ def _await_results(
         if idle:
             return True
         # What was done while the node was asked is still to be seen: there is one more round after this answer.
-        idle = not expected_known and _nothing_left_to_do(node.status(), len(studies))
+        idle = not expected_known and _nothing_left_to_do(node.status())
         return False
 
     try:
@@ -296,10 +304,12 @@ def _await_results(
         progress.console.print(f"[red]After {deadline:g} s {len(studies) - len(present)} studies have no result.[/]")
 
 
-def _nothing_left_to_do(status: dict[str, Any], studies: int) -> bool:
-    """Whether the node has judged every study and has nothing waiting, so that no further result can come."""
-    judged = sum(status["counts"].get("study", {}).get(state, 0) for state in ("COMPLETE", "PARKED"))
-    return not status["waiting"] and judged >= studies
+def _nothing_left_to_do(status: dict[str, Any]) -> bool:
+    """Whether nothing waits of what the node has taken in, so that no further result can come.
+
+    What it refused is not among it: sending has ended before this is asked, so what is not there never comes.
+    """
+    return not status["waiting"] and not status["counts"].get("revision", {}).get("ROUTED", 0)
 
 
 if __name__ == "__main__":

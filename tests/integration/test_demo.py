@@ -62,6 +62,26 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert "is no folder" in done.stdout
 
 
+def test_a_folder_without_a_dicom_file_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("this is no DICOM file")
+    done = demo("--data", str(tmp_path), timeout=20)
+    assert done.returncode == 1
+    assert "There is no DICOM file in" in done.stdout
+
+
+@pytest.mark.timeout(120)
+def test_what_the_node_refuses_is_not_waited_for_and_said_why(tmp_path: Path) -> None:
+    write_radiograph(tmp_path / "good", 5, ("pneumothorax",))
+    for file in write_radiograph(tmp_path / "cut", 6).files:
+        data = file.read_bytes()
+        file.write_bytes(data[: len(data) // 2])
+    done = demo("--data", str(tmp_path), "--pacs", "node", "--deadline", "110", timeout=100)
+    assert done.returncode == 1, done.stdout
+    assert "not stored" in done.stdout
+    assert "the PACS holds 0 of 1 images" in " ".join(done.stdout.split())
+    assert "have no result" not in done.stdout, "it has waited for what cannot come"
+
+
 @pytest.fixture
 def running_demo() -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
