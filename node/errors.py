@@ -4,6 +4,7 @@
 
     NodeError
     +-- ConfigurationError   file, key and what was expected; the command ends with status 2
+    +-- NotConfigured        a name that an operator gave and the configuration does not have
     +-- EvidenceError        a document that must not leave
     +-- WorkitemUnfit        a workitem that no try can perform: its model or its images have changed
     +-- InvalidMessage       a report that cannot be said in the receiver's format
@@ -33,6 +34,10 @@ class NodeError(Exception):
 
 class ConfigurationError(NodeError):
     """The configuration cannot be used: names file, key and what was expected."""
+
+
+class NotConfigured(NodeError):
+    """What an operator named is not configured: says what there is."""
 
 
 class EvidenceError(NodeError):

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from node.cli.support import asker, console, explained, load, opened, peer_of, print_json, progress, show
+from node.cli.support import asker, console, explained, load, opened, print_json, progress, show
 
 __all__ = ["app", "main"]
 
@@ -42,7 +42,8 @@ TargetArgument = Annotated[
     str,
     typer.Argument(
         metavar="TARGET",
-        help="A Study Instance UID, a workitem's UID, or what 'overread status' prints: delivery:12, workitem:5.",
+        help="A Study Instance UID, a workitem's UID, or what 'overread status' prints: study:1, revision:2, "
+        "workitem:5, delivery:12, notification:3.",
     ),
 ]
 _CONFIG = Path("conf/node.yaml")
@@ -118,6 +119,29 @@ def explain(
 
 
 @app.command()
+def studies(
+    config: ConfigOption = _CONFIG,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many at most.")] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """List the studies that were received last: UID, state, what came, when, and what came of it.
+
+    Examples: **overread studies**, **overread studies --limit 5 --json**
+    """
+    with opened(config) as (_, database):
+        from node.workflow import listing
+
+        with database.read() as connection:
+            found = listing.latest(connection, limit)
+    if as_json:
+        print_json(list[listing.StudyListed], found)
+    else:
+        from node.cli.terminal import show_studies
+
+        show_studies(console(), found)
+
+
+@app.command()
 def status(config: ConfigOption = _CONFIG, as_json: JsonOption = False) -> None:
     """Show what waits, what is parked and why, and what to do about each.
 
@@ -164,7 +188,7 @@ def cancel(target: TargetArgument, config: ConfigOption = _CONFIG, by: ByOption 
 
 @app.command()
 def rerun(study: StudyArgument, config: ConfigOption = _CONFIG, by: ByOption = "") -> None:
-    """Perform anew what the study's last revision wants: new documents, which name their predecessors.
+    """Route a study anew, with the routes and models as they are now: new documents, which name their predecessors.
 
     Example: **overread rerun 1.2.840.113619.2.55.3.1**
     """
@@ -244,20 +268,12 @@ def send(
 
     Examples: **overread send scans/**, **overread send scans/ --to ORTHANC@127.0.0.1:4242 --calling CT1**
 
-    Exit status 1 when anything was not stored; each such file is named. Files that are no DICOM are left out.
+    Exit status 1 when anything was not stored, with the file and the reason. Files that are no DICOM are left out.
+    The studies that were stored are named, for **overread explain**.
     """
-    peer = peer_of(to, config)
-    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else [folder]
-    from node.dimse.scu import send as push
+    from node.cli.sending import send_folder
 
-    with progress(f"{peer.ae_title}@{peer.host}:{peer.port}") as step:
-        report = push(files, peer, calling, progress=step)
-    for skipped in report.skipped:
-        typer.echo(f"overread: left out {skipped.path}: {skipped.reason}", err=True)
-    for failed in report.failed:
-        typer.echo(f"overread: not stored {failed.path}: {failed.answer}", err=True)
-    typer.echo(f"{report.stored} of {len(report.sent)} objects stored at {peer.ae_title}@{peer.host}:{peer.port}")
-    raise typer.Exit(1 if report.failed or not report.sent else 0)
+    raise typer.Exit(send_folder(folder, to, calling, config))
 
 
 @app.command()
@@ -293,7 +309,11 @@ def backup(
     Example: **overread backup /backup/overread-2026-11-21.tar**
     """
     settings = load(config)
+    from node.errors import BackupError
     from node.ops.backup import backup as take
+
+    if not file.absolute().parent.is_dir():
+        raise BackupError(f"{file.absolute().parent}: no such folder; make it, or name another place for the backup")
 
     with progress("backup") as step:
         report = take(settings, file, step)

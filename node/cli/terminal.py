@@ -15,10 +15,11 @@ from rich.tree import Tree
 if TYPE_CHECKING:
     from node.ops.check import Check
     from node.workflow.control import Done
+    from node.workflow.listing import StudyListed
     from node.workflow.status import Item, Status
     from node.workflow.story import DecisionTold, DeliveryTold, NotificationTold, RevisionTold, Story, WorkitemTold
 
-__all__ = ["show_checks", "show_done", "show_status", "show_story"]
+__all__ = ["show_checks", "show_done", "show_status", "show_story", "show_studies"]
 
 _GOOD = frozenset({"COMPLETED", "DELIVERED", "ACKNOWLEDGED", "SUCCEEDED", "COMPLETE", "REPORTED"})
 _BAD = frozenset({"PARKED", "FAILED", "LOST", "CANCELED"})
@@ -109,6 +110,19 @@ def _add_workitem(branch: Tree, workitem: WorkitemTold, wanted: Sequence[tuple[s
         for delivery in document.deliveries:
             text = f"{delivery.target} to {delivery.destination}"
             leaf.add(f"{escape(text)}  {_state(delivery.state)}  {_outgoing(delivery)}")
+
+
+def show_studies(console: Console, studies: Sequence[StudyListed]) -> None:
+    """Print studies one a line, the UID first: it has to be copied whole."""
+    for one in studies:
+        what = f"{', '.join(one.modalities) or 'no modality'}, {one.instances} instances, {_at(one.last_received_at)}"
+        console.print(
+            f"{escape(one.study_instance_uid)}  {_state(one.state)}  [bold]{one.outcome}[/]  {escape(what)}",
+            soft_wrap=True,
+            highlight=False,
+        )
+    if not studies:
+        console.print("no study has been received yet")
 
 
 def show_status(console: Console, status: Status) -> None:

@@ -25,7 +25,7 @@ STATUSES: Final[Mapping[type[Exception], int]] = {
     node_errors.BodyTooLarge: 413,
     node_errors.NoRoom: 503,
     node_errors.RequestError: 400,
-    # Said over HTTP, this is a name that the configuration does not have.
+    node_errors.NotConfigured: 400,
     node_errors.ConfigurationError: 400,
     storage_errors.InvalidQuery: 400,
     storage_errors.NotDicom: 400,

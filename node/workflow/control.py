@@ -12,7 +12,7 @@ from typing import Any, Literal, cast, get_args
 
 from sqlalchemy import Connection, select
 
-from node.errors import ConfigurationError
+from node.errors import NotConfigured
 from node.settings import Settings
 from node.workflow.status import Item, Refused, Status, later_message, status
 from storage import control as holds
@@ -258,8 +258,8 @@ def pause(database: Database, settings: Settings, kind: str, name: str, *, by: s
 
     Raises
     ------
-    ConfigurationError
-        When the configuration has nothing of that name.
+    NotConfigured
+        When the configuration has nothing of that name, or nothing of that kind can be paused.
     """
     checked = _configured(settings, kind, name)
     with database.write() as connection:
@@ -273,7 +273,7 @@ def resume(database: Database, settings: Settings, kind: str, name: str, *, by: 
 
     Raises
     ------
-    ConfigurationError
+    NotConfigured
         When nothing of that name is configured nor held.
     """
     with database.write() as connection:
@@ -292,10 +292,10 @@ def _configured(settings: Settings, kind: str, name: str) -> holds.Pausable:
         "notifier": set(settings.notifiers),
     }
     if kind not in known:
-        raise ConfigurationError(f"{kind!r} cannot be paused; expected one of {', '.join(known)}")
+        raise NotConfigured(f"{kind!r} cannot be paused; expected one of {', '.join(known)}")
     if name not in known[kind]:
         there = ", ".join(sorted(known[kind])) or "none"
-        raise ConfigurationError(f"no {kind} {name!r} is configured (there is: {there})")
+        raise NotConfigured(f"no {kind} {name!r} is configured (there is: {there})")
     return cast(holds.Pausable, kind)
 
 

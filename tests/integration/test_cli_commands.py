@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 import yaml
 from pynetdicom import AE, evt
@@ -60,7 +61,7 @@ def test_help_teaches_every_command_with_an_example() -> None:
     assert root.returncode == 0
     assert "not a medical device" in " ".join(root.stdout.split())
     names = ["serve", "explain", "status", "retry", "cancel", "rerun", "exclude", "pause", "resume", "send", "check"]
-    names += ["backup", "restore"]
+    names += ["backup", "restore", "studies"]
     for name in names:
         assert name in root.stdout
         shown = overread(name, "--help")
@@ -122,9 +123,12 @@ def test_the_other_actions_work_beside_an_open_database(embedded: Holding, tmp_p
         found = overread(*arguments, config=config)
         assert (found.returncode, found.stderr) == (0, ""), arguments
         assert found.stdout.startswith("done"), arguments
-    assert embedded.states("workitem") == ["COMPLETED", "CANCELED"]
+    assert embedded.states("revision")[1:] == ["OPEN"], "a rerun is routed by the node once it runs"
+    assert embedded.states("delivery") == ["PARKED"], "cancelled"
     assert overread("retry", "delivery:99", config=config).returncode == 1
-    assert overread("pause", "destination", "nowhere", config=config).returncode == 2
+    unknown = overread("pause", "destination", "nowhere", config=config)
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert "no destination 'nowhere' is configured (there is: pacs)" in unknown.stderr
 
 
 def test_a_wrong_configuration_is_explained_line_by_line_with_status_2(config: Path) -> None:
@@ -218,12 +222,46 @@ def test_send_pushes_a_folder_and_names_what_was_not_stored(tmp_path: Path, conf
         assert failed.returncode == 1
         assert "2 of 3 objects stored" in failed.stdout
         assert str(paths[1]) in failed.stderr
+        study = pydicom.dcmread(paths[0]).StudyInstanceUID
+        assert f"study {study}: 2 stored" in failed.stdout
     finally:
         server.shutdown()
     gone = overread("send", tmp_path / "ct", "--to", f"PACS@127.0.0.1:{port}")
     assert gone.returncode == 1
-    assert "0 of 3" in gone.stdout
+    assert gone.stdout.splitlines() == [f"0 of 3 objects stored at PACS@127.0.0.1:{port}"]
+    left_out, not_stored, remedy = gone.stderr.splitlines()
+    assert "notes.txt" in left_out
+    assert "not stored: 3 files, because: " in not_stored, "what befell all alike is said once"
+    assert f"check that PACS runs, listens at 127.0.0.1:{port}" in remedy
     assert overread("send", tmp_path / "ct", "--to", "PACS").returncode == 2
+
+
+def test_send_says_where_there_is_nothing_to_send_and_how_to_start_the_node(tmp_path: Path, config: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    empty = overread("send", tmp_path / "empty", config=config)
+    assert (empty.returncode, empty.stdout) == (1, "")
+    assert empty.stderr == f"overread: no DICOM file in {tmp_path / 'empty'}\n"
+    absent = overread("send", tmp_path / "absent", config=config)
+    assert (absent.returncode, absent.stderr) == (1, f"overread: {tmp_path / 'absent'}: no such file or folder\n")
+    ct_series(tmp_path / "ct", np.zeros((2, 4, 4)))
+    down = overread("send", tmp_path / "ct", config=config)
+    assert down.returncode == 1
+    assert down.stderr.count("not stored") == 1
+    assert f"overread serve --config {config}" in down.stderr
+
+
+def test_studies_lists_what_came_last_with_its_outcome(embedded: Holding, tmp_path: Path, config: Path) -> None:
+    assert "no study has been received" in overread("studies", config=config).stdout
+    first, *_ = embedded.finished(tmp_path / "first")
+    second = embedded.study(tmp_path / "second")
+    listed = json.loads(overread("studies", "--json", config=config).stdout)
+    assert [(one["study_instance_uid"], one["state"], one["outcome"]) for one in listed] == [
+        (second.study_instance_uid, "RECEIVING", "receiving"),
+        (first.study_instance_uid, "COMPLETE", "running"),
+    ]
+    assert (listed[1]["modalities"], listed[1]["instances"]) == (["CT"], 3)
+    (line,) = overread("studies", "--limit", 1, config=config).stdout.splitlines()
+    assert line.startswith(second.study_instance_uid)
 
 
 def test_backup_and_restore_from_the_command_line(embedded: Holding, tmp_path: Path, config: Path) -> None:
@@ -232,7 +270,12 @@ def test_backup_and_restore_from_the_command_line(embedded: Holding, tmp_path: P
     taken = overread("backup", archive, config=config)
     assert taken.returncode == 0, taken.stderr
     assert overread("backup", archive, config=config).returncode == 1
-    assert overread("restore", archive, config=config).returncode == 1, "the directory is not empty"
+    nowhere = overread("backup", tmp_path / "nowhere" / "node.tar", config=config)
+    assert nowhere.returncode == 1
+    assert f"{tmp_path / 'nowhere'}: no such folder" in nowhere.stderr
+    refused = overread("restore", archive, config=config)
+    assert refused.returncode == 1, "the directory is not empty"
+    assert "overread.sqlite" in refused.stderr, "it says what it found"
     changed(config, data_dir=str(config.parent / "restored"))
     put_back = overread("restore", archive, config=config)
     assert put_back.returncode == 0, put_back.stderr

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
-from node.errors import ConfigurationError
+from node.errors import NotConfigured
 from node.settings import Settings
 from node.workflow import control
 from storage import attempts, changefeed, lifecycle, outbox, schema, studies, worklist
@@ -255,7 +255,7 @@ def test_pause_and_resume_are_of_what_is_configured_and_can_be_asked_twice(holdi
         ("notifier", "x", "none"),
     ):
         for act in (control.pause, control.resume):
-            with pytest.raises(ConfigurationError, match=named):
+            with pytest.raises(NotConfigured, match=named):
                 act(holding.database, SETTINGS, kind, name, by="ann")
 
 
