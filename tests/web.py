@@ -47,10 +47,12 @@ class WebNode:
 
 
 @contextmanager
-def running_web(folder: Path, *, http: dict[str, Any] | None = None, **services: Any) -> Iterator[WebNode]:
+def running_web(
+    folder: Path, *, http: dict[str, Any] | None = None, url: str | None = None, **services: Any
+) -> Iterator[WebNode]:
     """Run a web side whose data is in a folder."""
     with ExitStack() as stack:
-        node = _started(stack, folder, http or {}, services)
+        node = _started(stack, folder, http or {}, url, services)
         wait_until(lambda: node.http.get("/health/live").status_code == 200, 20, "the web side")
         yield node
 
@@ -80,10 +82,12 @@ def dicomweb_client(web: WebNode) -> Iterator[DICOMwebClient]:
         yield DICOMwebClient(web.dicomweb, session=session)
 
 
-def _started(stack: ExitStack, folder: Path, http: dict[str, Any], services: dict[str, Any]) -> WebNode:
+def _started(
+    stack: ExitStack, folder: Path, http: dict[str, Any], url: str | None, services: dict[str, Any]
+) -> WebNode:
     incoming = folder / "incoming"
     incoming.mkdir(parents=True)
-    url = f"sqlite:///{folder / 'overread.sqlite'}"
+    url = url or f"sqlite:///{folder / 'overread.sqlite'}"
     migrate(url)
     database = Database(url)
     stack.callback(database.close)

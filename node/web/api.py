@@ -22,6 +22,9 @@ from storage.database import Database
 __all__ = ["Services", "router"]
 
 _UID = r"^[0-9.]{1,64}$"
+_PRINTED = r"^[^\x00-\x1f\x7f]+$"
+#: What a database's integers hold.
+_LARGEST = (1 << 63) - 1
 StudyUID = Annotated[str, Path(description="Study Instance UID", pattern=_UID, examples=["1.2.840.113619.2.55.3.1"])]
 
 
@@ -46,7 +49,9 @@ class _Model(BaseModel):
 class By(_Model):
     """Who asks, for the audit trail."""
 
-    by: Annotated[str, Field(min_length=1, max_length=64, description="Name of the operator or tool")] = "api"
+    by: Annotated[
+        str, Field(min_length=1, max_length=64, pattern=_PRINTED, description="Name of the operator or tool")
+    ] = "api"
 
 
 class Exclusion(By):
@@ -61,7 +66,7 @@ class Hold(By):
     """Something that can be held still, by its name in the configuration."""
 
     kind: Literal["route", "model", "destination", "notifier"]
-    name: Annotated[str, Field(min_length=1, examples=["pacs"])]
+    name: Annotated[str, Field(min_length=1, pattern=_PRINTED, examples=["pacs"])]
 
 
 class Change(_Model):
@@ -160,7 +165,7 @@ def router(services: Services) -> APIRouter:
 
     @api.get("/changes", summary="The change feed: every event, in one sequence")
     def changes(
-        since: Annotated[int, Query(ge=0, description="The last sequence number that the reader has")] = 0,
+        since: Annotated[int, Query(ge=0, le=_LARGEST, description="The last sequence number that the reader has")] = 0,
         limit: Annotated[int, Query(ge=1, le=5000)] = 500,
     ) -> Changes:
         with database.read() as connection:

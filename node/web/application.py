@@ -14,12 +14,12 @@ from typing import Any, Protocol
 
 import structlog
 import uvicorn
-from fastapi import FastAPI, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from node.dicomweb import qido, stow, wado
 from node.dicomweb.media import ROOT
-from node.errors import AlreadyRunning, ConfigurationError
+from node.errors import AlreadyRunning, BadRequest, ConfigurationError
 from node.ops import metrics
 from node.ops.health import MINIMUM_FREE_BYTES, Readiness
 from node.security.bearer import RequireToken
@@ -74,6 +74,7 @@ def create_application(services: Services) -> FastAPI:
         guarded=http.token is not None,
         title="Overread",
         description="A DICOM AI node. For research use only, not a medical device.",
+        dependencies=[Depends(_without_nul)],
     )
     problems.install(application)
     include_docs(application)
@@ -95,6 +96,12 @@ def create_application(services: Services) -> FastAPI:
         application.add_middleware(RequireToken, token=http.token.get_secret_value())
     application.add_middleware(AccessLog)
     return application
+
+
+async def _without_nul(request: Request) -> None:
+    """Refuse an address that no database and no file could hold: PostgreSQL fails on NUL, SQLite does not find it."""
+    if "\0" in request.scope["path"] or b"%00" in request.scope["query_string"]:
+        raise BadRequest("the address holds a NUL character (%00)")
 
 
 def _include_operations(application: FastAPI, services: Services) -> None:
