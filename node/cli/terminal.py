@@ -40,7 +40,7 @@ def show_story(console: Console, story: Story, *, events: bool) -> None:
         parts = [f"{one.instances} instances"]
         parts += [f"{one.made_here} made by a node"] if one.made_here else []
         parts += [f"{one.excluded} excluded"] if one.excluded else []
-        title = f"{one.modality or '?'} series {one.series_number or '-'}"
+        title = f"{one.modality or '?'} series {one.series_number or '?'}"
         branch.add(escape(f"{title}: {', '.join(parts)}  {one.series_instance_uid}"))
     for count, text in (
         (received.variants, "came again under a known UID with other content: kept aside, the first one counts"),
@@ -60,11 +60,16 @@ def show_story(console: Console, story: Story, *, events: bool) -> None:
 
 
 def _add_revision(tree: Tree, revision: RevisionTold, workitems: Sequence[WorkitemTold]) -> None:
-    title = f"revision {revision.number}: judged complete {_at(revision.opened_at)} with {revision.instances} instances"
-    branch = tree.add(f"[bold]{title}[/]  {_state(revision.state)}")
-    why = branch.add("why complete")
-    for key, value in revision.verdict.items():
-        why.add(escape(f"{key.replace('_', ' ')}: {_value(value)}"))
+    asked = bool(revision.verdict.get("rerun"))
+    how = f"rerun asked for by {revision.verdict.get('by') or 'an operator'}" if asked else "judged complete"
+    title = f"revision {revision.number}: {how} {_at(revision.opened_at)} with {revision.instances} instances"
+    branch = tree.add(f"[bold]{escape(title)}[/]  {_state(revision.state)}")
+    if revision.trouble:
+        branch.add(f"[red]parked: {escape(revision.trouble)}[/]; overread retry {revision.target}")
+    if not asked:
+        why = branch.add("why complete")
+        for key, value in revision.verdict.items():
+            why.add(escape(f"{key.replace('_', ' ')}: {_value(value)}"))
     for decision in revision.decisions:
         _add_decision(branch, decision)
     for workitem in workitems:
@@ -72,12 +77,13 @@ def _add_revision(tree: Tree, revision: RevisionTold, workitems: Sequence[Workit
         if uses:
             _add_workitem(branch, workitem, [(use.route, use.reason) for use in uses])
     for message in revision.notifications:
-        text = f"notification {message.number} to {message.receiver}, {message.control_id}"
-        branch.add(f"{escape(text)}  {_state(message.state)}  {_outgoing(message)}")
+        text = f"{message.target} to {message.receiver}, {message.control_id}"
+        _add_tries(branch.add(f"{escape(text)}  {_state(message.state)}  {_outgoing(message)}"), message)
 
 
 def _add_decision(branch: Tree, decision: DecisionTold) -> None:
-    verdict = "[green]matched[/]" if decision.matched else "[dim]not matched[/]"
+    off = "[yellow]matched, and switched off[/]" if decision.switched_off else "[dim]not matched[/]"
+    verdict = "[green]matched[/]" if decision.matched else off
     node = branch.add(f"route {escape(decision.route)}, model {escape(decision.model)}: {verdict}  {_at(decision.at)}")
     for reason in decision.reasons:
         node.add(escape(reason), style="dim")
@@ -104,12 +110,21 @@ def _add_workitem(branch: Tree, workitem: WorkitemTold, wanted: Sequence[tuple[s
         times = f"{_at(attempt.started_at)}" + (
             f", {_seconds(attempt.started_at, attempt.ended_at)}" if attempt.ended_at else ""
         )
-        node.add(f"attempt {attempt.number}  {_state(attempt.state)}  {times}  {escape(attempt.outcome)}".rstrip())
+        counts = ", which counts as no try" if attempt.state == "RELEASED" else ""
+        text = escape(f"{attempt.outcome}{counts}".removeprefix(", "))
+        node.add(f"attempt {attempt.number}  {_state(attempt.state)}  {times}  {text}".rstrip())
     for document in workitem.documents:
         leaf = node.add(f"{escape(document.kind)} {escape(document.sop_instance_uid)}  {_at(document.created_at)}")
         for delivery in document.deliveries:
             text = f"{delivery.target} to {delivery.destination}"
-            leaf.add(f"{escape(text)}  {_state(delivery.state)}  {_outgoing(delivery)}")
+            _add_tries(leaf.add(f"{escape(text)}  {_state(delivery.state)}  {_outgoing(delivery)}"), delivery)
+
+
+def _add_tries(node: Tree, one: DeliveryTold | NotificationTold) -> None:
+    """Show each try with its time and outcome, where there was more to it than one that worked."""
+    if len(one.history) > 1 or any(each.outcome in ("refused", "failed", "parked") for each in one.history):
+        for each in one.history:
+            node.add(f"{_at(each.at)}  {escape(f'{each.outcome}: {each.answer}'.rstrip(': '))}", style="dim")
 
 
 def show_studies(console: Console, studies: Sequence[StudyListed]) -> None:

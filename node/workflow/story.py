@@ -5,6 +5,7 @@ Nothing in a story names a patient: UIDs, states, times, and the reasons that th
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,10 +27,15 @@ __all__ = [
     "RevisionTold",
     "SeriesTold",
     "Story",
+    "TryTold",
     "UseTold",
     "WorkitemTold",
     "tell",
 ]
+
+
+#: How routing says that a route matched and its model is a demonstration where demonstrations are off.
+_SWITCHED_OFF = "demonstration_models is false"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,16 +68,29 @@ class Received:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecisionTold:
-    """What one route decided for one of its models, with a reason for every condition that was looked at."""
+    """What one route decided for one of its models, with a reason for every condition that was looked at.
+
+    ``switched_off``: the study was right, but the model is a demonstration and demonstrations are off.
+    """
 
     route: str
     model: str
     matched: bool
+    switched_off: bool
     reasons: list[str]
     not_analysed: dict[str, Any] | None
     deliver: list[str]
     notify: list[str]
     at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TryTold:
+    """What became of a delivery or notification at one time: the peer's answer, or what an operator asked."""
+
+    at: datetime
+    outcome: str
+    answer: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,14 +107,20 @@ class NotificationTold:
     created_at: datetime
     next_at: datetime | None
     ended_at: datetime | None
+    history: list[TryTold]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevisionTold:
-    """The study as it stood when it was judged complete, with the verdict and what the routes made of it."""
+    """The study as it stood when it was judged complete, with the verdict and what the routes made of it.
 
+    ``trouble`` says why a parked revision was parked.
+    """
+
+    target: str
     number: int
     state: str
+    trouble: str
     opened_at: datetime
     instances: int
     verdict: dict[str, Any]
@@ -137,6 +162,7 @@ class DeliveryTold:
     created_at: datetime
     next_at: datetime | None
     ended_at: datetime | None
+    history: list[TryTold]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,8 +238,9 @@ def tell(connection: Connection, study_instance_uid: str) -> Story:
     changes = changefeed.of_study(connection, study.id)
     revisions = studies.revisions(connection, study.id)
     numbers = {one.id: one.number for one in revisions}
-    workitems = _workitems(connection, study.id, numbers)
-    revisions_told = [_revision(connection, study, one) for one in revisions]
+    histories = _histories(changes)
+    workitems = _workitems(connection, study.id, numbers, histories)
+    revisions_told = [_revision(connection, study, one, changes, histories) for one in revisions]
     return Story(
         target=f"study:{study.id}",
         study_instance_uid=study.study_instance_uid,
@@ -269,12 +296,34 @@ def _received(connection: Connection, study: Study) -> Received:
     )
 
 
-def _revision(connection: Connection, study: Study, revision: Revision) -> RevisionTold:
+_Histories = Mapping[tuple[str, int], list[TryTold]]
+
+
+def _histories(changes: Sequence[Change]) -> _Histories:
+    """Collect what became of each delivery and notification, try by try, from the change feed."""
+    found: dict[tuple[str, int], list[TryTold]] = defaultdict(list)
+    for one in changes:
+        if one.kind not in ("delivery", "notification") or one.object_id is None:
+            continue
+        if one.after == "TRIED":
+            outcome = "refused" if one.detail.get("refused") else "failed"
+        elif one.before is None or one.after is None:
+            continue  # its birth
+        else:
+            outcome = "asked for again" if one.after == lifecycle.PENDING else one.after.lower()
+        found[one.kind, one.object_id].append(TryTold(at=one.at, outcome=outcome, answer=one.reason))
+    return found
+
+
+def _revision(
+    connection: Connection, study: Study, revision: Revision, changes: Sequence[Change], histories: _Histories
+) -> RevisionTold:
     decisions = [
         DecisionTold(
             route=one["route"],
             model=one["model"],
             matched=one["matched"],
+            switched_off=not one["matched"] and any(_SWITCHED_OFF in reason for reason in one["reasons"]),
             reasons=list(one["reasons"]),
             not_analysed=None if one["not_analysed"] is None else dict(one["not_analysed"]),
             deliver=list(one["deliver"]),
@@ -295,12 +344,20 @@ def _revision(connection: Connection, study: Study, revision: Revision) -> Revis
             created_at=one.created_at,
             next_at=one.next_at if one.state == lifecycle.PENDING else None,
             ended_at=one.ended_at,
+            history=histories.get(("notification", one.id), []),
         )
         for one in outbox.notifications_of(connection, revision.id)
     ]
+    parked = [
+        one.reason
+        for one in changes
+        if one.kind == "revision" and one.object_id == revision.id and one.after == lifecycle.PARKED
+    ]
     return RevisionTold(
+        target=f"revision:{revision.id}",
         number=revision.number,
         state=revision.state,
+        trouble=parked[-1] if revision.state == lifecycle.PARKED and parked else "",
         opened_at=revision.opened_at,
         instances=len(studies.evidence(connection, study.id, up_to=revision.last_instance_id)),
         verdict=dict(revision.verdict),
@@ -309,7 +366,9 @@ def _revision(connection: Connection, study: Study, revision: Revision) -> Revis
     )
 
 
-def _workitems(connection: Connection, study_id: int, numbers: Mapping[int, int]) -> list[WorkitemTold]:
+def _workitems(
+    connection: Connection, study_id: int, numbers: Mapping[int, int], histories: _Histories
+) -> list[WorkitemTold]:
     w = schema.workitem.c
     rows = connection.execute(select(schema.workitem).where(w.study_id == study_id).order_by(w.id)).mappings()
     found = [Workitem(**row) for row in rows]
@@ -350,13 +409,15 @@ def _workitems(connection: Connection, study_id: int, numbers: Mapping[int, int]
                 )
                 for attempt in attempts.of_workitem(connection, one.id)
             ],
-            documents=[_document(connection, document) for document in worklist.documents(connection, one.id)],
+            documents=[
+                _document(connection, document, histories) for document in worklist.documents(connection, one.id)
+            ],
         )
         for one in found
     ]
 
 
-def _document(connection: Connection, document: Document) -> DocumentTold:
+def _document(connection: Connection, document: Document, histories: _Histories) -> DocumentTold:
     return DocumentTold(
         kind=document.kind,
         sop_instance_uid=document.sop_instance_uid,
@@ -372,6 +433,7 @@ def _document(connection: Connection, document: Document) -> DocumentTold:
                 created_at=one.created_at,
                 next_at=one.next_at if one.state == lifecycle.PENDING else None,
                 ended_at=one.ended_at,
+                history=histories.get(("delivery", one.id), []),
             )
             for one in outbox.deliveries_of(connection, document.id)
         ],
@@ -408,10 +470,14 @@ def _summary(
         return "being received: it is judged once nothing more has come for the quiet period"
     if not revisions:
         return "no image of it was received that could be read; only evidence documents"
+    last = revisions[-1]
+    if last.state == lifecycle.PARKED:
+        return f"complete, and revision {last.number} is parked: {last.trouble or 'no reason was recorded'}"
     current = [one for one in workitems if one.replaced_by is None]
     deliveries = [one for item in current for document in item.documents for one in document.deliveries]
     messages = [one for revision in revisions for one in revision.notifications]
     parts = [
+        f"revision {last.number} about to be routed" if last.state == lifecycle.OPEN and current else "",
         _counted(sum(one.state in (lifecycle.SCHEDULED, lifecycle.IN_PROGRESS) for one in current), "workitem open"),
         _counted(sum(one.parked for one in current), "workitem parked"),
         _counted(sum(one.state == lifecycle.COMPLETED for one in current), "workitem completed"),
@@ -425,9 +491,12 @@ def _summary(
     said = ", ".join(part for part in parts if part)
     if said:
         return f"complete: {said}"
-    if any(decision.matched for decision in revisions[-1].decisions):
+    if any(one.matched for one in last.decisions):
         return "complete: a route matched, and nothing could be analysed"
-    return "complete: no route matched, so nothing ran" if revisions[-1].decisions else "complete: about to be routed"
+    off = sorted({one.model for one in last.decisions if one.switched_off})
+    if off:
+        return f"complete: a route matched, but {', '.join(off)} is a demonstration and switched off, so nothing ran"
+    return "complete: no route matched, so nothing ran" if last.decisions else "complete: about to be routed"
 
 
 def _counted(count: int, what: str) -> str:

@@ -10,8 +10,10 @@ import pytest
 from pydantic import TypeAdapter
 from rich.console import Console
 
+from inference.card import load_card
 from node.cli.terminal import show_status, show_story
-from node.workflow import control, story
+from node.settings import Route
+from node.workflow import control, routing, story
 from storage import attempts, lifecycle, outbox, studies
 from storage.errors import Unknown
 from tests.dicom_factory import ct_series
@@ -155,6 +157,84 @@ def test_the_summary_says_where_a_study_stands(holding: Holding, tmp_path: Path)
     assert told(holding, uid).summary == "parked: two patients"
     control.exclude(holding.database, uid, by="ann")
     assert told(holding, uid).summary.startswith("excluded")
+
+
+def test_a_route_that_matched_a_demonstration_that_is_off_is_not_called_unmatched(
+    embedded: Holding, tmp_path: Path
+) -> None:
+    study = embedded.study(tmp_path)
+    revision = embedded.judge(study)
+    card = load_card(Path("conf/models/chest-radiograph-demo"))
+    with embedded.database.write() as connection:
+        series = studies.series_of(connection, study.id)
+        candidates = routing.candidates_of(study, series, studies.evidence(connection, study.id))
+        route = Route(name="chest-radiograph", match={"Modality": "CT"}, models=(card.name,))
+        decision = routing.weigh(candidates, route, card, demonstrations=False)
+        studies.record_decision(
+            connection,
+            revision,
+            route=route.name,
+            model=card.name,
+            matched=decision.matched,
+            reasons=decision.reasons,
+            not_analysed=None,
+            deliver=[],
+            notify=[],
+        )
+    one = told(embedded, study.study_instance_uid)
+    assert one.summary == (
+        "complete: a route matched, but chest-radiograph-demo is a demonstration and switched off, so nothing ran"
+    )
+    assert "model chest-radiograph-demo: matched, and switched off" in shown(one)
+
+
+def test_each_try_is_told_with_its_time_and_outcome(embedded: Holding, tmp_path: Path) -> None:
+    study, revision, _, document = embedded.finished(tmp_path)
+    message = embedded.message(study, revision)
+    with embedded.database.write() as connection:
+        (delivery,) = outbox.deliveries_of(connection, document.id)
+        for answer, refused in (("no answer from PACS", False), ("0xA700 out of resources", True)):
+            outbox.postpone(connection, "delivery", delivery.id, delay_seconds=9, answer=answer, refused=refused)
+        outbox.park(connection, "delivery", delivery.id, study_id=study.id, answer="0xA900 mismatch")
+        outbox.succeed(connection, "notification", message.id, study_id=study.id, answer="AA")
+    control.retry(embedded.database, f"delivery:{delivery.id}", by="ann")
+    one = told(embedded, study.study_instance_uid)
+    history = one.workitems[0].documents[0].deliveries[0].history
+    assert [(each.outcome, each.answer) for each in history] == [
+        ("failed", "no answer from PACS"),
+        ("refused", "0xA700 out of resources"),
+        ("parked", "0xA900 mismatch"),
+        ("asked for again", "retry asked for by ann"),
+    ]
+    assert [each.at for each in history] == sorted(each.at for each in history)
+    tree = shown(one)
+    assert "refused: 0xA700 out of resources" in tree
+    assert f"notification:{message.id} to emr" in tree
+    assert "acknowledged: AA" not in tree.lower(), "one try that worked needs no list"
+
+
+def test_a_rerun_a_parked_revision_and_a_released_attempt_are_told(embedded: Holding, tmp_path: Path) -> None:
+    study, revision, *_ = embedded.finished(tmp_path)
+    uid = study.study_instance_uid
+    with embedded.database.write() as connection:
+        lifecycle.transition(connection, "revision", revision.id, "REPORTED", study_id=study.id)
+    control.rerun(embedded.database, uid, by="ann")
+    one = told(embedded, uid)
+    assert one.summary.startswith("complete: revision 2 about to be routed, 1 workitem completed")
+    assert "revision 2: rerun asked for by ann" in shown(one)
+    with embedded.database.read() as connection:
+        second = studies.revisions(connection, study.id)[-1]
+    embedded.schedule(study, second, inputs="two")
+    workitem, attempt = embedded.claim()
+    with embedded.database.write() as connection:
+        attempts.release(connection, workitem, attempt, "the disk is full")
+        lifecycle.transition(connection, "revision", second.id, "PARKED", study_id=study.id, reason="it broke")
+    one = told(embedded, uid)
+    assert one.summary == "complete, and revision 2 is parked: it broke"
+    tree = shown(one)
+    assert "attempt 1  RELEASED" in tree
+    assert "the disk is full, which counts as no try" in tree
+    assert f"overread retry revision:{second.id}" in tree
 
 
 def test_the_tree_shows_what_the_story_has(holding: Holding, tmp_path: Path) -> None:
