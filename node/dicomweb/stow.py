@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import shutil
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from storage import schema
 from storage.database import Database
 from storage.errors import NotDicom
 from storage.index import Archive, Origin
+from storage.space import has_room
 
 __all__ = ["router"]
 
@@ -185,7 +185,7 @@ def router(archive: Archive, database: Database, incoming: Path, *, maximum_body
         length = int(declared) if declared.isdigit() else 0
         if length > maximum_body:
             raise BodyTooLarge(f"at most {maximum_body} bytes are taken in one request")
-        if shutil.disk_usage(incoming).free < minimum_free + length:
+        if not has_room(incoming, minimum_free, length):
             raise NoRoom("not enough disk is free to take this; nothing was stored, send it again later")
         host = request.client.host if request.client else ""
         intake = _Intake(archive, incoming, Origin(calling_ae_title=f"STOW-RS {host}".strip()), study)

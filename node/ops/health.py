@@ -10,9 +10,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from storage.database import Database, schema_versions
-from storage.space import MINIMUM_FREE_BYTES
+from storage.space import MINIMUM_FREE_BYTES, has_room
 
-__all__ = ["MINIMUM_FREE_BYTES", "Readiness"]
+__all__ = ["Readiness"]
 
 
 class Readiness:
@@ -64,9 +64,9 @@ class Readiness:
 
     def _disk_complaint(self) -> str:
         try:
+            if has_room(self._folder, self._minimum_free):
+                return ""
             free = shutil.disk_usage(self._folder).free
         except OSError as error:
             return f"cannot be asked for its free space ({error.strerror})"
-        if free < self._minimum_free:
-            return f"{free} bytes are free and {self._minimum_free} are needed; make room"
-        return ""
+        return f"{free} bytes are free and {self._minimum_free} are needed; make room"

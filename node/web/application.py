@@ -21,7 +21,7 @@ from node.dicomweb import qido, stow, wado
 from node.dicomweb.media import ROOT
 from node.errors import AlreadyRunning, BadRequest, ConfigurationError
 from node.ops import metrics
-from node.ops.health import MINIMUM_FREE_BYTES, Readiness
+from node.ops.health import Readiness
 from node.security.bearer import RequireToken
 from node.settings import HttpSettings, Settings
 from node.web import api, problems
@@ -30,6 +30,7 @@ from node.web.docs import Described, include_docs
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.index import Archive
+from storage.space import MINIMUM_FREE_BYTES
 
 __all__ = ["Services", "StopSignal", "create_application", "listen", "run_web"]
 
