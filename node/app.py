@@ -8,7 +8,6 @@ its processes end with it.
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import signal
 import socket
@@ -16,10 +15,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import IO, Final, NoReturn
+from typing import Final, NoReturn
 
 import structlog
 
@@ -27,75 +24,26 @@ from inference.card import Card
 from inference.registry import Registry
 from node.delivery.factory import make_destination
 from node.dimse.scp import bind, run_receiver
-from node.errors import AlreadyRunning, ConfigurationError
+from node.errors import ConfigurationError
 from node.notify.receivers import Receiver, receiver_for
+from node.ops.directory import DataDirectory, refuse_incomplete
 from node.ops.logging import configure_logging
 from node.settings import Settings
 from node.web.application import Services, listen, run_web
 from node.workflow.way import Way
 from node.workflow.workers import run_performer, run_workflow
 from storage import studies
-from storage.blobs import FileBlobs
 from storage.database import Database, migrate
 from storage.index import Archive
 from storage.retention import reconcile
 
-__all__ = ["DataDirectory", "load_cards", "serve"]
+__all__ = ["load_cards", "serve"]
 
 _log = structlog.get_logger("overread.app")
 
 _PR_SET_PDEATHSIG: Final = 1
 _GRACE_SECONDS: Final = 20.0
 _RESTART_SECONDS: Final = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class DataDirectory:
-    """The folders of a data directory. What is accepted, being taken in, and refused lie on one file system."""
-
-    root: Path
-
-    @property
-    def blobs(self) -> FileBlobs:
-        """The bytes of every instance."""
-        return FileBlobs(self.root / "blobs")
-
-    @property
-    def refused(self) -> FileBlobs:
-        """The bytes that were refused."""
-        return FileBlobs(self.root / "quarantine")
-
-    @property
-    def incoming(self) -> Path:
-        """Where bytes are written before they have a name."""
-        folder = self.root / "incoming"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
-    def lock(self) -> IO[str]:
-        """Hold the directory for this process and its children.
-
-        Raises
-        ------
-        AlreadyRunning
-            When another node holds it.
-        """
-        # It will hold patients' data. A folder that is there already keeps the mode that somebody chose.
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = (self.root / "node.lock").open("a+", encoding="ascii")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            file.close()
-            raise AlreadyRunning(
-                f"{self.root} is held by another node (process {holder}); stop it, or give this one its own data_dir"
-            ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        return file
 
 
 def load_cards(settings: Settings) -> dict[str, Card]:
@@ -126,6 +74,8 @@ def serve(settings: Settings) -> int:
         When the data directory or a port is taken.
     ConfigurationError
         When an address cannot be listened on, or a route names a model that is not there.
+    BackupError
+        When a restore was interrupted, or the database of what is in the data directory is missing.
     """
     started = time.monotonic()
     configure_logging()
@@ -136,6 +86,7 @@ def serve(settings: Settings) -> int:
         bind(settings.dimse.bind, settings.dimse.port) as dimse,
         listen(settings.http) as http,
     ):
+        refuse_incomplete(directory.root, settings.database_url)
         _prepare(settings, directory, cards)
         parent = _Parent(_processes(settings, directory, cards, dimse, http))
         return parent.run(lambda: _log.info("ready", seconds=round(time.monotonic() - started, 3)))

@@ -25,6 +25,7 @@ from node.ops.backup import (
     dataset_digest,
     sqlite_file,
 )
+from node.ops.directory import LOCK, RESTORING, DataDirectory
 from node.settings import Settings
 from node.workflow import control
 from storage import changefeed, lifecycle, outbox, schema, studies, worklist
@@ -34,7 +35,11 @@ from storage.database import Database, migrate
 __all__ = ["RestoreReport", "restore"]
 
 _ALL = 1 << 30
-_MEMBER = re.compile(r"[a-z]{1,32}/[0-9a-f]{2}/[0-9a-f]{32}")
+#: So many names of what is in the way are given.
+_NAMED = 5
+#: The folders that a backup holds.
+_RESTORED = ("blobs", "quarantine")
+_MEMBER = re.compile(rf"({'|'.join(_RESTORED)})/[0-9a-f]{{2}}/[0-9a-f]{{32}}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,41 +62,46 @@ def restore(settings: Settings, file: Path, progress: Progress = lambda _done, _
 
     What was pending when the backup was taken may have been sent afterwards: deliveries, notifications, open
     workitems and studies that were still being received are parked, each with that reason, until an operator
-    asks for them. What comes in anew runs as ever.
+    asks for them. What comes in anew runs as ever. Interrupted, it leaves a mark that keeps a node from starting; run
+    again, it starts over.
 
     Raises
     ------
     ConfigurationError
         With PostgreSQL.
+    AlreadyRunning
+        When a node holds the data directory.
     BackupError
-        When the data directory is not empty, or the archive is none of ours, incomplete or damaged; then nothing
-        is left behind.
+        When the data directory holds anything but what an interrupted restore has left, or the archive is none of
+        ours, incomplete or damaged; then nothing is left behind.
     """
     target = database_file(settings)
-    root = settings.data_dir
-    if root.is_dir() and any(root.iterdir()):
-        raise BackupError(f"{root} is not empty; restore into a new data_dir, or move what is there away first")
-    if target.exists():
-        raise BackupError(f"{target} is there already; move it away first")
+    root = settings.data_dir.absolute()
+    _refuse_what_is_there(root, target)
     if not file.is_file():
         raise BackupError(f"{file}: no such file")
     existed = root.is_dir()
-    unpacked = root / "restoring"
-    unpacked.mkdir(parents=True)
-    try:
-        manifest = _unpack(file, unpacked, progress)
-        missing = _check_digests(unpacked, set(manifest["damaged"]))
-        _complete_folders(unpacked)
-        migrate(_url(unpacked / DATABASE))
-        held = _hold(unpacked / DATABASE, str(manifest["taken_at"]))
-    except BaseException:
-        shutil.rmtree(unpacked if existed else root)
-        raise
-    # The database goes last: a directory without it is no node's yet, and a restore into it is refused.
-    for one in sorted(unpacked.iterdir(), key=lambda path: path.name == DATABASE):
-        one.rename(target if one.name == DATABASE else root / one.name)
-    unpacked.rmdir()
-    fsync_directory(root)
+    with DataDirectory(root).lock():
+        # Looked at again: a node may have started in between.
+        _refuse_what_is_there(root, target)
+        unpacked = root / RESTORING
+        _clear_interrupted(root)
+        unpacked.mkdir()
+        fsync_directory(root)
+        try:
+            manifest = _unpack(file, unpacked, progress)
+            missing = _check_digests(unpacked, set(manifest["damaged"]))
+            _complete_folders(unpacked)
+            migrate(_url(unpacked / DATABASE))
+            held = _hold(unpacked / DATABASE, str(manifest["taken_at"]))
+            fsync_directory(unpacked)
+        except BaseException:
+            shutil.rmtree(unpacked)
+            (root / LOCK).unlink()
+            if not existed:
+                root.rmdir()
+            raise
+        _put_in_place(unpacked, root, target)
     return RestoreReport(
         taken_at=str(manifest["taken_at"]),
         studies=int(manifest["studies"]),
@@ -100,6 +110,46 @@ def restore(settings: Settings, file: Path, progress: Progress = lambda _done, _
         missing=missing,
         **held,
     )
+
+
+def _refuse_what_is_there(root: Path, target: Path) -> None:
+    """Refuse a directory that holds anything but a lock and what an interrupted restore has left."""
+    there = {one.name for one in root.iterdir()} if root.is_dir() else set()
+    expected = {LOCK, RESTORING, *_RESTORED, DATABASE} if RESTORING in there else {LOCK}
+    if found := sorted(there - expected):
+        more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+        raise BackupError(
+            f"{root} is not empty: it holds {', '.join(found[:_NAMED])}{more}; "
+            "restore into a new data_dir, or move what is there away first"
+        )
+    if target.exists() and not (RESTORING in there and target == root / DATABASE):
+        raise BackupError(f"{target} is there already; move it away first")
+
+
+def _clear_interrupted(root: Path) -> None:
+    """Remove what an interrupted restore has left, and the mark that it was interrupted last."""
+    if not (root / RESTORING).exists():
+        return
+    for name in _RESTORED:
+        shutil.rmtree(root / name, ignore_errors=True)
+    (root / DATABASE).unlink(missing_ok=True)
+    fsync_directory(root)
+    shutil.rmtree(root / RESTORING)
+
+
+def _put_in_place(unpacked: Path, root: Path, target: Path) -> None:
+    """Move everything to where a node looks for it; no node starts before the emptied folder is gone, which is last."""
+    try:
+        for one in sorted(unpacked.iterdir(), key=lambda path: path.name == DATABASE):
+            one.rename(target if one.name == DATABASE else root / one.name)
+        fsync_directory(root)
+        fsync_directory(target.parent)
+        unpacked.rmdir()
+        fsync_directory(root)
+    except OSError as error:
+        raise BackupError(
+            f"{root}: what was unpacked cannot be moved into place ({error.strerror}); mend that and restore again"
+        ) from None
 
 
 def _url(file: Path) -> str:
