@@ -240,8 +240,8 @@ class Archive:
                 left.unindexed = True
                 left.done.set_exception(StorageError(_ENDED))
 
-    def _commit(self, group: Sequence[_Entry], again: int = 3) -> None:
-        committing = False
+    def _commit(self, group: Sequence[_Entry], again: int = 3, *, in_doubt: bool = False) -> None:
+        committing = in_doubt
         try:
             with self._database.write() as connection:
                 found = [
@@ -255,11 +255,11 @@ class Archive:
             if len(group) > 1:
                 # One bad row must not refuse its neighbours. Where the COMMIT has worked, each finds its own row.
                 for one in group:
-                    self._commit([one])
+                    self._commit([one], in_doubt=committing)
                 return
             if isinstance(error, IntegrityError) and again:
                 # Another receiver made the same study, series or instance first: now it is there to be found.
-                self._commit(group, again=again - 1)
+                self._commit(group, again - 1, in_doubt=committing)
                 return
             group[0].unindexed = not committing
             group[0].done.set_exception(error)

@@ -24,6 +24,7 @@ from storage.errors import IllegalTransition, LeaseLost, NotDicom, StillNeeded, 
 from storage.index import Archive, Origin, Outcome
 from storage.retention import delete_instance, reconcile
 from tests.dicom_factory import ct_series, radiograph
+from tests.peers import wait_until
 from tests.work import Holding
 
 NOT_LEGAL = [
@@ -600,6 +601,45 @@ def test_bytes_stay_when_nobody_heard_how_their_commit_ended(holding: Holding, t
     assert (found.missing, found.adopted, found.removed) == ((), 0, 0)
     (blob,) = holding.blobs.names()
     assert holding.blobs.path(blob).read_bytes() == path.read_bytes()
+
+
+def test_bytes_stay_when_a_shared_commit_was_not_heard_of_and_the_database_then_goes_away(
+    holding: Holding, tmp_path: Path, database: Database
+) -> None:
+    study = holding.study(tmp_path)
+    files = ct_series(tmp_path / "more", np.zeros((3, 4, 4)), study_uid=study.study_instance_uid)
+    commits = 0
+
+    def lose_the_second_answer(connection: Any) -> None:
+        nonlocal commits
+        commits += 1
+        if commits == 2:
+            connection.connection.driver_connection.commit()
+            raise ConnectionResetError
+
+    def be_away(_connection: Any) -> None:
+        if commits >= 2:
+            raise ConnectionRefusedError
+
+    engine = holding.database.engine
+    holder = Database(database.url)
+    event.listen(engine, "commit", lose_the_second_answer)
+    event.listen(engine, "begin", be_away)
+    with ThreadPoolExecutor(3) as pool:
+        with holder.write() as connection:
+            studies.lock(connection, study.id)
+            sent = [pool.submit(holding.receive, files[:1])]
+            # The first waits for its transaction; the others share the next.
+            wait_until(lambda: holding.archive._entries.empty() and len(list(holding.blobs.names())) == 4, 20, "one")
+            sent += [pool.submit(holding.receive, [one]) for one in files[1:]]
+            wait_until(lambda: holding.archive._entries.qsize() == 2, 20, "two that wait")
+        answers = [one.exception(30) for one in sent]
+    event.remove(engine, "commit", lose_the_second_answer)
+    event.remove(engine, "begin", be_away)
+    holder.close()
+    assert [type(one) for one in answers] == [type(None), ConnectionRefusedError, ConnectionRefusedError]
+    assert reconcile(holding.database, holding.blobs, holding.refused, holding.incoming).missing == ()
+    assert [one.outcome for one in holding.receive(files)] == [Outcome.DUPLICATE] * 3
 
 
 class _Stuck(FileBlobs):
