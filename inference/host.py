@@ -96,6 +96,21 @@ class EngineHost:
                 self._discard()
                 raise
 
+    def load(self) -> None:
+        """Start the process and wait until its model is loaded, within the limits of a job; the next job finds it so.
+
+        Raises
+        ------
+        EngineFailure
+            When the model cannot be loaded.
+        """
+        with self._lock:
+            try:
+                self._loaded_child(None)
+            except BaseException:
+                self._discard()
+                raise
+
     @property
     def card(self) -> Card:
         """The card whose model runs here."""

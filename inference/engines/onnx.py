@@ -46,16 +46,22 @@ class OnnxModel:
             )
         except Exception as problem:  # onnxruntime's errors share no public base class
             raise _failure(f"{self._name} cannot be loaded", problem) from problem
-        inputs = {tensor.name for tensor in self._session.get_inputs()}
-        wanted = {tensor for role, tensor in card.tensors.items() if role != "output"}
-        outputs = {tensor.name for tensor in self._session.get_outputs()}
-        self._output = card.tensors["output"]
-        if inputs != wanted or self._output not in outputs:
+        inputs = [tensor.name for tensor in self._session.get_inputs()]
+        outputs = [tensor.name for tensor in self._session.get_outputs()]
+        for role, tensor in card.tensors.items():
+            kind, there = ("output", outputs) if role == "output" else ("input", inputs)
+            if tensor not in there:
+                raise EngineFailure(
+                    "broke",
+                    f"{card.path}: tensors.{role}: {self._name} has no {kind} {tensor!r} "
+                    f"(its {kind}s: {', '.join(there) or 'none'})",
+                )
+        unfed = [tensor for tensor in inputs if tensor not in card.tensors.values()]
+        if unfed:
             raise EngineFailure(
-                "broke",
-                f"{self._name} has inputs {sorted(inputs)} and outputs {sorted(outputs)}; its card names inputs "
-                f"{sorted(wanted)} and output {self._output!r}",
+                "broke", f"{card.path}: tensors: {self._name} wants an input {unfed[0]!r} that no key of it names"
             )
+        self._output = card.tensors["output"]
 
     def infer(self, feeds: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
         """Run once; see :class:`inference.engine.Model`."""

@@ -58,9 +58,9 @@ def load(config: Path) -> Settings:
 def opened(config: Path) -> Iterator[tuple[Settings, Database]]:
     """Open the node's database beside it, whether it runs or not."""
     settings = load(config)
-    from sqlalchemy.exc import OperationalError
+    from sqlalchemy.exc import ArgumentError, OperationalError
 
-    from node.errors import NodeError
+    from node.errors import ConfigurationError, NodeError
     from storage.database import Database, schema_versions
 
     if settings.database.url is None and not (settings.data_dir / "overread.sqlite").is_file():
@@ -71,6 +71,8 @@ def opened(config: Path) -> Iterator[tuple[Settings, Database]]:
         current, ours = schema_versions(settings.database_url)
     except OperationalError as error:
         raise NodeError(f"the database cannot be reached: {str(error.orig).splitlines()[0]}") from None
+    except (ArgumentError, ImportError):
+        raise ConfigurationError("database.url cannot be used; 'overread check' says why and what to do") from None
     if current != ours:
         raise NodeError(f"the database has schema version {current}, this command {ours}; start the node to migrate it")
     database = Database(settings.database_url)

@@ -14,11 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from node.settings import Settings
 
 if TYPE_CHECKING:
+    from inference.card import Card
     from inference.registry import Registry
 
 __all__ = ["Check", "check"]
@@ -38,7 +39,7 @@ class Check:
 
 def check(settings: Settings) -> list[Check]:
     """Check a loaded configuration against the world. Never raises for what it finds; peers are probed at once."""
-    found = [*_models(settings), _database(settings), _data_dir(settings)]
+    found = [*_models(settings), _ports(settings), _database(settings), _data_dir(settings)]
     probes = list(_probes(settings))
     with ThreadPoolExecutor(max_workers=max(1, min(16, len(probes)))) as pool:
         return found + list(pool.map(lambda one: _peer(*one), probes))
@@ -58,10 +59,29 @@ def _models(settings: Settings) -> Iterator[Check]:
             todo="put the model's files back as they were, or correct its card",
         )
         return
-    for card in registry:
-        shown = "; a demonstration, and off (demonstration_models)" if _is_off(settings, card.demonstration) else ""
-        yield Check(what=f"model {card.name}", passed=True, found=f"{card.version}, hashes right{shown}")
+    # One after the other: each may take as much memory as its card allows.
+    yield from (_model(settings, card) for card in registry)
     yield from (_route(route.name, route.models, registry) for route in settings.route_list)
+
+
+def _model(settings: Settings, card: Card) -> Check:
+    """Load a model as the node would, in a process of its own: a right hash does not make bytes a model."""
+    from inference.errors import EngineFailure
+    from inference.host import EngineHost
+
+    what = f"model {card.name}"
+    try:
+        with EngineHost(card) as host:
+            host.load()
+    except EngineFailure as failure:
+        return Check(
+            what=what,
+            passed=False,
+            found=f"{card.version}, hashes right, but it cannot be loaded ({failure.reason}): {failure.text}",
+            todo=f"correct {card.path} or its files; then give the new sha256 there",
+        )
+    shown = "; a demonstration, and off (demonstration_models)" if _is_off(settings, card.demonstration) else ""
+    return Check(what=what, passed=True, found=f"{card.version}, hashes right, loads{shown}")
 
 
 def _is_off(settings: Settings, demonstration: bool) -> bool:
@@ -81,6 +101,18 @@ def _route(name: str, models: tuple[str, ...], registry: Registry) -> Check:
     return Check(what=f"route {name}", passed=True, found=", ".join(models))
 
 
+def _ports(settings: Settings) -> Check:
+    dimse, http = settings.dimse.port, settings.http.port
+    if dimse == http:
+        return Check(
+            what="ports",
+            passed=False,
+            found=f"dimse.port and http.port are both {dimse}",
+            todo="give one of them another port",
+        )
+    return Check(what="ports", passed=True, found=f"DICOM {dimse}, HTTP {http}")
+
+
 def _database(settings: Settings) -> Check:
     from storage.database import schema_versions
 
@@ -89,6 +121,21 @@ def _database(settings: Settings) -> Check:
         return Check(what=what, passed=True, found="none yet; 'overread serve' makes it")
     try:
         current, ours = schema_versions(settings.database_url)
+    except ImportError as error:
+        return Check(
+            what=what,
+            passed=False,
+            found=f"the driver of database.url is not installed ({error.name or error})",
+            todo='.venv/bin/pip install -e ".[postgresql]"',
+        )
+    except (ArgumentError, NoSuchModuleError):
+        # Its text may quote the URL, and with it a password.
+        return Check(
+            what=what,
+            passed=False,
+            found="database.url is no URL of a database",
+            todo="write it as postgresql+psycopg://USER:PASSWORD@HOST/NAME, or leave it out for SQLite",
+        )
     except SQLAlchemyError as error:
         # The driver's own first line: SQLAlchemy's text may quote the URL.
         cause = str(getattr(error, "orig", None) or type(error).__name__).splitlines()[0]
@@ -120,6 +167,11 @@ def _known_versions() -> set[str]:
 def _data_dir(settings: Settings) -> Check:
     folder = settings.data_dir.absolute()
     what = "data_dir"
+    if (
+        file := next((one for one in (folder, *folder.parents) if one.exists() and not one.is_dir()), None)
+    ) is not None:
+        todo = "name a folder in data_dir, or move that file away"
+        return Check(what=what, passed=False, found=f"{file} is a file", todo=todo)
     # What is not there yet is made at start, below the first folder that is.
     there = next(one for one in (folder, *folder.parents) if one.is_dir())
     try:

@@ -19,6 +19,7 @@ from pynetdicom.sop_class import CTImageStorage, Verification  # type: ignore[at
 
 from storage import outbox
 from tests.dicom_factory import ct_series
+from tests.model_factory import segmentation_card, thresholding, write_model
 from tests.peers import free_port, need
 from tests.work import Holding
 
@@ -191,6 +192,47 @@ def test_check_finds_a_model_whose_bytes_are_not_its_cards(config: Path) -> None
     found = overread("check", config=config)
     assert found.returncode == 1
     assert "sha256" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "tensors", "told"),
+    [
+        (b"rubbish", {}, "model.onnx cannot be loaded"),
+        (None, {"image": "picture"}, "tensors.image: model.onnx has no input 'picture' (its inputs: hu, spacing)"),
+        (None, {"output": "mask"}, "tensors.output: model.onnx has no output 'mask' (its outputs: labels)"),
+    ],
+)
+def test_check_finds_a_model_that_its_hash_vouches_for_and_no_engine_loads(
+    config: Path, file: bytes | None, tensors: dict[str, str], told: str
+) -> None:
+    names = {"image": "hu", "spacing": "spacing", "output": "labels"} | tensors
+    model = thresholding() if file is None else file
+    write_model(config.parent / "models", segmentation_card(tensors=names), model)
+    routes = [{"name": "ct", "match": {"Modality": "CT"}, "models": ["blobs"]}]
+    changed(config, models=str(config.parent / "models"), routes=routes, destinations={})
+    found = overread("check", "--json", config=config)
+    (model_check,) = [one for one in json.loads(found.stdout) if one["what"] == "model blobs"]
+    assert (found.returncode, model_check["passed"]) == (1, False)
+    assert told in model_check["found"]
+    assert "card.yaml" in model_check["todo"]
+
+
+def test_check_has_a_remedy_for_a_wrong_database_a_file_as_data_dir_and_two_equal_ports(config: Path) -> None:
+    (config.parent / "models").mkdir()
+    (config.parent / "file").write_text("")
+    common: dict[str, Any] = {"models": str(config.parent / "models"), "routes": [], "destinations": {}}
+    changed(config, **common, data_dir=str(config.parent / "file"), database={"url": "no URL:pass-word"})
+    changed(config, dimse={"port": 8080}, http={"port": 8080})
+    found = overread("check", "--json", config=config)
+    checks = {one["what"]: one for one in json.loads(found.stdout)}
+    assert {what for what, one in checks.items() if not one["passed"]} >= {"ports", "database", "data_dir"}
+    assert "both 8080" in checks["ports"]["found"]
+    assert "is a file" in checks["data_dir"]["found"]
+    assert "postgresql+psycopg://" in checks["database"]["todo"]
+    assert "pass-word" not in found.stdout
+    changed(config, database={"url": "postgresql+pg8000://h/x"})
+    absent = {one["what"]: one for one in json.loads(overread("check", "--json", config=config).stdout)}["database"]
+    assert (absent["passed"], absent["todo"]) == (False, '.venv/bin/pip install -e ".[postgresql]"')
 
 
 def test_send_pushes_a_folder_and_names_what_was_not_stored(tmp_path: Path, config: Path) -> None:
