@@ -23,6 +23,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from inference.matching import check_condition
 from node.errors import ConfigurationError
@@ -211,8 +212,22 @@ class Route(_Section):
         return value
 
 
-class Settings(_Section):
-    """All of ``conf/node.yaml``."""
+class Settings(BaseSettings):
+    """All of ``conf/node.yaml`` and of the environment, as :mod:`node.sources` has laid one over the other."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take the laid-over values alone: the library's own environment source passes over unknown variables."""
+        return (init_settings,)
 
     data_dir: Path = Path("var")
     dimse: DimseSettings = DimseSettings()
