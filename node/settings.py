@@ -312,8 +312,11 @@ def load_settings(path: Path) -> Settings:
 
 
 def _validated(values: Values, merged: dict[str, Any], *, routes_file: Path | None = None) -> Settings:
+    for key in merged:
+        if not isinstance(key, str):
+            raise ConfigurationError(f"{values.file}: {key}: Keys should be strings")
     try:
-        return Settings.model_validate(merged)
+        return Settings(**merged)
     except ValidationError as error:
         lines = []
         for one in error.errors(include_url=False, include_context=False, include_input=False):

@@ -104,7 +104,7 @@ def deliver(way: Way, destination: Destination) -> int:
             document=document.sop_instance_uid,
             destination=destination.name,
             outcome=type(outcome).__name__,
-            answer=outcome.answer,
+            answer=outcome.summary,
         )
     return len(due)
 
@@ -135,7 +135,7 @@ def send(way: Way, name: str, receiver: Receiver) -> int:
                     notification,
                     study_id,
                     refused=not isinstance(outcome, Unreachable),
-                    answer=outcome.summary,
+                    answer=outcome.text,
                 )
         _log.info("notification tried", control_id=notification.control_id, receiver=name, outcome=outcome.name)
     return len(due)
