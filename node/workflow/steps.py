@@ -16,7 +16,7 @@ import structlog
 
 from node.delivery.port import Delivered, Destination
 from node.delivery.port import Refused as DeliveryRefused
-from node.notify.mllp import Accepted, Unreachable
+from node.notify.mllp import Accepted, Silent, Unreachable
 from node.notify.receivers import Receiver
 from node.workflow.judging import judge, route_revision
 from node.workflow.performing import Run, attempt_workitem
@@ -123,7 +123,11 @@ def send(way: Way, name: str, receiver: Receiver) -> int:
             return 0
         due = outbox.due_notifications(connection, name)
     for notification, study_id in due:
-        outcome = receiver.send(notification.message, notification.control_id)
+        try:
+            outcome = receiver.send(notification.message, notification.control_id)
+        except Exception as error:  # noqa: BLE001 - one message must not hold up the others
+            _log.exception("notification broke", control_id=notification.control_id)
+            outcome = Silent(f"it could not be sent: {type(error).__name__}")
         with way.database.write() as connection:
             if isinstance(outcome, Accepted):
                 outbox.succeed(connection, "notification", notification.id, study_id=study_id, answer=outcome.text)
