@@ -135,7 +135,9 @@ def router(services: Services) -> APIRouter:
     def retry(study_instance_uid: StudyUID, body: By | None = None) -> control.Done:
         return control.retry(database, study_instance_uid, by=_by(body))
 
-    @api.post("/studies/{study_instance_uid}/rerun", summary="Perform anew what the last revision wants")
+    @api.post(
+        "/studies/{study_instance_uid}/rerun", summary="Route a study anew, with the routes and models as they are now"
+    )
     def rerun(study_instance_uid: StudyUID, body: By | None = None) -> control.Done:
         return control.rerun(database, study_instance_uid, by=_by(body))
 

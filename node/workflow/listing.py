@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, distinct, func, select
+from sqlalchemy import Connection, RowMapping, func, select
 
 from node.workflow.status import later_message
 from storage import lifecycle, schema
@@ -44,7 +44,7 @@ def _listed(connection: Connection, study: RowMapping) -> StudyListed:
             filter(
                 None,
                 connection.execute(
-                    select(distinct(e.modality)).select_from(schema.instance.join(schema.series)).where(*received)
+                    select(e.modality).distinct().select_from(schema.instance.join(schema.series)).where(*received)
                 ).scalars(),
             )
         ),
@@ -68,14 +68,16 @@ def _outcome(connection: Connection, study: RowMapping) -> str:
     works = connection.execute(select(w.state, w.parked).where(*current)).all()
     deliveries = _states(
         connection,
-        select(distinct(d.state))
+        select(d.state)
+        .distinct()
         .select_from(schema.delivery.join(schema.document).join(schema.workitem))
         .where(*current),
     )
-    revisions = _states(connection, select(distinct(r.state)).where(r.study_id == study["id"]))
+    revisions = _states(connection, select(r.state).distinct().where(r.study_id == study["id"]))
     messages = _states(
         connection,
-        select(distinct(n.state))
+        select(n.state)
+        .distinct()
         .select_from(schema.notification.join(schema.revision))
         .where(r.study_id == study["id"], ~later_message()),
     )

@@ -302,7 +302,9 @@ def test_studies_lists_what_came_last_with_its_outcome(embedded: Holding, tmp_pa
         (first.study_instance_uid, "COMPLETE", "running"),
     ]
     assert (listed[1]["modalities"], listed[1]["instances"]) == (["CT"], 3)
-    (line,) = overread("studies", "--limit", 1, config=config).stdout.splitlines()
+    table = overread("studies", "--limit", 1, config=config)
+    (line,) = table.stdout.splitlines()
+    assert table.stderr == ""
     assert line.startswith(second.study_instance_uid)
 
 
