@@ -34,7 +34,7 @@ from node.workflow.way import Way
 from node.workflow.workers import run_performer, run_workflow
 from storage import studies
 from storage.database import Database, migrate
-from storage.index import Archive
+from storage.intake import Archive
 from storage.retention import reconcile
 
 __all__ = ["load_cards", "serve"]

@@ -22,7 +22,7 @@ from node.dimse.scp import bind, run_receiver
 from node.settings import DimseSettings
 from storage.blobs import FileBlobs
 from storage.database import Database, migrate
-from storage.index import Archive
+from storage.intake import Archive
 
 
 @dataclass(kw_only=True)

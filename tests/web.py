@@ -21,7 +21,8 @@ from node.settings import Settings
 from node.web.application import Services, listen, run_web
 from storage.blobs import FileBlobs
 from storage.database import Database, migrate
-from storage.index import Archive, Origin, Receipt
+from storage.index import Origin
+from storage.intake import Archive, Receipt
 
 __all__ = ["WebNode", "running_web"]
 

@@ -15,7 +15,8 @@ from storage import attempts, lifecycle, outbox, studies, worklist
 from storage.blobs import FileBlobs
 from storage.database import Database
 from storage.headers import read_header
-from storage.index import Archive, Origin, Receipt
+from storage.index import Origin
+from storage.intake import Archive, Receipt
 from storage.records import Attempt, Document, Notification, Revision, Study, Workitem
 from tests.dicom_factory import ct_series, radiograph
 

@@ -27,7 +27,8 @@ from node.errors import BadRequest, BodyTooLarge, NoRoom, UnsupportedMedia
 from storage import schema
 from storage.database import Database
 from storage.errors import NotDicom
-from storage.index import Archive, Origin
+from storage.index import Origin
+from storage.intake import Archive
 from storage.space import has_room
 
 __all__ = ["router"]

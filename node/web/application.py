@@ -29,7 +29,7 @@ from node.web.access import AccessLog
 from node.web.docs import Described, include_docs
 from storage.blobs import Blobs
 from storage.database import Database
-from storage.index import Archive
+from storage.intake import Archive
 from storage.space import MINIMUM_FREE_BYTES
 
 __all__ = ["Services", "StopSignal", "create_application", "listen", "run_web"]

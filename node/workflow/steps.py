@@ -4,7 +4,7 @@
 
     receive -> complete -> route -> perform -> document -> deliver -> notify -> send
 
-Receiving is ``storage.index.Archive.receive``, behind C-STORE and STOW-RS alike. Every step reads what is due
+Receiving is ``storage.intake.Archive.receive``, behind C-STORE and STOW-RS alike. Every step reads what is due
 from the database, does it, and commits what became of it; each may be killed at any line and run again.
 """
 

@@ -11,7 +11,8 @@ import pytest
 from storage.blobs import FileBlobs
 from storage.database import Database
 from storage.errors import InvalidQuery
-from storage.index import Archive, Origin
+from storage.index import Origin
+from storage.intake import Archive
 from storage.query import Level, Query, find, parse_key
 from tests.dicom_factory import radiograph
 

@@ -21,7 +21,8 @@ from storage import attempts, changefeed, lifecycle, outbox, schema, studies, wo
 from storage.blobs import FileBlobs
 from storage.database import Database, Watch, migrate, now, schema_versions
 from storage.errors import IllegalTransition, LeaseLost, NotDicom, StillNeeded, StorageError, Unknown
-from storage.index import Archive, Origin, Outcome
+from storage.index import Origin, Outcome
+from storage.intake import Archive
 from storage.retention import delete_instance, reconcile
 from tests.dicom_factory import ct_series, radiograph
 from tests.peers import wait_until
