@@ -2,8 +2,7 @@
 
 What differs from pynetdicom's own classes, and why:
 
-- the socket acknowledges at once (TCP_QUICKACK before each read), since senders that leave Nagle's algorithm on
-  wait some 40 ms an object for a delayed acknowledgement, and it refuses lengths that no PDU of ours can have;
+- only the dataset of a C-STORE request may be large; what else there is must fit into little memory;
 - a dataset is written to a file as it arrives, so that its size costs no memory; a full disk answers with a
   status instead of ending the association;
 - both threads of an association sleep until something happens instead of waking every millisecond;
@@ -16,9 +15,6 @@ from __future__ import annotations
 import errno
 import os
 import queue
-import select
-import socket
-import struct
 import threading
 import time
 import uuid
@@ -35,19 +31,21 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.pdu_primitives import P_DATA
-from pynetdicom.transport import AssociationSocket
 
 from node.dimse.partten import file_head
+from node.dimse.transport import CONNECTION_CLOSED, IDLE_SECONDS, QuickSocket
 from storage.space import has_room
 
-__all__ = ["PART_SUFFIX", "Messages", "QuickSocket", "Received", "UpperLayer"]
+__all__ = ["PART_SUFFIX", "Messages", "Received", "UpperLayer"]
 
 #: How the file of a dataset that is still arriving ends.
 PART_SUFFIX = ".part"
 
 _log = structlog.get_logger(__name__)
 _INVALID_PDU = "Evt19"
-_IDLE_SECONDS = 0.1
+#: A command set has some hundred bytes; no message but C-STORE-RQ that we serve has a dataset at all.
+_LONGEST_COMMAND_SET = 64 * 1024
+_LONGEST_DATASET_IN_MEMORY = 1 << 20
 
 
 @dataclass(slots=True)
@@ -106,93 +104,6 @@ class Received:
         self.path.unlink(missing_ok=True)
 
 
-class QuickSocket(AssociationSocket):
-    """A connected socket that reads whole PDUs, acknowledges at once and can be woken.
-
-    Parameters
-    ----------
-    association
-        Its owner.
-    connection
-        Accepted; becomes blocking, with a time limit on every read and write.
-    timeout
-        That limit, in seconds.
-    longest
-        The longest PDU that is read, in bytes.
-    """
-
-    def __init__(self, association: Association, connection: socket.socket, timeout: float, longest: int) -> None:
-        connection.setblocking(True)
-        limit = struct.pack("@ll", int(timeout), int(timeout % 1 * 1_000_000))
-        # Kernel limits rather than settimeout(), which would cost a poll(2) beside every read.
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._longest = longest
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._poll = select.poll()
-        self._connection = connection.fileno()
-        self._poll.register(self._connection, select.POLLIN)
-        self._poll.register(self._wake, select.POLLIN)
-        super().__init__(association, client_socket=connection)
-
-    def wake(self) -> None:
-        """End the wait of whoever waits in ``ready``."""
-        if self._wake >= 0:
-            os.eventfd_write(self._wake, 1)
-
-    def end(self) -> None:
-        """Free the wake-up descriptor; the reader's thread has ended."""
-        if self._wake >= 0:
-            descriptor, self._wake = self._wake, -1
-            os.close(descriptor)
-
-    @property
-    def ready(self) -> bool:
-        """Whether there is something to read; waits for it, or to be woken, where nothing else is to do."""
-        if self.socket is None or not self._is_connected:
-            # The state machine runs to its end without a connection; only its timers are left to wait for.
-            select.select([], [], [], 0.001)
-            return False
-        dul = self.assoc.dul
-        busy = not dul.event_queue.empty() or dul.state_machine.current_state == "Sta13"
-        try:
-            events = self._poll.poll(0 if busy else _IDLE_SECONDS * 1000)
-        except OSError:
-            self.event_queue.put("Evt17")
-            return False
-        readable = False
-        for descriptor, _ in events:
-            if descriptor == self._connection:
-                readable = True
-            else:
-                os.eventfd_read(self._wake)
-        return readable
-
-    def recv(self, nr_bytes: int) -> bytearray:
-        """Read exactly so many bytes, or what came before the end of the connection.
-
-        Raises
-        ------
-        OSError
-            When the peer was silent for too long, or announced more than any PDU of ours may have.
-        """
-        connection = cast(socket.socket, self.socket)
-        if nr_bytes > self._longest:
-            raise OSError(f"a PDU of {nr_bytes} bytes was announced; the longest accepted is {self._longest}")
-        buffer = bytearray(nr_bytes)
-        view = memoryview(buffer)
-        filled = 0
-        while filled < nr_bytes:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-            count = connection.recv_into(view[filled:])
-            if not count:
-                return buffer[:filled]
-            filled += count
-        return buffer
-
-
 class UpperLayer(DULServiceProvider):
     """The upper layer's thread, which sleeps until the peer or this node has something to say."""
 
@@ -214,6 +125,32 @@ class UpperLayer(DULServiceProvider):
         super().send_pdu(primitive)
         cast(QuickSocket, self.socket).wake()
 
+    def _read_pdu_data(self) -> None:
+        """Read one PDU and put what it is as an event of PS3.8 Table 9-10; a bad one is one line in the log."""
+        connection = cast(QuickSocket, self.socket)
+        peer = self.assoc.requestor.address_info
+        address = peer.address if peer is not None else ""
+        # Aborted already: what still comes is not told of.
+        ending = self.state_machine.current_state == "Sta13"
+        try:
+            data = connection.read_pdu()
+        except OSError as error:
+            if not isinstance(error, ConnectionError) and not ending:
+                _log.warning("connection given up", peer=address, reason=error.strerror or str(error))
+            data = None
+        if data is None:
+            self.event_queue.put(CONNECTION_CLOSED)
+            return
+        try:
+            pdu, event = self._decode_pdu(bytearray(data))
+        except Exception as error:  # noqa: BLE001 - whatever the bytes were, they are no PDU
+            if not ending:
+                _log.warning("invalid PDU", peer=address, error=type(error).__name__)
+            self.event_queue.put(_INVALID_PDU)
+            return
+        self.event_queue.put(event)
+        self._recv_pdu.put(pdu)
+
     def receive_pdu(self, wait: bool = False, timeout: float | None = None) -> Any:
         """Return what came for the association; do not wait for a peer that has hung up."""
         if not wait or timeout is None:
@@ -221,7 +158,7 @@ class UpperLayer(DULServiceProvider):
         deadline = time.monotonic() + timeout
         gone = 0
         while (left := deadline - time.monotonic()) > 0 and gone < 2:
-            primitive = super().receive_pdu(wait=True, timeout=min(_IDLE_SECONDS, left))
+            primitive = super().receive_pdu(wait=True, timeout=min(IDLE_SECONDS, left))
             if primitive is not None:
                 return primitive
             # Back in its first state with nothing to do: the connection was closed before it asked for anything.
@@ -239,6 +176,10 @@ class _Announcing(queue.Queue[Any]):
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
         super().put(item, block, timeout)
         self._association.dimse.msg_queue.put((None, None))
+
+
+class _TooMuch(ValueError):
+    """A message that is longer than any of ours."""
 
 
 class Messages(DIMSEServiceProvider):
@@ -274,7 +215,7 @@ class Messages(DIMSEServiceProvider):
         if block:
             return super().get_msg(block=True)
         try:
-            return self.msg_queue.get(timeout=_IDLE_SECONDS)
+            return self.msg_queue.get(timeout=IDLE_SECONDS)
         except queue.Empty:
             return None, None
 
@@ -284,7 +225,9 @@ class Messages(DIMSEServiceProvider):
             for context_id, data in primitive.presentation_data_value_list:
                 self._receive_fragment(context_id, data)
         except Exception as error:  # noqa: BLE001 - whatever the bytes were, they are no DIMSE message
-            _log.warning("invalid message", calling_ae_title=self._calling, error=type(error).__name__)
+            reason = str(error) if isinstance(error, _TooMuch) else None
+            _log.warning("invalid message", calling_ae_title=self._calling, error=type(error).__name__, reason=reason)
+            self.message = None
             self.dul.event_queue.put(_INVALID_PDU)
 
     def discard(self) -> None:
@@ -306,11 +249,24 @@ class Messages(DIMSEServiceProvider):
             return
         if self._arriving is not None:
             raise ValueError("a command within a dataset")
+        self._limit(control, len(data) - 1)
         one = P_DATA()
         one.presentation_data_value_list.append((context_id, data))
         super().receive_primitive(one)
         if isinstance(self.message, C_STORE_RQ):
             self._begin(self.message, context_id)
+
+    def _limit(self, control: int, more: int) -> None:
+        """Refuse what would fill the memory: what is held of a message is what no C-STORE request brings."""
+        held = self.message
+        if control & 1:
+            size = held.encoded_command_set.tell() if held is not None else 0
+            what, longest = "command set", _LONGEST_COMMAND_SET
+        else:
+            size = held.data_set.tell() if held is not None and held.data_set is not None else 0
+            what, longest = "dataset of a message that is no C-STORE request", _LONGEST_DATASET_IN_MEMORY
+        if size + more > longest:
+            raise _TooMuch(f"a {what} of more than {longest} bytes")
 
     def _begin(self, message: C_STORE_RQ, context_id: int) -> None:
         command = message.command_set

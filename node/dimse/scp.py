@@ -26,13 +26,15 @@ from pynetdicom.transport import AddressInformation, AssociationServer, RequestH
 from sqlalchemy.exc import SQLAlchemyError
 
 from node.dimse import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, status
-from node.dimse.acceptor import Messages, QuickSocket, Received, UpperLayer
+from node.dimse.acceptor import Messages, Received, UpperLayer
 from node.dimse.contexts import accepted_contexts
 from node.dimse.slots import Slots
+from node.dimse.transport import QuickSocket
 from node.errors import AlreadyRunning, ConfigurationError
 from node.settings import DimseSettings
 from storage.errors import NotDicom, StorageError
-from storage.index import Archive, Origin
+from storage.index import Origin
+from storage.intake import Archive
 from storage.space import MINIMUM_FREE_BYTES
 
 __all__ = ["bind", "run_receiver"]

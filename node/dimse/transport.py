@@ -1,0 +1,157 @@
+"""The acceptor's connection: reads whole PDUs, each within a time, and can be woken.
+
+It acknowledges at once (TCP_QUICKACK before each read), since senders that leave Nagle's algorithm on wait some 40 ms
+an object for a delayed acknowledgement; it refuses lengths that no PDU of ours can have, and gives each PDU one
+deadline, so that a peer that sends a byte now and then does not stay.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import time
+from typing import cast
+
+from pynetdicom.association import Association
+from pynetdicom.transport import AssociationSocket
+
+__all__ = ["CONNECTION_CLOSED", "IDLE_SECONDS", "QuickSocket"]
+
+CONNECTION_CLOSED = "Evt17"
+IDLE_SECONDS = 0.1
+#: How long to wait in a state that only a timer or the peer's hanging up ends.
+_ENDING_SECONDS = 0.01
+_PDU_HEAD = struct.Struct(">BxL")
+_PDU_TYPES = range(1, 8)
+
+
+class QuickSocket(AssociationSocket):
+    """A connected socket that reads whole PDUs, acknowledges at once and can be woken.
+
+    Parameters
+    ----------
+    association
+        Its owner.
+    connection
+        Accepted; becomes blocking, with a time limit on every PDU and every write.
+    timeout
+        That limit, in seconds. The association request has to be there within the association's ``acse_timeout``.
+    longest
+        The longest PDU that is read, in bytes.
+    """
+
+    def __init__(self, association: Association, connection: socket.socket, timeout: float, longest: int) -> None:
+        connection.setblocking(True)
+        # Kernel limits rather than settimeout(), which would cost a poll(2) beside every read.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(timeout))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(timeout))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._longest = longest
+        self._timeout = timeout
+        self._limit = timeout
+        self._requested_by = time.monotonic() + (association.acse_timeout or timeout)
+        self._deadline = 0.0
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll = select.poll()
+        self._connection = connection.fileno()
+        self._poll.register(self._connection, select.POLLIN)
+        self._poll.register(self._wake, select.POLLIN)
+        super().__init__(association, client_socket=connection)
+
+    def wake(self) -> None:
+        """End the wait of whoever waits in ``ready``."""
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
+
+    def end(self) -> None:
+        """Free the wake-up descriptor; the reader's thread has ended."""
+        if self._wake >= 0:
+            descriptor, self._wake = self._wake, -1
+            os.close(descriptor)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to read; waits for it, or to be woken, where nothing else is to do."""
+        if self.socket is None or not self._is_connected:
+            # The state machine runs to its end without a connection; only its timers are left to wait for.
+            select.select([], [], [], 0.001)
+            return False
+        dul = self.assoc.dul
+        seconds = _ENDING_SECONDS if dul.state_machine.current_state == "Sta13" else IDLE_SECONDS
+        try:
+            events = self._poll.poll(seconds * 1000 if dul.event_queue.empty() else 0)
+        except OSError:
+            self.event_queue.put(CONNECTION_CLOSED)
+            return False
+        readable = False
+        for descriptor, _ in events:
+            if descriptor == self._connection:
+                readable = True
+            else:
+                os.eventfd_read(self._wake)
+        return readable
+
+    def read_pdu(self) -> bytes | None:
+        """Read one whole PDU (PS3.8 9.3.1), of an unknown type only its head; None where the connection ends within.
+
+        Raises
+        ------
+        OSError
+            When it did not come in time, or is announced to be longer than any PDU of ours may be.
+        """
+        self._deadline = time.monotonic() + self._timeout
+        if self.assoc.dul.state_machine.current_state in ("Sta1", "Sta2"):
+            self._deadline = min(self._deadline, self._requested_by)
+        head = self.recv(_PDU_HEAD.size)
+        if len(head) < _PDU_HEAD.size:
+            return None
+        kind, length = _PDU_HEAD.unpack(head)
+        if kind not in _PDU_TYPES:
+            return bytes(head)
+        if length > self._longest:
+            raise OSError(f"a PDU of {length} bytes was announced; the longest accepted is {self._longest}")
+        body = self.recv(length)
+        return bytes(head + body) if len(body) == length else None
+
+    def recv(self, nr_bytes: int) -> bytearray:
+        """Read exactly so many bytes, or what came before the end of the connection.
+
+        Raises
+        ------
+        OSError
+            When they did not come before the PDU's deadline.
+        """
+        connection = cast(socket.socket, self.socket)
+        buffer = bytearray(nr_bytes)
+        view = memoryview(buffer)
+        filled = 0
+        while filled < nr_bytes:
+            self._limit_read(connection)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            try:
+                count = connection.recv_into(view[filled:])
+            except BlockingIOError:
+                raise TimeoutError("a PDU did not come in time") from None
+            if not count:
+                return buffer[:filled]
+            filled += count
+        return buffer
+
+    def _limit_read(self, connection: socket.socket) -> None:
+        """Let the next read take no longer than the PDU has left; where it has come quickly, the limit stays."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("a PDU did not come in time")
+        if self._timeout - left < min(1.0, self._timeout / 10):
+            left = self._timeout
+        if left != self._limit:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(left))
+            self._limit = left
+
+
+def _timeval(seconds: float) -> bytes:
+    microseconds = max(1, int(seconds * 1_000_000))
+    return struct.pack("@ll", *divmod(microseconds, 1_000_000))
