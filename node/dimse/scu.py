@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import pydicom
 import structlog
@@ -22,14 +21,13 @@ from pydicom.errors import InvalidDicomError
 from pydicom.filereader import _read_file_meta_info as read_file_meta
 from pydicom.filereader import read_partial, read_preamble
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, _config
+from pynetdicom import _config
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
-from pynetdicom.transport import AssociationSocket
 
-from node.dimse import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from node.dimse.partten import file_head
+from node.dimse.requestor import Entity, Peer
 from node.dimse.status import Category, category, meaning
 
 __all__ = ["EchoResult", "Identity", "Peer", "SendReport", "Sent", "Skipped", "echo", "identify", "send"]
@@ -37,7 +35,6 @@ __all__ = ["EchoResult", "Identity", "Peer", "SendReport", "Sent", "Skipped", "e
 _log = structlog.get_logger(__name__)
 #: Presentation context ids are the odd numbers of one byte (PS3.8 9.3.2.2).
 _CONTEXTS = 128
-_MAXIMUM_PDU = 131072
 _SOP_UIDS = [0x00080016, 0x00080018]
 _SOP_INSTANCE_UID = 0x00080018
 _REJECTED_PERMANENT = 0x01
@@ -46,15 +43,6 @@ _UNCOMPRESSED = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
 # Files are sent as they are, in pieces, and nothing of them is logged.
 _config.STORE_SEND_CHUNKED_DATASET = True
 _config.LOG_HANDLER_LEVEL = "none"
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Another Application Entity."""
-
-    ae_title: str
-    host: str
-    port: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,11 +120,13 @@ def echo(peer: Peer, calling_ae_title: str, timeout: float = 10) -> EchoResult:
         socket.getaddrinfo(peer.host, peer.port)
     except OSError as error:
         return EchoResult(reached=False, answer=f"{peer.host} is no known host: {error.strerror}")
-    with _Entity(calling_ae_title, timeout).association(peer, [build_context(Verification)]) as association:
+    entity = Entity(calling_ae_title, timeout)
+    with entity.association(peer, [build_context(Verification)]) as association:
         if not association.is_established:
             return EchoResult(reached=False, answer=_why_not(association, peer))
         status = association.send_c_echo()
-    if "Status" not in status:
+        of_ours = entity.heard is not None and entity.heard.kind == "C_ECHO_RSP"
+    if "Status" not in status or not of_ours:
         return EchoResult(reached=False, answer=f"{_name(peer)} accepted the association and did not answer C-ECHO")
     return EchoResult(reached=status.Status == 0x0000, answer=f"{_name(peer)} answered 0x{status.Status:04X}")
 
@@ -178,7 +168,7 @@ def send(
             objects.append(found)
     tell = progress or (lambda _done, _all: None)
     tell(len(report.skipped), len(wanted))
-    entity = _Entity(calling_ae_title, timeout)
+    entity = Entity(calling_ae_title, timeout)
     for batch, contexts in _batches(objects):
         for outcome in _send_batch(entity, peer, batch, contexts):
             report.sent.append(outcome)
@@ -187,7 +177,7 @@ def send(
 
 
 def _send_batch(
-    entity: _Entity, peer: Peer, batch: Sequence[Identity], contexts: list[PresentationContext]
+    entity: Entity, peer: Peer, batch: Sequence[Identity], contexts: list[PresentationContext]
 ) -> Iterator[Sent]:
     try:
         socket.getaddrinfo(peer.host, peer.port)
@@ -200,20 +190,21 @@ def _send_batch(
             if ended is None and not association.is_established:
                 ended = f"{_name(peer)} ended the association before this object"
             if ended is None:
-                yield _send_one(association, peer, one, number % 65535 + 1)
+                yield _send_one(entity, association, peer, one, number % 65535 + 1)
             elif _is_final(association):
                 yield _refused(one, ended)
             else:
                 yield _unreached(one, ended)
 
 
-def _send_one(association: Association, peer: Peer, one: Identity, message_id: int) -> Sent:
+def _send_one(entity: Entity, association: Association, peer: Peer, one: Identity, message_id: int) -> Sent:
     accepted = {
         str(context.transfer_syntax[0])
         for context in association.accepted_contexts
         if context.abstract_syntax == one.sop_class_uid
     }
     transcoded = False
+    entity.forget()
     try:
         if one.transfer_syntax_uid in accepted:
             with _agreeing(one) as path:
@@ -232,6 +223,10 @@ def _send_one(association: Association, peer: Peer, one: Identity, message_id: i
         return _refused(one, f"{_name(peer)} does not take {syntax}, and it cannot be decoded ({type(error).__name__})")
     if "Status" not in status:
         return _unreached(one, f"{_name(peer)} gave no answer to C-STORE")
+    if not entity.was_answered(message_id, one.sop_instance_uid):
+        # Which answer belongs to which object cannot be told from here on.
+        association.abort()
+        return _unreached(one, f"{_name(peer)} answered for something else than this object", reached=True)
     comment = str(status.get("ErrorComment", "") or "").strip()
     return Sent(
         path=one.path,
@@ -249,14 +244,14 @@ def _refused(one: Identity, answer: str) -> Sent:
     )
 
 
-def _unreached(one: Identity, answer: str) -> Sent:
+def _unreached(one: Identity, answer: str, reached: bool = False) -> Sent:
     return Sent(
         path=one.path,
         sop_instance_uid=one.sop_instance_uid,
         category=Category.BUSY,
         status=None,
         answer=answer,
-        reached=False,
+        reached=reached,
     )
 
 
@@ -341,51 +336,6 @@ def _uncompressed(one: Identity, target: str) -> pydicom.Dataset:
     )
     buffer.seek(0)
     return pydicom.dcmread(buffer, force=True)
-
-
-class _Entity(AE):
-    """Our side of associations; keeps hold of its sockets, which pynetdicom leaves open where a connection fails."""
-
-    def __init__(self, calling_ae_title: str, timeout: float) -> None:
-        super().__init__(ae_title=calling_ae_title)
-        self.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
-        self.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-        self.acse_timeout = timeout
-        self.connection_timeout = timeout
-        self.dimse_timeout = timeout
-        self.network_timeout = timeout
-        self._sockets: list[socket.socket] = []
-
-    def _create_socket(self, *arguments: Any) -> AssociationSocket:
-        transport = super()._create_socket(*arguments)
-        assert transport.socket is not None
-        # Nagle's algorithm would keep the last, small segment back until the peer's delayed acknowledgement.
-        transport.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._sockets.append(transport.socket)
-        return transport
-
-    @contextmanager
-    def association(self, peer: Peer, contexts: list[PresentationContext]) -> Iterator[Association]:
-        """Give an association, established or not; released at the end, aborted when the block ends by an error.
-
-        Raises
-        ------
-        OSError
-            When the host's name is not known.
-        """
-        association: Association | None = None
-        try:
-            association = self.associate(
-                peer.host, peer.port, contexts=contexts, ae_title=peer.ae_title, max_pdu=_MAXIMUM_PDU
-            )
-            yield association
-            if association.is_established:
-                association.release()
-        finally:
-            if association is not None and association.is_established:
-                association.abort()
-            while self._sockets:
-                self._sockets.pop().close()
 
 
 def _why_not(association: Association, peer: Peer) -> str:
