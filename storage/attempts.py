@@ -147,26 +147,15 @@ def complete(
         assert key is not None
         row = connection.execute(select(schema.document).where(schema.document.c.id == key[0])).mappings().one()
         made.append(Document(**row))
-    lifecycle.transition(
-        connection,
-        "attempt",
-        attempt.id,
-        lifecycle.SUCCEEDED,
-        study_id=workitem.study_id,
-        ended_at=at,
-        outcome=outcome,
-        reason=outcome,
-    )
-    lifecycle.transition(
+    lifecycle.end(connection, "attempt", attempt.id, lifecycle.SUCCEEDED, study_id=workitem.study_id, outcome=outcome)
+    lifecycle.end(
         connection,
         "workitem",
         workitem.id,
         lifecycle.COMPLETED,
         study_id=workitem.study_id,
-        reason=outcome,
         outcome=outcome,
         findings=dict(findings),
-        ended_at=at,
     )
     for use in worklist.uses(connection, workitem.id):
         outbox.add_deliveries(connection, workitem.study_id, made, use.deliver)
@@ -183,16 +172,7 @@ def fail(connection: Connection, workitem: Workitem, attempt: Attempt, reason: s
     """
     if not _still_owned(connection, attempt):
         return False
-    lifecycle.transition(
-        connection,
-        "attempt",
-        attempt.id,
-        lifecycle.FAILED,
-        study_id=workitem.study_id,
-        reason=reason,
-        ended_at=now(connection),
-        outcome=reason,
-    )
+    lifecycle.end(connection, "attempt", attempt.id, lifecycle.FAILED, study_id=workitem.study_id, outcome=reason)
     failed = _count(connection, workitem.id, lifecycle.FAILED)
     if failed < tries:
         return False
@@ -203,16 +183,7 @@ def fail(connection: Connection, workitem: Workitem, attempt: Attempt, reason: s
 def release(connection: Connection, workitem: Workitem, attempt: Attempt, reason: str) -> None:
     """Give an attempt back: the node's own trouble or its orderly end, which counts as nothing."""
     if _still_owned(connection, attempt):
-        lifecycle.transition(
-            connection,
-            "attempt",
-            attempt.id,
-            lifecycle.RELEASED,
-            study_id=workitem.study_id,
-            reason=reason,
-            ended_at=now(connection),
-            outcome=reason,
-        )
+        lifecycle.end(connection, "attempt", attempt.id, lifecycle.RELEASED, study_id=workitem.study_id, outcome=reason)
 
 
 def lose(connection: Connection, owner_prefix: str, *, limit: int, reason: str) -> int:
@@ -243,16 +214,7 @@ def _lose(connection: Connection, condition: Any, limit: int, reason: str) -> in
         .with_for_update(of=schema.attempt, skip_locked=True)
     ).all()
     for row in rows:
-        lifecycle.transition(
-            connection,
-            "attempt",
-            row.id,
-            lifecycle.LOST,
-            study_id=row.study_id,
-            reason=reason,
-            ended_at=now(connection),
-            outcome=reason,
-        )
+        lifecycle.end(connection, "attempt", row.id, lifecycle.LOST, study_id=row.study_id, outcome=reason)
         lost = _count(connection, row.workitem_id, lifecycle.LOST)
         workitem = worklist.get(connection, row.workitem_id)
         if lost >= limit and workitem.state == lifecycle.IN_PROGRESS:
@@ -294,14 +256,6 @@ def _still_owned(connection: Connection, attempt: Attempt) -> bool:
 
 
 def _park(connection: Connection, workitem: Workitem, reason: str) -> None:
-    lifecycle.transition(
-        connection,
-        "workitem",
-        workitem.id,
-        lifecycle.CANCELED,
-        study_id=workitem.study_id,
-        reason=reason,
-        outcome=reason,
-        parked=True,
-        ended_at=now(connection),
+    lifecycle.end(
+        connection, "workitem", workitem.id, lifecycle.CANCELED, study_id=workitem.study_id, outcome=reason, parked=True
     )

@@ -12,9 +12,10 @@ from typing import Any, Final
 from sqlalchemy import Connection, Table, select, update
 
 from storage import changefeed, schema
+from storage.database import now
 from storage.errors import IllegalTransition, Unknown
 
-__all__ = ["STATES", "TRANSITIONS", "record_creation", "transition"]
+__all__ = ["STATES", "TRANSITIONS", "end", "record_creation", "transition"]
 
 # Study
 RECEIVING: Final = "RECEIVING"
@@ -131,6 +132,23 @@ def transition(
         raise IllegalTransition(f"{kind} {object_id} left {current} while it was being moved to {to}")
     changefeed.append(
         connection, kind, object_id, study_id=study_id, before=current, after=to, reason=reason, detail=detail
+    )
+
+
+def end(
+    connection: Connection, kind: str, object_id: int, to: str, *, study_id: int, outcome: str, **values: Any
+) -> None:
+    """Move an attempt or a workitem to a final state, with its outcome and the time."""
+    transition(
+        connection,
+        kind,
+        object_id,
+        to,
+        study_id=study_id,
+        reason=outcome,
+        outcome=outcome,
+        ended_at=now(connection),
+        **values,
     )
 
 

@@ -118,26 +118,15 @@ def cancel(connection: Connection, workitem: Workitem, reason: str) -> None:
     for attempt_id in connection.execute(
         select(a.id).where(a.workitem_id == workitem.id, a.state == lifecycle.RUNNING)
     ).scalars():
-        lifecycle.transition(
-            connection,
-            "attempt",
-            attempt_id,
-            lifecycle.LOST,
-            study_id=workitem.study_id,
-            reason=reason,
-            ended_at=now(connection),
-            outcome=reason,
-        )
-    lifecycle.transition(
+        lifecycle.end(connection, "attempt", attempt_id, lifecycle.LOST, study_id=workitem.study_id, outcome=reason)
+    lifecycle.end(
         connection,
         "workitem",
         workitem.id,
         lifecycle.CANCELED,
         study_id=workitem.study_id,
-        reason=reason,
         outcome=reason,
         parked=False,
-        ended_at=now(connection),
     )
 
 
