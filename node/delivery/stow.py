@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import socket
+import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,10 @@ from node.settings import StowDestination
 __all__ = ["StowAdapter"]
 
 _CHUNK = 1 << 20
+#: A store response for one instance has some hundred bytes.
+_LONGEST_ANSWER = 1 << 20
+#: So slow may the way to the destination be, in bytes a second.
+_SLOWEST = 100_000
 #: InvalidURL is no HTTPError; ValueError is how httpx complains about the environment's proxies.
 _NO_ANSWER = (httpx.HTTPError, httpx.InvalidURL, ValueError)
 _FAILED_SOP_SEQUENCE = "00081198"
@@ -43,7 +51,7 @@ class StowAdapter:
         # An address may carry a password; what is told about it does not.
         self._told = str(httpx.URL(self._url).copy_with(userinfo=b""))
         self._timeout = settings.timeout_seconds
-        self._headers = {"Accept": "application/dicom+json"}
+        self._headers = {"Accept": "application/dicom+json", "Accept-Encoding": "identity"}
         if settings.token is not None:
             self._headers["Authorization"] = f"Bearer {settings.token.get_secret_value()}"
 
@@ -58,34 +66,56 @@ class StowAdapter:
         head, tail = _frame(boundary)
         try:
             size = len(head) + document.stat().st_size + len(tail)
-            response = httpx.post(
+            response, content = self._ask(
+                "POST",
                 f"{self._url}/studies",
-                content=_body(document, head, tail),
+                self._timeout + size / _SLOWEST,
                 headers={**self._headers, "Content-Type": kind, "Content-Length": str(size)},
-                timeout=self._timeout,
+                content=_body(document, head, tail),
             )
         except OSError as error:
             return Refused(f"the document cannot be read: {error.strerror}")
         except _NO_ANSWER as error:
             return Unreachable(f"no answer from {self._told}: {type(error).__name__}")
-        return self._judge(response, found.sop_instance_uid)
+        return self._judge(response, content, found.sop_instance_uid)
 
     def probe(self) -> ProbeResult:
         """Ask for one study (QIDO-RS)."""
         try:
-            response = httpx.get(
-                f"{self._url}/studies", params={"limit": "1"}, headers=self._headers, timeout=self._timeout
+            response, _ = self._ask(
+                "GET", f"{self._url}/studies", self._timeout, headers=self._headers, params={"limit": "1"}
             )
         except _NO_ANSWER as error:
             return ProbeResult(False, f"no answer from {self._told}: {type(error).__name__}")
         return ProbeResult(response.is_success, f"{self._told} answered {_line(response)}")
 
-    def _judge(self, response: httpx.Response, sop_instance_uid: str) -> Outcome:
+    def _ask(self, method: str, url: str, seconds: float, **request: Any) -> tuple[httpx.Response, bytes]:
+        """Send a request and return the answer with as much of its body as is believed, within so many seconds."""
+        # httpx's own limit is for each read: a peer that sends a byte now and then would never meet it.
+        with (
+            _HangUp(seconds) as hang_up,
+            httpx.Client(timeout=self._timeout) as client,
+            client.stream(method, url, extensions={"trace": hang_up.trace}, **request) as response,
+        ):
+            content = bytearray()
+            # As it came: what is sent compressed although we said that we take none could be of any length.
+            for chunk in response.iter_raw():
+                content += chunk
+                if len(content) > _LONGEST_ANSWER:
+                    break
+        if hang_up.expired:
+            raise httpx.ReadTimeout("the answer did not come in time")
+        return response, bytes(content)
+
+    def _judge(self, response: httpx.Response, content: bytes, sop_instance_uid: str) -> Outcome:
         code = response.status_code
         answer, brief = f"{self._told} answered {_line(response)}", f"{self._told} answered {code}"
         if code in (408, 425, 429) or code >= 500:
             return Unreachable(answer, brief=brief)
-        said = _json(response)
+        if len(content) > _LONGEST_ANSWER:
+            tail = f"; with more than {_LONGEST_ANSWER} bytes, which are not read"
+            return Refused(answer + tail, brief=brief + tail)
+        said = _json(content)
         failure = _item(said, _FAILED_SOP_SEQUENCE, sop_instance_uid)
         if failure is not None:
             reason = _number(failure, _FAILURE_REASON)
@@ -101,6 +131,44 @@ class StowAdapter:
         warning = _number(stored, _WARNING_REASON)
         note = "" if warning is None else f"the peer warned: {meaning(warning)}"
         return Delivered(answer, brief=brief, note=note)
+
+
+class _HangUp:
+    """Ends a request's connection when its time is over."""
+
+    def __init__(self, seconds: float) -> None:
+        self.expired = False
+        self._socket: socket.socket | None = None
+        self._lock = threading.Lock()
+        self._timer = threading.Timer(seconds, self._expire)
+        self._timer.daemon = True
+
+    def __enter__(self) -> _HangUp:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        self._timer.join()
+
+    def trace(self, name: str, info: Mapping[str, Any]) -> None:
+        """Learn of the connection (httpx's request extension ``trace``)."""
+        if name in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            with self._lock:
+                self._socket = info["return_value"].get_extra_info("socket")
+                if self.expired:
+                    self._shut()
+
+    def _expire(self) -> None:
+        with self._lock:
+            self.expired = True
+            self._shut()
+
+    def _shut(self) -> None:
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                # The connection's, not TLS's: whoever reads from it wakes up.
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
 def _frame(boundary: str) -> tuple[bytes, bytes]:
@@ -119,9 +187,9 @@ def _line(response: httpx.Response) -> str:
     return f"{response.status_code} {response.reason_phrase}".strip()
 
 
-def _json(response: httpx.Response) -> Any:
+def _json(content: bytes) -> Any:
     try:
-        return response.json()
+        return json.loads(content)
     except (ValueError, RecursionError):
         return None
 
