@@ -38,6 +38,8 @@ __all__ = [
 ]
 
 TargetKind = Literal["study", "revision", "workitem", "delivery", "notification"]
+#: So many digits a database's integer holds for certain.
+_DIGITS = 18
 _STUDY_ROWS: Mapping[str, Any] = {
     "study": select(schema.study.c.id, schema.study.c.id.label("study_id")),
     "revision": select(schema.revision.c.id, schema.revision.c.study_id),
@@ -93,6 +95,8 @@ def resolve(connection: Connection, target: str) -> Target:
             raise Unknown(
                 f"{target!r} is no target: expected {', '.join(get_args(TargetKind))} and a number, as 'delivery:12'"
             )
+        if len(number) > _DIGITS:
+            raise Unknown(f"there is no {kind} of a number with {len(number)} digits")
         row = connection.execute(_STUDY_ROWS[kind].where(_TABLES[kind].c.id == int(number))).one_or_none()
         if row is None:
             raise Unknown(f"there is no {kind} {number}")

@@ -231,7 +231,10 @@ def test_excluding_what_is_not_there_is_an_error_and_leaves_no_trace(holding: Ho
     assert "1.2.3, by ann" not in reasons(holding, study.id)
 
 
-@pytest.mark.parametrize("target", ["delivery:77", "deliveries:1", "delivery:x", "1.2.3.4", ""])
+@pytest.mark.parametrize(
+    "target",
+    ["delivery:77", "deliveries:1", "delivery:x", "1.2.3.4", "", f"delivery:{'9' * 20}", f"workitem:{'9' * 5000}"],
+)
 def test_a_target_that_is_not_there_is_named_in_the_error(embedded: Holding, target: str) -> None:
     for act in (control.retry, control.cancel):
         with pytest.raises(Unknown):
