@@ -19,6 +19,9 @@ __all__ = ["router"]
 
 #: So many answers are given at once; more are told of in a Warning (PS3.18 8.3.4.4).
 _MAXIMUM_ANSWERS = 10_000
+#: A database takes only so many conditions: so many matching keys, and values in their lists, a search may have.
+_MAXIMUM_KEYS = 64
+_MAXIMUM_VALUES = 500
 
 _RESERVED = frozenset({"limit", "offset", "includefield", "fuzzymatching", "emptyvaluematching", "accept"})
 _STUDY, _SERIES, _SOP = "0020000D", "0020000E", "00080018"
@@ -115,7 +118,12 @@ def _search(
 ) -> Response:
     media_type = choose(request, (*JSON_TYPES, XML))
     parameters = request.query_params.multi_items()
-    keys = [parse_key(name, value) for name, value in parameters if name not in _RESERVED]
+    matching = [(name, value) for name, value in parameters if name not in _RESERVED]
+    if len(matching) > _MAXIMUM_KEYS:
+        raise BadRequest(f"at most {_MAXIMUM_KEYS} matching keys are taken in one search; this one has {len(matching)}")
+    if sum(1 + value.count(",") + value.count("\\") for _, value in matching) > _MAXIMUM_VALUES:
+        raise BadRequest(f"at most {_MAXIMUM_VALUES} values are taken in one search; ask in several")
+    keys = [parse_key(name, value) for name, value in matching]
     include = _included(parameters, fields, keys)
     limit = _count(request, "limit")
     capped = min(limit if limit is not None else _MAXIMUM_ANSWERS, _MAXIMUM_ANSWERS)

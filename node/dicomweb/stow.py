@@ -27,6 +27,7 @@ from node.errors import BadRequest, BodyTooLarge, NoRoom, UnsupportedMedia
 from storage import schema
 from storage.database import Database
 from storage.errors import NotDicom
+from storage.headers import read_header
 from storage.index import Origin
 from storage.intake import Archive
 from storage.space import has_room
@@ -40,6 +41,9 @@ DOES_NOT_MATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
 
 _AT_ONCE = 8
+_MAXIMUM_PARTS = 10_000
+#: So many of a request's bad parts go to quarantine; each costs the disk a file and a flush.
+_KEPT_BAD_PARTS = 100
 _WRITE = 1 << 20
 
 log = structlog.get_logger("dicomweb.stow")
@@ -53,6 +57,8 @@ class _Answer:
     sop_instance_uid: str = ""
     study_instance_uid: str = ""
     failure: int | None = None
+    #: Whether the bytes of what is bad are kept for someone to look at.
+    kept: bool = True
 
 
 class _Intake:
@@ -70,8 +76,16 @@ class _Intake:
         self._pending = bytearray()
         self._media = ""
         self._full = False
+        self._begun = 0
+        self._bad = 0
 
     async def begin(self, content_type: str) -> None:
+        self._begun += 1
+        if self._begun > _MAXIMUM_PARTS:
+            raise BodyTooLarge(
+                f"at most {_MAXIMUM_PARTS} parts are taken in one request; those before may be stored: send all "
+                "again in several requests"
+            )
         await self._slots.acquire()
         self._media = content_type
         self._full = False
@@ -121,21 +135,27 @@ class _Intake:
 
     async def _store(self, path: Path, content_type: str, full: bool) -> _Answer:
         try:
-            return await asyncio.to_thread(self._store_now, path, content_type, full)
+            keep = self._bad < _KEPT_BAD_PARTS
+            answer = await asyncio.to_thread(self._store_now, path, content_type, full, keep)
+            self._bad += answer.failure in (CANNOT_UNDERSTAND, DOES_NOT_MATCH)
+            return answer
         finally:
             self._slots.release()
 
-    def _store_now(self, path: Path, content_type: str, full: bool) -> _Answer:
+    def _store_now(self, path: Path, content_type: str, full: bool, keep: bool) -> _Answer:
         if full:
             path.unlink(missing_ok=True)
             return _Answer(failure=OUT_OF_RESOURCES)
         media = parse_media_type(content_type or DICOM)
         named = _named_by(path)
         try:
+            if not keep and (failure := self._badness(path, media)) is not None:
+                path.unlink(missing_ok=True)
+                return _Answer(*named, failure=failure, kept=False)
             if media.name != DICOM:
                 self._archive.refuse(path, f"STOW-RS: a part of type {media.name or 'unknown'}", self._origin)
                 return _Answer(*named, failure=CANNOT_UNDERSTAND)
-            if self._study_instance_uid is not None and _study_of(path) not in (self._study_instance_uid, None):
+            if self._is_of_another_study(path):
                 reason = f"STOW-RS: sent to study {self._study_instance_uid}, but of another study"
                 self._archive.refuse(path, reason, self._origin)
                 return _Answer(*named, failure=DOES_NOT_MATCH)
@@ -155,6 +175,21 @@ class _Intake:
             by="STOW-RS",
         )
         return _Answer(receipt.sop_class_uid, receipt.sop_instance_uid, receipt.study_instance_uid)
+
+    def _badness(self, path: Path, media: MediaType) -> int | None:
+        """Return the failure reason of a part that would go to quarantine, without keeping it."""
+        if media.name != DICOM:
+            return CANNOT_UNDERSTAND
+        if self._is_of_another_study(path):
+            return DOES_NOT_MATCH
+        try:
+            read_header(path)
+        except NotDicom:
+            return CANNOT_UNDERSTAND
+        return None
+
+    def _is_of_another_study(self, path: Path) -> bool:
+        return self._study_instance_uid is not None and _study_of(path) not in (self._study_instance_uid, None)
 
 
 def router(archive: Archive, database: Database, incoming: Path, *, maximum_body: int, minimum_free: int) -> APIRouter:
@@ -325,9 +360,12 @@ def _response(
     if study is not None or len(studies) == 1:
         body["00081190"] = _element("UR", f"{root}/studies/{study or studies.pop()}")
     status = 200 if not failed and not unnamed else 202 if stored else 409
+    headers = {}
+    if lost := sum(not one.kept for one in answers):
+        headers["Warning"] = f'299 {root} "{lost} of the parts that failed are not kept in quarantine: too many did"'
     if answer_type in JSON_TYPES:
-        return JSONResponse(body, status, media_type=answer_type)
-    return Response(to_xml(body), status, media_type=answer_type)
+        return JSONResponse(body, status, headers, media_type=answer_type)
+    return Response(to_xml(body), status, headers, media_type=answer_type)
 
 
 def _reference(one: _Answer) -> dict[str, Any]:

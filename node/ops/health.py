@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import tempfile
 from pathlib import Path
 
-from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from storage.database import Database, schema_versions
 from storage.space import MINIMUM_FREE_BYTES, has_room
 
 __all__ = ["Readiness"]
+
+_BUSY_MILLISECONDS = 1000
 
 
 class Readiness:
@@ -47,10 +50,27 @@ class Readiness:
                 self._schema = schema_versions(self._database.url)[1]
             with self._database.read() as connection:
                 current = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+            with self._database.engine.connect() as connection:
+                refused = self._write_complaint(connection)
         except SQLAlchemyError as error:
             return f"cannot be read ({type(error).__name__}); see that it runs and that its address is right"
         if current != self._schema:
             return f"has schema version {current}, this software needs {self._schema}; start the node to upgrade it"
+        return refused
+
+    def _write_complaint(self, connection: Connection) -> str:
+        """Try to begin a write, for a moment; nothing is changed."""
+        try:
+            if connection.dialect.name == "sqlite":
+                _begin_sqlite(connection)
+            else:
+                connection.execute(text(f"SET LOCAL lock_timeout = {_BUSY_MILLISECONDS}"))
+                # Fails where the server is read-only or a standby, which a lock alone may not.
+                connection.execute(text("UPDATE alembic_version SET version_num = version_num"))
+                connection.rollback()
+        except (DBAPIError, sqlite3.Error) as error:
+            cause = str(getattr(error, "orig", error)).partition("\n")[0]
+            return f"cannot be written to ({cause}); see what holds it, its owner and its disk"
         return ""
 
     def _folder_complaint(self) -> str:
@@ -70,3 +90,18 @@ class Readiness:
         except OSError as error:
             return f"cannot be asked for its free space ({error.strerror})"
         return f"{free} bytes are free and {self._minimum_free} are needed; make room"
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Take SQLite's write lock and give it back; past SQLAlchemy, whose connections wait for half a minute."""
+    cursor = connection.connection.cursor()
+    cursor.execute("PRAGMA busy_timeout")
+    row = cursor.fetchone()
+    assert row is not None
+    cursor.execute(f"PRAGMA busy_timeout={_BUSY_MILLISECONDS}")
+    try:
+        cursor.execute("BEGIN IMMEDIATE")
+        cursor.execute("ROLLBACK")
+    finally:
+        cursor.execute(f"PRAGMA busy_timeout={int(row[0])}")
+        cursor.close()
