@@ -16,7 +16,7 @@ CODES = {
 
 _TEMPLATE = """\
 name: chest-radiograph-demo
-version: 1.0.0
+version: 1.1.0
 title: Five findings on frontal chest radiographs (demonstration, trained on synthetic images)
 task: classification
 engine: onnx
