@@ -20,7 +20,7 @@ from storage import lifecycle, outbox, studies
 from storage.database import now
 from storage.records import Revision
 
-__all__ = ["report_revision", "try_again"]
+__all__ = ["record", "report_revision"]
 
 _log = structlog.get_logger("overread.workflow")
 
@@ -68,22 +68,19 @@ def report_revision(way: Way, revision: Revision, receivers: Mapping[str, Receiv
     return len(messages)
 
 
-def try_again(
-    way: Way,
-    connection: Connection,
-    kind: outbox.Kind,
-    row: outbox.Outgoing,
-    study_id: int,
-    *,
-    refused: bool,
-    answer: str,
+def record(
+    way: Way, kind: outbox.Kind, row: outbox.Outgoing, study_id: int, *, arrived: bool, refused: bool, answer: str
 ) -> None:
-    """Do what follows a failed try: wait for a while, or park it with the peer's answer."""
-    verdict = retry.decide(way.settings.retry, tries=row.tries, refusals=row.refusals, refused=refused)
-    if isinstance(verdict, retry.GiveUp):
-        outbox.park(connection, kind, row.id, study_id=study_id, answer=answer)
-    else:
-        outbox.postpone(connection, kind, row.id, delay_seconds=verdict.seconds, answer=answer, refused=refused)
+    """Write down what became of a try: it arrived, waits for the next one, or is parked with the peer's answer."""
+    with way.database.write() as connection:
+        if arrived:
+            outbox.succeed(connection, kind, row.id, study_id=study_id, answer=answer)
+            return
+        verdict = retry.decide(way.settings.retry, tries=row.tries, refusals=row.refusals, refused=refused)
+        if isinstance(verdict, retry.GiveUp):
+            outbox.park(connection, kind, row.id, study_id=study_id, answer=answer)
+        else:
+            outbox.postpone(connection, kind, row.id, delay_seconds=verdict.seconds, answer=answer, refused=refused)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from node.notify.mllp import Accepted, Silent, Unreachable
 from node.notify.receivers import Receiver
 from node.workflow.judging import judge, route_revision
 from node.workflow.performing import Run, attempt_workitem
-from node.workflow.reporting import report_revision, try_again
+from node.workflow.reporting import record, report_revision
 from node.workflow.way import Way
 from storage import attempts, control, lifecycle, outbox, studies
 
@@ -86,19 +86,15 @@ def deliver(way: Way, destination: Destination) -> int:
         except Exception as error:  # noqa: BLE001 - one document must not hold up the others
             _log.exception("delivery broke", document=document.sop_instance_uid)
             outcome = DeliveryRefused(f"it could not be sent: {type(error).__name__}")
-        with way.database.write() as connection:
-            if isinstance(outcome, Delivered):
-                outbox.succeed(connection, "delivery", delivery.id, study_id=study_id, answer=outcome.answer)
-            else:
-                try_again(
-                    way,
-                    connection,
-                    "delivery",
-                    delivery,
-                    study_id,
-                    refused=isinstance(outcome, DeliveryRefused),
-                    answer=outcome.answer,
-                )
+        record(
+            way,
+            "delivery",
+            delivery,
+            study_id,
+            arrived=isinstance(outcome, Delivered),
+            refused=isinstance(outcome, DeliveryRefused),
+            answer=outcome.answer,
+        )
         _log.info(
             "delivery tried",
             document=document.sop_instance_uid,
@@ -128,18 +124,14 @@ def send(way: Way, name: str, receiver: Receiver) -> int:
         except Exception as error:  # noqa: BLE001 - one message must not hold up the others
             _log.exception("notification broke", control_id=notification.control_id)
             outcome = Silent(f"it could not be sent: {type(error).__name__}")
-        with way.database.write() as connection:
-            if isinstance(outcome, Accepted):
-                outbox.succeed(connection, "notification", notification.id, study_id=study_id, answer=outcome.text)
-            else:
-                try_again(
-                    way,
-                    connection,
-                    "notification",
-                    notification,
-                    study_id,
-                    refused=not isinstance(outcome, Unreachable),
-                    answer=outcome.text,
-                )
+        record(
+            way,
+            "notification",
+            notification,
+            study_id,
+            arrived=isinstance(outcome, Accepted),
+            refused=not isinstance(outcome, Unreachable),
+            answer=outcome.text,
+        )
         _log.info("notification tried", control_id=notification.control_id, receiver=name, outcome=outcome.name)
     return len(due)
