@@ -67,13 +67,13 @@ def test_our_own_echo_reaches_it_and_says_so(receiver: Receiver) -> None:
     assert result.reached, result.answer
 
 
-def test_every_storage_sop_class_and_transfer_syntax_is_accepted(receiver: Receiver) -> None:
+def test_every_storage_sop_class_and_transfer_syntax_is_stored(receiver: Receiver) -> None:
     classes = [str(context.abstract_syntax) for context in AllStoragePresentationContexts]
     count = len(ALL_TRANSFER_SYNTAXES)
     pairs = [(one, ALL_TRANSFER_SYNTAXES[(number + k) % count]) for number, one in enumerate(classes) for k in (0, 17)]
     pairs += [(CTImageStorage, syntax) for syntax in ALL_TRANSFER_SYNTAXES]
     ae = AE("TEST")
-    refused = []
+    refused, stored = [], set()
     for first in range(0, len(pairs), 128):
         batch = pairs[first : first + 128]
         association = ae.associate(
@@ -81,8 +81,25 @@ def test_every_storage_sop_class_and_transfer_syntax_is_accepted(receiver: Recei
         )
         assert association.is_established
         refused += [(str(one.abstract_syntax), one.transfer_syntax) for one in association.rejected_contexts]
+        for sop_class, syntax in batch:
+            dataset = _without_pixels(sop_class, syntax)
+            assert association.send_c_store(dataset).Status == 0x0000, (sop_class, syntax)
+            stored.add(str(dataset.SOPInstanceUID))
         association.release()
     assert not refused
+    assert stored <= {str(one["sop_instance_uid"]) for one in receiver.instances()}
+    assert len(stored) == len(pairs)
+
+
+def _without_pixels(sop_class: str, transfer_syntax: str) -> pydicom.Dataset:
+    """Return the least object of a SOP class, to be sent in a transfer syntax."""
+    dataset = pydicom.Dataset()
+    dataset.SOPClassUID, dataset.SOPInstanceUID = sop_class, generate_uid()
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = generate_uid(), generate_uid()
+    dataset.PatientID, dataset.PatientName, dataset.Modality = "P1", "Any^One", "OT"
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = transfer_syntax
+    return dataset
 
 
 @pytest.mark.parametrize(
