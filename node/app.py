@@ -25,11 +25,12 @@ from inference.registry import Registry
 from node.delivery.factory import make_destination
 from node.dimse.scp import bind, run_receiver
 from node.errors import ConfigurationError
+from node.listening import listen
 from node.notify.receivers import Receiver, receiver_for
 from node.ops.directory import DataDirectory, refuse_incomplete
 from node.ops.logging import configure_logging
 from node.settings import Settings
-from node.web.application import Services, listen, run_web
+from node.web.application import Services, run_web
 from node.workflow.way import Way
 from node.workflow.workers import run_performer, run_workflow
 from storage import studies
@@ -84,7 +85,7 @@ def serve(settings: Settings) -> int:
     with (
         directory.lock(),
         bind(settings.dimse.bind, settings.dimse.port) as dimse,
-        listen(settings.http) as http,
+        listen("http", settings.http.bind, settings.http.port) as http,
     ):
         refuse_incomplete(directory.root, settings.database_url)
         _prepare(settings, directory, cards)

@@ -17,8 +17,9 @@ import requests
 from dicomweb_client.api import DICOMwebClient
 
 from demo.peers import wait_until
+from node.listening import listen
 from node.settings import Settings
-from node.web.application import Services, listen, run_web
+from node.web.application import Services, run_web
 from storage.blobs import FileBlobs
 from storage.database import Database, migrate
 from storage.index import Origin
@@ -96,7 +97,7 @@ def _started(
     archive = Archive(database, blobs, FileBlobs(folder / "refused"))
     stack.callback(archive.close)
     settings = Settings(data_dir=folder, routes=(), http={"port": 1, **http})
-    listening = listen(settings.http.model_copy(update={"port": 0}))
+    listening = listen("http", settings.http.bind, 0)
     port = listening.getsockname()[1]
     wired = Services(
         settings=settings,

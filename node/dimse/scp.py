@@ -30,7 +30,7 @@ from node.dimse.acceptor import Messages, Received, UpperLayer
 from node.dimse.contexts import accepted_contexts
 from node.dimse.slots import Slots
 from node.dimse.transport import QuickSocket
-from node.errors import AlreadyRunning, ConfigurationError
+from node.listening import listen
 from node.settings import DimseSettings
 from storage.errors import NotDicom, StorageError
 from storage.index import Origin
@@ -51,36 +51,8 @@ _LOCAL_LIMIT_EXCEEDED = (0x02, 0x03, 0x02)  # rejected-transient, presentation r
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a listening socket that several processes may accept on.
-
-    Without SO_REUSEPORT: two nodes must not share a port unknowingly.
-
-    Raises
-    ------
-    AlreadyRunning
-        When something listens there already.
-    ConfigurationError
-        When the address cannot be listened on at all.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except OSError as error:
-        raise ConfigurationError(f"dimse.bind: {host} is no address of this machine ({error.strerror})") from None
-    listening = socket.socket(family, kind, protocol)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(_BACKLOG)
-    except OSError as error:
-        listening.close()
-        if error.errno == errno.EADDRINUSE:
-            raise AlreadyRunning(
-                f"port {port} on {host} is in use: another node or program listens there; "
-                "stop it, or choose another dimse.port"
-            ) from None
-        raise ConfigurationError(f"dimse: cannot listen on {host} port {port}: {error.strerror}") from None
+    """Return a listening socket that several processes may accept on; see :func:`node.listening.listen`."""
+    listening = listen("dimse", host, port, _BACKLOG)
     # A sibling may take a connection between the wait and the accept.
     listening.setblocking(False)
     return listening

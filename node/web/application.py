@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 import threading
 from collections.abc import Iterator
@@ -19,11 +18,11 @@ from fastapi.responses import JSONResponse
 
 from node.dicomweb import qido, stow, wado
 from node.dicomweb.media import ROOT
-from node.errors import AlreadyRunning, BadRequest, ConfigurationError
+from node.errors import BadRequest
 from node.ops import metrics
 from node.ops.health import Readiness
 from node.security.bearer import RequireToken
-from node.settings import HttpSettings, Settings
+from node.settings import Settings
 from node.web import api, problems
 from node.web.access import AccessLog
 from node.web.docs import Described, include_docs
@@ -32,7 +31,7 @@ from storage.database import Database
 from storage.intake import Archive
 from storage.space import MINIMUM_FREE_BYTES
 
-__all__ = ["Services", "StopSignal", "create_application", "listen", "run_web"]
+__all__ = ["Services", "StopSignal", "create_application", "run_web"]
 
 #: How long running requests may take once the node is told to stop.
 _GRACE_SECONDS = 5
@@ -123,40 +122,6 @@ def _include_operations(application: FastAPI, services: Services) -> None:
     def prometheus() -> Response:
         body = metrics.render(services.database, services.incoming)
         return Response(body, media_type=metrics.CONTENT_TYPE)
-
-
-def listen(http: HttpSettings) -> socket.socket:
-    """Bind the port, once, for whoever will serve it.
-
-    Raises
-    ------
-    AlreadyRunning
-        When it is taken.
-    ConfigurationError
-        When the address cannot be listened on at all.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            http.bind or None, http.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except OSError as error:
-        raise ConfigurationError(f"http.bind: {http.bind} is no address of this machine ({error.strerror})") from None
-    listening = socket.socket(family, kind, protocol)
-    try:
-        # So that a restart need not wait for the old connections' last packets; it shares the port with nobody.
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(256)
-    except OSError as error:
-        listening.close()
-        if error.errno == errno.EADDRINUSE:
-            raise AlreadyRunning(
-                f"http.port: port {http.port} on {http.bind} is in use: another node or program listens there; "
-                "stop it, or choose another http.port"
-            ) from None
-        key = "http.port" if error.errno == errno.EACCES else "http.bind"
-        raise ConfigurationError(f"{key}: cannot listen on {http.bind} port {http.port}: {error.strerror}") from None
-    return listening
 
 
 class _Server(uvicorn.Server):

@@ -11,8 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
+from node.listening import listen
 from node.settings import Settings
-from node.web.application import Services, listen, run_web
+from node.web.application import Services, run_web
 from storage import outbox
 from tests.peers import wait_until
 from tests.work import Holding
@@ -37,7 +38,7 @@ def http(embedded: Holding) -> Iterator[httpx.Client]:
         incoming=embedded.incoming,
         started_at=datetime.now(UTC),
     )
-    listening = listen(settings.http.model_copy(update={"port": 0}))
+    listening = listen("http", settings.http.bind, 0)
     port = listening.getsockname()[1]
     stop = threading.Event()
     thread = threading.Thread(target=run_web, args=(listening, services, stop))

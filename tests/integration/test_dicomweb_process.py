@@ -18,9 +18,9 @@ import structlog
 
 from demo.peers import tcp_open, wait_until
 from node.errors import AlreadyRunning
+from node.listening import listen
 from node.ops.logging import configure_logging
-from node.settings import HttpSettings
-from node.web.application import listen, run_web
+from node.web.application import run_web
 from tests.dicom_factory import radiograph
 from tests.web import WebNode
 
@@ -28,11 +28,11 @@ from tests.web import WebNode
 def test_a_port_that_is_taken_is_refused_by_name(web: WebNode) -> None:
     port = int(web.url.rpartition(":")[2])
     with pytest.raises(AlreadyRunning, match=str(port)):
-        listen(HttpSettings(port=port))
+        listen("http", "127.0.0.1", port)
 
 
 def test_told_to_stop_it_ends_what_is_running_and_lets_the_port_go(web: WebNode) -> None:
-    listening = listen(HttpSettings(port=1).model_copy(update={"port": 0}))
+    listening = listen("http", "127.0.0.1", 0)
     port = listening.getsockname()[1]
     stop = threading.Event()
     thread = threading.Thread(target=run_web, args=(listening, web.services, stop))
