@@ -21,7 +21,6 @@ __all__ = [
     "due_for_verdict",
     "evidence",
     "exclude",
-    "excluded_since_revision",
     "get",
     "judge_anew",
     "last_revision",
@@ -251,12 +250,6 @@ def decisions(connection: Connection, revision_id: int) -> list[Mapping[str, Any
     d = schema.decision.c
     rows = connection.execute(select(schema.decision).where(d.revision_id == revision_id).order_by(d.id))
     return [dict(row) for row in rows.mappings()]
-
-
-def excluded_since_revision(connection: Connection, study_id: int, last_instance_id: int) -> bool:  # noqa: ARG001
-    """Whether what counts among the instances that were judged already has changed since: by an operator's word."""
-    s = schema.study.c
-    return bool(connection.execute(select(s.evidence_changed).where(s.id == study_id)).scalar_one())
 
 
 def judge_anew(connection: Connection, study_id: int) -> None:

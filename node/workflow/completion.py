@@ -52,7 +52,7 @@ def weigh(
     last = studies.last_revision(connection, study.id)
     fresh = [one for one in evidence if last is None or one.id > last.last_instance_id]
     news = last is None or (fresh and selectable(study, fresh))
-    if not news and last is not None and studies.excluded_since_revision(connection, study.id, last.last_instance_id):
+    if not news and study.evidence_changed:
         news = selectable(study, evidence)
     if not news:
         return Verdict(outcome="unchanged", reason="what came since the last revision can be selected by no route")

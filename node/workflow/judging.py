@@ -24,12 +24,11 @@ _log = structlog.get_logger("overread.workflow")
 def judge(way: Way, study: Study, quiet_seconds: float) -> int:
     """Weigh one study in a view of its own, and do what the verdict says unless something came in between."""
     try:
-        if study.evidence_changed:
-            study = _described_anew(way, study)
+        described = _described_anew(way, study) if study.evidence_changed else study
         with way.database.read() as connection:
             verdict = completion.weigh(
                 connection,
-                study,
+                described,
                 quiet_seconds,
                 lambda one, instances: _selectable(way, connection, one, instances),
             )

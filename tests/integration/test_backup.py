@@ -161,7 +161,7 @@ def test_what_was_under_way_is_parked_after_restoring_and_a_retry_takes_it_up(
         assert {one.id for one in studies.due_for_verdict(connection, 0)} == {receiving.id, unrouted.id}
         last = studies.last_revision(connection, unrouted.id)
         assert last is not None
-        assert studies.excluded_since_revision(connection, unrouted.id, last.last_instance_id), "it is judged anew"
+        assert studies.get(connection, unrouted.id).evidence_changed, "it is judged anew"
     again.close()
 
 

@@ -779,11 +779,11 @@ def test_parking_a_workitem_and_replacing_it_stand_in_the_change_feed(holding: H
 
 def test_an_exclusion_counts_as_news_until_the_next_verdict(holding: Holding, tmp_path: Path) -> None:
     study = holding.study(tmp_path)
-    revision = holding.judge(study)
+    holding.judge(study)
 
     def changed() -> bool:
         with holding.database.read() as connection:
-            return studies.excluded_since_revision(connection, study.id, revision.last_instance_id)
+            return studies.get(connection, study.id).evidence_changed
 
     assert not changed()
     with holding.database.write() as connection:
