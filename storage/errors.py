@@ -7,6 +7,7 @@
     |   +-- Mismatch        an object that is not the one that its sender announced
     +-- IllegalTransition   a state change that the lifecycle does not have
     +-- LeaseLost           an attempt's result came after the attempt had been taken away
+    +-- AlreadyThere        something that is to be made under a UID that is taken
     +-- Unknown             a row that was asked for by name and is not there
     +-- DataDirectoryInUse  another node holds this data directory
     +-- StillNeeded         a deletion that would take away what open work needs
@@ -32,6 +33,10 @@ class IllegalTransition(StorageError):
 
 class LeaseLost(StorageError):
     """A worker's attempt is no longer its own; what it brought must not be committed."""
+
+
+class AlreadyThere(StorageError):
+    """Something is to be made under a UID that something of the kind has already."""
 
 
 class Unknown(StorageError):

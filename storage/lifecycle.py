@@ -40,6 +40,8 @@ RELEASED: Final = "RELEASED"
 PENDING: Final = "PENDING"
 DELIVERED: Final = "DELIVERED"
 ACKNOWLEDGED: Final = "ACKNOWLEDGED"
+# Modality Performed Procedure Step (PS3.4 Table F.7.2-1; PS3.3 C.4.14): IN PROGRESS and COMPLETED as above
+DISCONTINUED: Final = "DISCONTINUED"
 
 #: kind -> state -> the states that may follow. A state with nothing behind it is final.
 TRANSITIONS: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
@@ -78,6 +80,11 @@ TRANSITIONS: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
         ACKNOWLEDGED: frozenset(),
         PARKED: frozenset({PENDING, ACKNOWLEDGED}),
     },
+    "procedure_step": {
+        IN_PROGRESS: frozenset({COMPLETED, DISCONTINUED}),
+        COMPLETED: frozenset(),
+        DISCONTINUED: frozenset(),
+    },
 }
 
 STATES: Final[Mapping[str, tuple[str, ...]]] = {kind: tuple(moves) for kind, moves in TRANSITIONS.items()}
@@ -89,6 +96,7 @@ _TABLES: Final[Mapping[str, Table]] = {
     "attempt": schema.attempt,
     "delivery": schema.delivery,
     "notification": schema.notification,
+    "procedure_step": schema.procedure_step,
 }
 
 
@@ -98,7 +106,7 @@ def transition(
     object_id: int,
     to: str,
     *,
-    study_id: int,
+    study_id: int | None,
     reason: str = "",
     detail: Mapping[str, Any] | None = None,
     **values: Any,
@@ -109,6 +117,8 @@ def transition(
     ----------
     kind
         One of ``TRANSITIONS``.
+    study_id
+        None where nothing of the study has been received yet.
     values
         Further columns to set in the same statement.
 
@@ -158,7 +168,7 @@ def record_creation(
     object_id: int,
     state: str,
     *,
-    study_id: int,
+    study_id: int | None,
     reason: str = "",
     detail: Mapping[str, Any] | None = None,
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,6 +15,7 @@ __all__ = [
     "Instance",
     "Notification",
     "Pause",
+    "ProcedureStep",
     "Quarantined",
     "Revision",
     "Series",
@@ -252,3 +253,21 @@ class Pause:
     kind: str
     name: str
     since: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcedureStep:
+    """A Modality Performed Procedure Step; ``performed_series`` names the instances that the modality has made.
+
+    ``attributes`` is DICOM JSON of what the modality has set (PS3.18 Annex F).
+    """
+
+    id: int
+    sop_instance_uid: str
+    study_instance_uid: str | None
+    state: str
+    performed_series: Mapping[str, Sequence[str]]
+    attributes: Json
+    calling_ae_title: str
+    created_at: datetime
+    ended_at: datetime | None

@@ -144,6 +144,23 @@ variant = Table(
     UniqueConstraint("instance_id", "digest"),
 )
 
+# What a modality has said of its work (Modality Performed Procedure Step, PS3.4 Annex F), received or not.
+procedure_step = Table(
+    "procedure_step",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    _uid("sop_instance_uid", nullable=False, unique=True),
+    # Which study it is about; it may be said before, after or without any of its instances.
+    _uid("study_instance_uid", nullable=True, index=True),
+    Column("state", String(16), nullable=False),
+    # Series Instance UID -> the SOP Instance UIDs that the modality says it has made in that series.
+    Column("performed_series", JSON, nullable=False),
+    Column("attributes", JSON, nullable=False),
+    Column("calling_ae_title", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("ended_at", UtcDateTime, nullable=True),
+)
+
 tombstone = Table(
     "tombstone",
     metadata,
