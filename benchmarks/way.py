@@ -91,9 +91,8 @@ def _configure(folder: Path, pacs: Orthanc, emr: MllpReceiver) -> tuple[Path, in
         "dimse": {"port": dimse_port},
         "http": {"port": http_port},
         "completion": {"quiet_seconds": QUIET_SECONDS},
-        "destinations": {
-            "pacs": {"kind": "dimse", "ae_title": pacs.ae_title, "host": "127.0.0.1", "port": pacs.dimse_port}
-        },
+        "peers": {"pacs": {"ae_title": pacs.ae_title, "host": "127.0.0.1", "port": pacs.dimse_port}},
+        "destinations": {"pacs": {"kind": "dimse", "peer": "pacs"}},
         "notifiers": {"emr": {"kind": "hl7", "host": "127.0.0.1", "port": emr.port}},
         "models": str(ROOT / "conf" / "models"),
         "routes": [route],

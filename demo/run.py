@@ -195,14 +195,11 @@ def _program() -> str:
 def _start_node(folder: Path, orthanc: Orthanc | None, emr: MllpReceiver, stack: ExitStack) -> Node:
     dimse_port, http_port = free_port(), free_port()
     routes = yaml.safe_load((ROOT / "conf" / "routes.yaml").read_text(encoding="utf-8"))
+    peers: dict[str, Any] = {}
     destinations: dict[str, Any] = {}
     if orthanc is not None:
-        destinations["pacs"] = {
-            "kind": "dimse",
-            "ae_title": orthanc.ae_title,
-            "host": "127.0.0.1",
-            "port": orthanc.dimse_port,
-        }
+        peers["pacs"] = {"ae_title": orthanc.ae_title, "host": "127.0.0.1", "port": orthanc.dimse_port}
+        destinations["pacs"] = {"kind": "dimse", "peer": "pacs"}
     for route in routes:
         route["deliver"] = list(destinations)
         route["notify"] = ["emr"]
@@ -211,6 +208,7 @@ def _start_node(folder: Path, orthanc: Orthanc | None, emr: MllpReceiver, stack:
         "dimse": {"ae_title": AE_TITLE, "bind": "127.0.0.1", "port": dimse_port},
         "http": {"bind": "127.0.0.1", "port": http_port},
         "completion": {"quiet_seconds": QUIET_SECONDS},
+        "peers": peers,
         "destinations": destinations,
         "notifiers": {
             "emr": {

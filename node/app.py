@@ -23,6 +23,7 @@ import structlog
 from inference.card import Card
 from inference.registry import Registry
 from node.delivery.factory import make_destination
+from node.dimse.access import Access
 from node.dimse.scp import bind, run_receiver
 from node.errors import ConfigurationError
 from node.listening import listen
@@ -144,7 +145,8 @@ def _processes(
             studies.restart_quiet_periods(connection)
         inlet = archive(database)
         try:
-            run_receiver(dimse, inlet, settings.dimse, directory.incoming, stop)
+            access = Access(settings.dimse, settings.peers)
+            run_receiver(dimse, inlet, settings.dimse, access, directory.incoming, stop)
         finally:
             inlet.close()
             database.close()
@@ -179,7 +181,8 @@ def _processes(
     def workflow(stop: threading.Event) -> None:
         database = Database(settings.database_url)
         destinations = [
-            make_destination(name, one, settings.dimse.ae_title) for name, one in settings.destinations.items()
+            make_destination(name, one, settings.peers, settings.dimse.ae_title)
+            for name, one in settings.destinations.items()
         ]
         receivers: dict[str, Receiver] = {name: receiver_for(one) for name, one in settings.notifiers.items()}
         try:

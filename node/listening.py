@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
 
 from node.errors import AlreadyRunning, ConfigurationError
 
-__all__ = ["listen"]
+__all__ = ["is_loopback", "listen"]
 
 
 def listen(section: str, host: str, port: int, backlog: int = 256) -> socket.socket:
@@ -44,3 +45,13 @@ def listen(section: str, host: str, port: int, backlog: int = 256) -> socket.soc
         key = f"{section}.port" if error.errno == errno.EACCES else f"{section}.bind"
         raise ConfigurationError(f"{key}: cannot listen on {host} port {port}: {error.strerror}") from None
     return listening
+
+
+def is_loopback(bind: str) -> bool:
+    """Whether an address to listen on is reachable from this machine only."""
+    if bind == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(bind).is_loopback
+    except ValueError:
+        return False

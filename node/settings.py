@@ -6,27 +6,20 @@ keys are refused, and every complaint names the file, the key and what was expec
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from inference.matching import check_condition
 from node.errors import ConfigurationError
+from node.listening import is_loopback
+from node.peers import Peer, Service
+from node.sections import AETitle, Host, Port, Seconds, Section, Token
 from node.sources import Values, read_values, read_yaml
 
 __all__ = [
@@ -48,16 +41,6 @@ _EXPECTED = {
     "dict_type": "expected a mapping of names",
 }
 
-AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[\x20-\x5b\x5d-\x7e]+$")]
-Port = Annotated[int, Field(ge=1, le=65535)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-def _fits_a_header(token: SecretStr) -> SecretStr:
-    if not re.fullmatch(r"[\x21-\x7e]+", token.get_secret_value()):
-        raise ValueError("expected a token: printable ASCII characters without spaces, and not empty")
-    return token
-
 
 def _is_url(url: str) -> str:
     import httpx
@@ -73,39 +56,21 @@ def _is_url(url: str) -> str:
     return url
 
 
-def _is_host(host: str) -> str:
-    try:
-        host.encode("idna")
-    except UnicodeError:
-        raise ValueError("expected a host name or an address") from None
-    if not host or not host.isprintable() or " " in host:
-        raise ValueError("expected a host name or an address")
-    return host
-
-
-Host = Annotated[str, AfterValidator(_is_host)]
-Token = Annotated[SecretStr, AfterValidator(_fits_a_header)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DimseSettings(_Section):
+class DimseSettings(Section):
     """The Storage and Verification SCP."""
 
     ae_title: AETitle = "OVERREAD"
     bind: Host = "127.0.0.1"
     port: Port = 11112
-    #: Calling AE titles that may open an association; empty means any, which only loopback allows.
-    allowed_ae_titles: tuple[AETitle, ...] = ()
+    #: What AEs that are no peers may ask for. Unless it is said: everything on loopback, nothing beyond.
+    strangers: tuple[Service, ...] | None = None
     receivers: Annotated[int, Field(ge=1, le=64)] = 2
     maximum_associations: Annotated[int, Field(ge=1)] = 64
     maximum_pdu: Annotated[int, Field(ge=4096, le=1 << 20)] = 131072
     network_timeout_seconds: Seconds = 60
 
 
-class HttpSettings(_Section):
+class HttpSettings(Section):
     """DICOMweb, the node's own API, health and metrics."""
 
     bind: Host = "127.0.0.1"
@@ -116,13 +81,13 @@ class HttpSettings(_Section):
     maximum_body_mb: Annotated[int, Field(ge=1)] = 4096
 
 
-class CompletionSettings(_Section):
+class CompletionSettings(Section):
     """When a study is judged complete."""
 
     quiet_seconds: Seconds = 60
 
 
-class RetrySettings(_Section):
+class RetrySettings(Section):
     """How deliveries and notifications are tried again."""
 
     first_seconds: Seconds = 5
@@ -131,7 +96,7 @@ class RetrySettings(_Section):
     refusals: Annotated[int, Field(ge=1)] = 5
 
 
-class PerformSettings(_Section):
+class PerformSettings(Section):
     """How workitems are performed."""
 
     workers: Annotated[int, Field(ge=1, le=64)] = 1
@@ -142,34 +107,29 @@ class PerformSettings(_Section):
     lease_seconds: Seconds = 30
 
 
-class DatabaseSettings(_Section):
+class DatabaseSettings(Section):
     """Where state lives; without a URL, SQLite in the data directory."""
 
     url: str | None = None
 
 
-class _Peer(_Section):
-    timeout_seconds: Seconds = 30
-
-
-class DimseDestination(_Peer):
-    """A PACS that takes documents by C-STORE."""
+class DimseDestination(Section):
+    """A PACS that takes documents by C-STORE: one of the peers, by its name."""
 
     kind: Literal["dimse"]
-    ae_title: AETitle
-    host: Host
-    port: Port
+    peer: str
 
 
-class StowDestination(_Peer):
+class StowDestination(Section):
     """A PACS that takes documents by STOW-RS; ``url`` is its DICOMweb root."""
 
     kind: Literal["stow"]
     url: Annotated[str, Field(pattern=r"^https?://"), AfterValidator(_is_url)]
     token: Token | None = None
+    timeout_seconds: Seconds = 30
 
 
-class FolderDestination(_Section):
+class FolderDestination(Section):
     """A folder that takes documents as files."""
 
     kind: Literal["folder"]
@@ -179,7 +139,7 @@ class FolderDestination(_Section):
 Destination = Annotated[DimseDestination | StowDestination | FolderDestination, Field(discriminator="kind")]
 
 
-class HL7Notifier(_Section):
+class HL7Notifier(Section):
     """A receiver of ORU^R01 over MLLP."""
 
     kind: Literal["hl7"]
@@ -194,7 +154,7 @@ class HL7Notifier(_Section):
     timeout_seconds: Seconds = 30
 
 
-class Route(_Section):
+class Route(Section):
     """A rule: which studies go to which models, and where the results go."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -236,6 +196,7 @@ class Settings(BaseSettings):
     retry: RetrySettings = RetrySettings()
     perform: PerformSettings = PerformSettings()
     database: DatabaseSettings = DatabaseSettings()
+    peers: dict[str, Peer] = {}
     destinations: dict[str, Destination] = {}
     notifiers: dict[str, HL7Notifier] = {}
     models: Path = Path("conf/models")
@@ -275,15 +236,34 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _peers_resolve(self) -> Settings:
+        by_title: dict[str, str] = {}
+        for name, peer in self.peers.items():
+            other = by_title.setdefault(peer.ae_title.strip(), name)
+            if other != name:
+                raise ValueError(f"peers.{name}.ae_title: peer {other!r} has the same; one entry an AE title")
+        there = ", ".join(sorted(self.peers)) or "none"
+        for name, destination in self.destinations.items():
+            if not isinstance(destination, DimseDestination):
+                continue
+            if destination.peer not in self.peers:
+                raise ValueError(
+                    f"destinations.{name}.peer: no peer {destination.peer!r} is configured (there is: {there})"
+                )
+            if self.peers[destination.peer].address is None:
+                raise ValueError(f"destinations.{name}.peer: peer {destination.peer!r} has no host and port to call")
+        return self
+
+    @model_validator(mode="after")
     def _not_open_by_accident(self) -> Settings:
         if self.allow_open_network:
             return self
-        if not _is_loopback(self.dimse.bind) and not self.dimse.allowed_ae_titles:
+        if not is_loopback(self.dimse.bind) and (self.dimse.strangers or not self.peers):
             raise ValueError(
-                f"dimse.bind: {self.dimse.bind} is reachable from outside; list who may call in "
-                "dimse.allowed_ae_titles, or set allow_open_network: true"
+                f"dimse.bind: {self.dimse.bind} is reachable from outside; list who may call under peers and leave "
+                "dimse.strangers away, or set allow_open_network: true"
             )
-        if not _is_loopback(self.http.bind) and self.http.token is None:
+        if not is_loopback(self.http.bind) and self.http.token is None:
             raise ValueError(
                 f"http.bind: {self.http.bind} is reachable from outside; set a token in OVERREAD__HTTP__TOKEN, "
                 "or set allow_open_network: true"
@@ -332,17 +312,8 @@ def _validated(values: Values, merged: dict[str, Any], *, routes_file: Path | No
                     del place[1]
             # What concerns several keys begins with the one to change.
             named = place or re.split(r"[. ]", expected.partition(": ")[0])
-            kindless = named[:2] + named[3:] if named[0] == "destinations" else named
+            kindless = named[:2] + named[3:] if place[:1] == ["destinations"] else named
             by_file = routes_file is not None and named[0] == "routes"
             where = str(routes_file) if by_file else values.source_of(kindless)
             lines.append(f"{where}: {'.'.join(place) + ': ' if place else ''}{expected}")
         raise ConfigurationError("\n".join(dict.fromkeys(lines))) from None
-
-
-def _is_loopback(bind: str) -> bool:
-    if bind == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(bind).is_loopback
-    except ValueError:
-        return False

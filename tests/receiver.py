@@ -18,7 +18,9 @@ from typing import Any
 from sqlalchemy import text
 
 from demo.peers import Process, free_port, tcp_open, wait_until
+from node.dimse.access import Access
 from node.dimse.scp import bind, run_receiver
+from node.peers import Peer
 from node.settings import DimseSettings
 from storage.blobs import FileBlobs
 from storage.database import Database, migrate
@@ -32,6 +34,7 @@ class Receiver:
     folder: Path
     port: int = field(default_factory=free_port)
     options: dict[str, Any] = field(default_factory=dict)
+    peers: dict[str, Any] = field(default_factory=dict)
     wrap: list[str] = field(default_factory=list)
     ae_title: str = "OVERREAD"
     minimum_free: int = 0
@@ -72,6 +75,8 @@ class Receiver:
                 str(self.folder),
                 "--minimum-free",
                 str(self.minimum_free),
+                "--peers",
+                json.dumps(self.peers),
                 json.dumps(options),
             ],
             log_path=self.folder / "receiver.log",
@@ -115,14 +120,14 @@ def receiving(folder: Path, **options: Any) -> Iterator[Receiver]:
         receiver.stop()
 
 
-def _child(listening: Any, folder: Path, settings: DimseSettings, minimum_free: int) -> None:
+def _child(listening: Any, folder: Path, settings: DimseSettings, access: Access, minimum_free: int) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     # However a test ends, no receiver outlives it.
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     database = Database(f"sqlite:///{folder / 'overread.sqlite'}")
     archive = Archive(database, FileBlobs(folder / "blobs"), FileBlobs(folder / "quarantine"))
-    run_receiver(listening, archive, settings, folder / "incoming", stop, minimum_free)
+    run_receiver(listening, archive, settings, access, folder / "incoming", stop, minimum_free=minimum_free)
     archive.close()
     database.close()
 
@@ -133,6 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--minimum-free", type=int, required=True)
+    parser.add_argument("--peers", required=True)
     parser.add_argument("settings")
     arguments = parser.parse_args()
     structlog.configure(
@@ -141,6 +147,8 @@ def main() -> None:
     )
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     settings = DimseSettings(**json.loads(arguments.settings))
+    peers = {name: Peer(**values) for name, values in json.loads(arguments.peers).items()}
+    access = Access(settings, peers)
     FileBlobs(arguments.folder / "blobs")
     FileBlobs(arguments.folder / "quarantine")
     (arguments.folder / "incoming").mkdir(exist_ok=True)
@@ -149,7 +157,7 @@ def main() -> None:
     for _ in range(settings.receivers):
         pid = os.fork()
         if not pid:
-            _child(listening, arguments.folder, settings, arguments.minimum_free)
+            _child(listening, arguments.folder, settings, access, arguments.minimum_free)
             os._exit(0)
         children.append(pid)
 

@@ -80,10 +80,11 @@ class Node:
     def write_config(self) -> None:
         """Write node.yaml: the shipped routes and models, towards this test's peers."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        peers: dict[str, Any] = {}
         destinations: dict[str, Any] = {}
         if self.pacs is not None:
-            destinations["pacs"] = {
-                "kind": "dimse",
+            destinations["pacs"] = {"kind": "dimse", "peer": "pacs"}
+            peers["pacs"] = {
                 "ae_title": self.pacs.ae_title,
                 "host": "127.0.0.1",
                 "port": self.pacs.dimse_port,
@@ -107,6 +108,7 @@ class Node:
             "http": {"port": self.http_port},
             "completion": {"quiet_seconds": QUIET_SECONDS},
             "retry": {"first_seconds": 0.3, "maximum_seconds": 2, "refusals": 3},
+            "peers": peers,
             "destinations": destinations,
             "notifiers": notifiers,
             "models": str(ROOT / "conf" / "models"),

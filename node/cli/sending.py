@@ -12,7 +12,8 @@ import typer
 from node.cli.support import peer_of, progress
 
 if TYPE_CHECKING:
-    from node.dimse.scu import Peer, SendReport, Sent
+    from node.dimse.scu import SendReport, Sent
+    from node.peers import Address
 
 __all__ = ["send_folder"]
 
@@ -86,7 +87,7 @@ def _studies(sent: Iterable[Sent]) -> Counter[str]:
     )
 
 
-def _remedy(peer: Peer, to: str, config: Path) -> str:
+def _remedy(peer: Address, to: str, config: Path) -> str:
     if to:
         return (
             f"check that {peer.ae_title} runs, listens at {peer.host}:{peer.port} and lets this AE title in, "

@@ -16,7 +16,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from node.dimse.scu import Peer
+    from node.peers import Address
     from node.settings import Settings
     from node.workflow.control import Done
     from storage.database import Database
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 __all__ = ["asker", "console", "explained", "load", "opened", "peer_of", "print_json", "progress", "show"]
 
 
-def peer_of(to: str, config: Path) -> Peer:
+def peer_of(to: str, config: Path) -> Address:
     """Return whom ``AE@HOST:PORT`` names; this node itself where nothing is named."""
-    from node.dimse.scu import Peer
+    from node.peers import Address
 
     if to:
         ae_title, at, address = to.rpartition("@")
         host, colon, port = address.rpartition(":")
         if not (at and colon and 1 <= len(ae_title) <= 16 and host and port.isdecimal() and 0 < int(port) < 65536):
             raise typer.BadParameter(f"{to!r}: expected AE@HOST:PORT, as in ORTHANC@127.0.0.1:4242", param_hint="--to")
-        return Peer(ae_title, host.strip("[]"), int(port))
+        return Address(ae_title, host.strip("[]"), int(port))
     dimse = load(config).dimse
     everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what to call where the node listens everywhere
-    return Peer(dimse.ae_title, everywhere.get(dimse.bind, dimse.bind), dimse.port)
+    return Address(dimse.ae_title, everywhere.get(dimse.bind, dimse.bind), dimse.port)
 
 
 def asker(by: str) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from node.delivery.port import Delivered, Outcome, ProbeResult, Refused, Unreachable
-from node.dimse.scu import Peer, echo, send
+from node.dimse.scu import echo, send
 from node.dimse.status import Category, meaning
-from node.settings import DimseDestination
+from node.peers import Peer
 
 __all__ = ["DimseAdapter"]
 
@@ -19,16 +19,18 @@ class DimseAdapter:
     ----------
     name
         In the configuration.
-    settings
+    peer
         Where it is.
     calling_ae_title
         Ours.
     """
 
-    def __init__(self, name: str, settings: DimseDestination, calling_ae_title: str) -> None:
+    def __init__(self, name: str, peer: Peer, calling_ae_title: str) -> None:
         self.name = name
-        self._peer = Peer(settings.ae_title, settings.host, settings.port)
-        self._timeout = settings.timeout_seconds
+        if peer.address is None:
+            raise ValueError(f"peer {peer.ae_title} has no host and port to call")
+        self._peer = peer.address
+        self._timeout = peer.timeout_seconds
         self._calling = calling_ae_title
 
     def deliver(self, document: Path) -> Outcome:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from node.delivery.dimse import DimseAdapter
 from node.delivery.folder import FolderAdapter
 from node.delivery.port import Destination
 from node.delivery.stow import StowAdapter
+from node.peers import Peer
 from node.settings import DimseDestination, FolderDestination, StowDestination
 
 __all__ = ["make_destination"]
 
 
 def make_destination(
-    name: str, settings: DimseDestination | StowDestination | FolderDestination, calling_ae_title: str
+    name: str,
+    settings: DimseDestination | StowDestination | FolderDestination,
+    peers: Mapping[str, Peer],
+    calling_ae_title: str,
 ) -> Destination:
     """Return the destination that a section of the configuration describes.
 
@@ -22,12 +28,14 @@ def make_destination(
         The section's key.
     settings
         The section.
+    peers
+        Those that it may name.
     calling_ae_title
         By which the node calls peers over DIMSE.
     """
     match settings:
         case DimseDestination():
-            return DimseAdapter(name, settings, calling_ae_title)
+            return DimseAdapter(name, peers[settings.peer], calling_ae_title)
         case StowDestination():
             return StowAdapter(name, settings)
         case FolderDestination():

@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts
+from pynetdicom import ALL_TRANSFER_SYNTAXES
 from pynetdicom.presentation import PresentationContext
-from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-__all__ = ["STORAGE_SOP_CLASSES", "TRANSFER_SYNTAXES", "accepted_contexts", "preferred"]
+from node.dimse.services import service_of
+from node.peers import Service
 
-#: Retired Storage SOP Classes that archives still hold (PS3.6 Annex A; PS3.4 B.5 lists only the living ones).
-_RETIRED = (
-    "1.2.840.10008.5.1.1.29",  # Hardcopy Grayscale Image
-    "1.2.840.10008.5.1.1.30",  # Hardcopy Color Image
-    "1.2.840.10008.5.1.4.1.1.3",  # Ultrasound Multi-frame Image
-    "1.2.840.10008.5.1.4.1.1.5",  # Nuclear Medicine Image
-    "1.2.840.10008.5.1.4.1.1.6",  # Ultrasound Image
-    "1.2.840.10008.5.1.4.1.1.8",  # Standalone Overlay
-    "1.2.840.10008.5.1.4.1.1.9",  # Standalone Curve
-    "1.2.840.10008.5.1.4.1.1.10",  # Standalone Modality LUT
-    "1.2.840.10008.5.1.4.1.1.11",  # Standalone VOI LUT
-    "1.2.840.10008.5.1.4.1.1.12.3",  # X-Ray Angiographic Bi-Plane Image
-    "1.2.840.10008.5.1.4.1.1.77.1",  # VL Image, trial
-    "1.2.840.10008.5.1.4.1.1.77.2",  # VL Multi-frame Image, trial
-    "1.2.840.10008.5.1.4.1.1.88.1",  # Text SR, trial
-    "1.2.840.10008.5.1.4.1.1.88.2",  # Audio SR, trial
-    "1.2.840.10008.5.1.4.1.1.88.3",  # Detail SR, trial
-    "1.2.840.10008.5.1.4.1.1.88.4",  # Comprehensive SR, trial
-    "1.2.840.10008.5.1.4.1.1.129",  # Standalone PET Curve
-)
+__all__ = ["TRANSFER_SYNTAXES", "accepted_contexts", "preferred"]
 
-STORAGE_SOP_CLASSES: frozenset[str] = frozenset(
-    {str(context.abstract_syntax) for context in AllStoragePresentationContexts} | set(_RETIRED)
-)
 #: Beside what pynetdicom knows, the retired JPEG processes (PS3.6 Annex A): old archives hold them.
 TRANSFER_SYNTAXES: tuple[str, ...] = (
     *ALL_TRANSFER_SYNTAXES,
@@ -46,20 +24,20 @@ _KNOWN = frozenset(TRANSFER_SYNTAXES)
 _NATIVE = frozenset(TRANSFER_SYNTAXES[:4])
 
 
-def accepted_contexts(proposed: Iterable[PresentationContext]) -> list[PresentationContext]:
-    """Return what the node supports of a proposal, one context an abstract syntax, the preferred syntax first.
+def accepted_contexts(
+    proposed: Iterable[PresentationContext], services: Collection[Service]
+) -> list[PresentationContext]:
+    """Return what of a proposal these services support, one context an abstract syntax, the preferred syntax first.
 
     Only what was proposed is built: the whole product of SOP Classes and transfer syntaxes is some 8,000 pairs.
     """
     wanted: dict[str, list[str]] = {}
     for context in proposed:
         abstract = str(context.abstract_syntax)
-        if abstract in STORAGE_SOP_CLASSES:
-            known = _KNOWN
-        elif abstract == Verification:
-            known = _NATIVE
-        else:
+        service = service_of(abstract)
+        if service not in services:
             continue
+        known = _KNOWN if service is Service.STORE else _NATIVE
         order = wanted.setdefault(abstract, [])
         order.extend(
             one for one in preferred([str(uid) for uid in context.transfer_syntax]) if one in known and one not in order

@@ -18,22 +18,14 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
 from node.dimse import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from node.peers import Address
 
-__all__ = ["Entity", "Heard", "Peer"]
+__all__ = ["Entity", "Heard"]
 
 _log = structlog.get_logger(__name__)
 _MAXIMUM_PDU = 131072
 #: A-ASSOCIATE-AC with 128 contexts takes some 20 KB; the answers to C-STORE and C-ECHO some hundred bytes.
 _LONGEST_ANSWER = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Another Application Entity."""
-
-    ae_title: str
-    host: str
-    port: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +111,7 @@ class Entity(AE):
         return transport
 
     @contextmanager
-    def association(self, peer: Peer, contexts: list[PresentationContext]) -> Iterator[Association]:
+    def association(self, peer: Address, contexts: list[PresentationContext]) -> Iterator[Association]:
         """Give an association, established or not; released at the end, aborted when the block ends by an error.
 
         Raises

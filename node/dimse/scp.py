@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from node.dimse import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, status
 from node.dimse.acceptor import Messages, Received, UpperLayer
+from node.dimse.access import Access, Rejected
 from node.dimse.contexts import accepted_contexts
 from node.dimse.slots import Slots
 from node.dimse.transport import QuickSocket
@@ -37,7 +39,10 @@ from storage.index import Origin
 from storage.intake import Archive
 from storage.space import MINIMUM_FREE_BYTES
 
-__all__ = ["bind", "run_receiver"]
+__all__ = ["Handlers", "bind", "run_receiver"]
+
+#: Who answers the messages of the services beside Verification and Storage.
+Handlers = Sequence[tuple[evt.EventType, Callable[[evt.Event], Any]]]
 
 _log = structlog.get_logger(__name__)
 _BACKLOG = 128
@@ -62,8 +67,11 @@ def run_receiver(
     listening: socket.socket,
     archive: Archive,
     settings: DimseSettings,
+    access: Access,
     incoming: Path,
     stop: threading.Event,
+    *,
+    handlers: Handlers = (),
     minimum_free: int = MINIMUM_FREE_BYTES,
 ) -> None:
     """Accept associations until told to stop; then let those that run end, for a moment.
@@ -77,11 +85,15 @@ def run_receiver(
     archive
         Opened in this process.
     settings
-        AE title, allow-list and limits; the limit on associations counts over all receivers of ``incoming``.
+        AE title and limits; the limit on associations counts over all receivers of ``incoming``.
+    access
+        Who may associate, and for which services.
     incoming
         Existing folder on the file system of the blobs.
     stop
         Ends the call.
+    handlers
+        For the messages of services that have some; each runs in the thread of its association.
     minimum_free
         So many bytes of the disk stay free: below that, objects are answered "out of resources" (A700).
     """
@@ -94,12 +106,10 @@ def run_receiver(
     ae.network_timeout = settings.network_timeout_seconds
     ae.dimse_timeout = settings.network_timeout_seconds
     ae.acse_timeout = _ASSOCIATE_SECONDS
-    ae.require_called_aet = True
-    ae.require_calling_aet = list(settings.allowed_ae_titles)
     # The limit is counted over all processes, by Slots.
     ae.maximum_associations = 1 << 30
     slots = Slots(incoming / ".associations", settings.maximum_associations)
-    server = _Server(ae, listening, settings, archive, incoming, slots, minimum_free)
+    server = _Server(ae, listening, settings, access, handlers, archive, incoming, slots, minimum_free)
     _log.info("receiver started", ae_title=settings.ae_title, port=server.address_info.port)
     waiting = select.poll()
     waiting.register(listening, select.POLLIN)
@@ -130,6 +140,8 @@ class _Server(AssociationServer):
         ae: AE,
         listening: socket.socket,
         settings: DimseSettings,
+        access: Access,
+        handlers: Handlers,
         archive: Archive,
         incoming: Path,
         slots: Slots,
@@ -137,6 +149,8 @@ class _Server(AssociationServer):
     ) -> None:
         self._listening = listening
         self.settings = settings
+        self.access = access
+        self.handlers = handlers
         self.archive = archive
         self.incoming = incoming
         self.slots = slots
@@ -254,17 +268,30 @@ class Intake(Association):
         self.acceptor.implementation_version_name = ae.implementation_version_name
         self.requestor.address_info = peer
         self.bind(evt.EVT_REQUESTED, _requested)
+        for event, handler in server.handlers:
+            self.bind(event, handler)
 
     def requested(self) -> None:
-        """Refuse what is one too many; else offer what the node supports of the proposal."""
+        """Refuse who may not associate and what is one too many; else offer what of the proposal is supported."""
+        assert self.requestor.primitive is not None
+        assert self.requestor.address_info is not None
+        admitted = self._server.access.admit(
+            called=str(self.requestor.primitive.called_ae_title),
+            calling=str(self.requestor.primitive.calling_ae_title),
+            host=self.requestor.address_info.address,
+        )
+        if isinstance(admitted, Rejected):
+            _log.warning("association refused", calling_ae_title=self._calling, reason=admitted.why)
+            self.acse.send_reject(*admitted.diagnostic)
+            self.kill()
+            return
         self._slot = self._server.slots.acquire()
         if self._slot is None:
             self.acse.send_reject(*_LOCAL_LIMIT_EXCEEDED)
             self.kill()
             return
-        assert self.requestor.primitive is not None
         proposed = self.requestor.primitive.presentation_context_definition_list
-        self.acceptor.supported_contexts = accepted_contexts(proposed) or [_nothing()]
+        self.acceptor.supported_contexts = accepted_contexts(proposed, admitted.services) or [_nothing()]
 
     def run_reactor(self) -> None:
         """Serve the association, and leave nothing behind however it ends."""

@@ -27,10 +27,11 @@ from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from node.dimse.partten import file_head
-from node.dimse.requestor import Entity, Peer
+from node.dimse.requestor import Entity
 from node.dimse.status import Category, category, meaning
+from node.peers import Address
 
-__all__ = ["EchoResult", "Identity", "Peer", "SendReport", "Sent", "Skipped", "echo", "identify", "send"]
+__all__ = ["EchoResult", "Identity", "SendReport", "Sent", "Skipped", "echo", "identify", "send"]
 
 _log = structlog.get_logger(__name__)
 #: Presentation context ids are the odd numbers of one byte (PS3.8 9.3.2.2).
@@ -114,7 +115,7 @@ class Identity:
     agrees: bool = True
 
 
-def echo(peer: Peer, calling_ae_title: str, timeout: float = 10) -> EchoResult:
+def echo(peer: Address, calling_ae_title: str, timeout: float = 10) -> EchoResult:
     """Ask a peer whether it is there (C-ECHO, PS3.4 Annex A); never raises for what the peer does."""
     try:
         socket.getaddrinfo(peer.host, peer.port)
@@ -133,7 +134,7 @@ def echo(peer: Peer, calling_ae_title: str, timeout: float = 10) -> EchoResult:
 
 def send(
     paths: Iterable[Path],
-    peer: Peer,
+    peer: Address,
     calling_ae_title: str,
     *,
     timeout: float = 30,
@@ -177,7 +178,7 @@ def send(
 
 
 def _send_batch(
-    entity: Entity, peer: Peer, batch: Sequence[Identity], contexts: list[PresentationContext]
+    entity: Entity, peer: Address, batch: Sequence[Identity], contexts: list[PresentationContext]
 ) -> Iterator[Sent]:
     try:
         socket.getaddrinfo(peer.host, peer.port)
@@ -197,7 +198,7 @@ def _send_batch(
                 yield _unreached(one, ended)
 
 
-def _send_one(entity: Entity, association: Association, peer: Peer, one: Identity, message_id: int) -> Sent:
+def _send_one(entity: Entity, association: Association, peer: Address, one: Identity, message_id: int) -> Sent:
     accepted = {
         str(context.transfer_syntax[0])
         for context in association.accepted_contexts
@@ -338,7 +339,7 @@ def _uncompressed(one: Identity, target: str) -> pydicom.Dataset:
     return pydicom.dcmread(buffer, force=True)
 
 
-def _why_not(association: Association, peer: Peer) -> str:
+def _why_not(association: Association, peer: Address) -> str:
     answer = association.acceptor.primitive
     if association.is_rejected and answer is not None:
         return f"{_name(peer)} rejected the association: {answer.reason_str}"
@@ -361,5 +362,5 @@ def _accepts_nothing(association: Association) -> bool:
     return bool(association.rejected_contexts) and not association.accepted_contexts
 
 
-def _name(peer: Peer) -> str:
+def _name(peer: Address) -> str:
     return f"{peer.ae_title} at {peer.host}:{peer.port}"

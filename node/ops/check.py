@@ -188,16 +188,30 @@ def _data_dir(settings: Settings) -> Check:
 
 def _probes(settings: Settings) -> Iterator[tuple[str, str, Callable[[], tuple[bool, str]]]]:
     """Give each peer: what it is, its key in the configuration, and how to ask whether it is there."""
-    for name in settings.destinations:
+    for name, peer in settings.peers.items():
+        if peer.address is not None:
+            yield f"peer {name}", f"peers.{name}", partial(_reach_peer, settings, name)
+    for name, destination in settings.destinations.items():
+        if destination.kind == "dimse":
+            continue  # its peer has been asked
         yield f"destination {name}", f"destinations.{name}", partial(_reach_destination, settings, name)
     for name in settings.notifiers:
         yield f"notifier {name}", f"notifiers.{name}", partial(_reach_receiver, settings, name)
 
 
+def _reach_peer(settings: Settings, name: str) -> tuple[bool, str]:
+    from node.dimse.scu import echo
+
+    peer = settings.peers[name]
+    assert peer.address is not None
+    found = echo(peer.address, settings.dimse.ae_title, peer.timeout_seconds)
+    return found.reached, found.answer
+
+
 def _reach_destination(settings: Settings, name: str) -> tuple[bool, str]:
     from node.delivery.factory import make_destination
 
-    found = make_destination(name, settings.destinations[name], settings.dimse.ae_title).probe()
+    found = make_destination(name, settings.destinations[name], settings.peers, settings.dimse.ae_title).probe()
     return found.reached, found.answer
 
 

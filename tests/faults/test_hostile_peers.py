@@ -13,7 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from node.dimse.scu import Peer, echo
+from node.dimse.scu import echo
+from node.peers import Address
 from tests.peers import wait_until
 from tests.receiver import Receiver, receiving
 
@@ -116,7 +117,7 @@ def test_a_message_without_end_is_aborted_before_it_fills_the_memory(
     wait_until(lambda: refusals(receiver, "invalid message"), 10, "the message to be refused")
     assert what in refusals(receiver, "invalid message")[0]["reason"]
     assert memory(receiver) - before < 30_000_000
-    assert echo(Peer(receiver.ae_title, "127.0.0.1", receiver.port), "TEST").reached
+    assert echo(Address(receiver.ae_title, "127.0.0.1", receiver.port), "TEST").reached
 
 
 @pytest.mark.parametrize("established", [True, False])

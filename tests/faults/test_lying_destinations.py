@@ -18,6 +18,7 @@ from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 
 from node.delivery import Delivered, Unreachable, make_destination
+from node.peers import Peer
 from node.settings import DimseDestination
 from tests.dicom_factory import ct_series
 
@@ -30,8 +31,8 @@ def document(tmp_path: Path) -> Path:
 
 
 def dimse(port: int) -> Any:
-    settings = DimseDestination(kind="dimse", ae_title="PEER", host="127.0.0.1", port=port, timeout_seconds=2)
-    return make_destination("pacs", settings, "OVERREAD")
+    peers = {"pacs": Peer(ae_title="PEER", host="127.0.0.1", port=port, timeout_seconds=2)}
+    return make_destination("pacs", DimseDestination(kind="dimse", peer="pacs"), peers, "OVERREAD")
 
 
 @contextmanager

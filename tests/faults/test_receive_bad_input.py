@@ -21,8 +21,9 @@ from pynetdicom.presentation import build_context
 from sqlalchemy import create_engine
 from sqlalchemy.exc import OperationalError
 
-from node.dimse.scu import Peer, echo, send
+from node.dimse.scu import echo, send
 from node.dimse.status import Category, category, status_for
+from node.peers import Address
 from tests.dicom_factory import ct_series
 from tests.peers import need_program, wait_until
 from tests.receiver import Receiver, receiving
@@ -75,7 +76,7 @@ def hang_up(connection: socket.socket) -> None:
 
 
 def goes_on(receiver: Receiver) -> bool:
-    return receiver.process.running and echo(Peer(receiver.ae_title, "127.0.0.1", receiver.port), "TEST").reached
+    return receiver.process.running and echo(Address(receiver.ae_title, "127.0.0.1", receiver.port), "TEST").reached
 
 
 def nothing_stored(receiver: Receiver) -> bool:
@@ -242,7 +243,7 @@ def test_a_full_disk_is_answered_out_of_resources(tmp_path: Path) -> None:
     with receiving(tmp_path / "r", wrap=[limit, "--fsize=1000000"], options={"receivers": 1}) as receiver:
         big = ct_series(tmp_path / "big", np.zeros((1, 1024, 1024)))
         small = ct_series(tmp_path / "small", np.zeros((1, 16, 16)))
-        report = send([*big, *small], Peer(receiver.ae_title, "127.0.0.1", receiver.port), "CT1")
+        report = send([*big, *small], Address(receiver.ae_title, "127.0.0.1", receiver.port), "CT1")
         assert [one.status for one in report.sent] == [0xA700, 0x0000]
         assert [row["sop_instance_uid"] for row in receiver.instances()] == [small[0].stem]
         assert not list(receiver.incoming.glob("*.part"))
@@ -252,7 +253,7 @@ def test_below_the_disks_reserve_nothing_is_taken_and_the_sender_is_told_to_come
     # No disk has so much room.
     with receiving(tmp_path / "r", minimum_free=1 << 60, options={"receivers": 1}) as receiver:
         path, _ = one_ct(tmp_path / "ct")
-        report = send([path, path], Peer(receiver.ae_title, "127.0.0.1", receiver.port), "CT1")
+        report = send([path, path], Address(receiver.ae_title, "127.0.0.1", receiver.port), "CT1")
         assert [one.status for one in report.sent] == [0xA700, 0xA700]
         assert nothing_stored(receiver)
         assert not quarantined(receiver)

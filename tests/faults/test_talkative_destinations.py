@@ -18,6 +18,7 @@ from pynetdicom import AE, AllStoragePresentationContexts, evt
 from structlog.testing import capture_logs
 
 from node.delivery import Refused, Unreachable, make_destination
+from node.peers import Peer
 from node.settings import DimseDestination, Settings, StowDestination
 from node.workflow.steps import deliver
 from node.workflow.way import Way
@@ -35,7 +36,7 @@ def stow(port: int, seconds: float = 10) -> Any:
     settings = StowDestination.model_validate(
         {"kind": "stow", "url": f"http://127.0.0.1:{port}/dicom-web", "timeout_seconds": seconds}
     )
-    return make_destination("pacs", settings, "OVERREAD")
+    return make_destination("pacs", settings, {}, "OVERREAD")
 
 
 @contextmanager
@@ -126,10 +127,11 @@ def test_a_destinations_own_words_are_kept_in_the_row_and_not_logged(embedded: H
         cards={},
     )
     port = server.server_address[1]
-    settings = DimseDestination(kind="dimse", ae_title="PEER", host="127.0.0.1", port=port, timeout_seconds=10)
+    peers = {"pacs": Peer(ae_title="PEER", host="127.0.0.1", port=port, timeout_seconds=10)}
+    settings = DimseDestination(kind="dimse", peer="pacs")
     try:
         with capture_logs() as logs:
-            assert deliver(way, make_destination("pacs", settings, "OVERREAD")) == 1
+            assert deliver(way, make_destination("pacs", settings, peers, "OVERREAD")) == 1
     finally:
         server.shutdown()
     (line,) = [one for one in logs if one["event"] == "delivery tried"]

@@ -165,8 +165,9 @@ def test_check_names_what_does_not_answer_and_what_to_do(config: Path) -> None:
     port = free_port()
     changed(
         config,
+        peers={"pacs": {"ae_title": "PACS", "host": "127.0.0.1", "port": port}},
         destinations={
-            "pacs": {"kind": "dimse", "ae_title": "PACS", "host": "127.0.0.1", "port": port},
+            "pacs": {"kind": "dimse", "peer": "pacs"},
             "web": {"kind": "stow", "url": f"http://127.0.0.1:{port}/dicom-web"},
         },
         notifiers={"emr": {"kind": "hl7", "host": "127.0.0.1", "port": port}},
@@ -175,7 +176,7 @@ def test_check_names_what_does_not_answer_and_what_to_do(config: Path) -> None:
     checks = {one["what"]: one for one in json.loads(found.stdout)}
     assert found.returncode == 1
     for what, key in (
-        ("destination pacs", "destinations.pacs"),
+        ("peer pacs", "peers.pacs"),
         ("destination web", "destinations.web"),
         ("notifier emr", "notifiers.emr"),
     ):

@@ -18,7 +18,8 @@ from pydicom.uid import JPEG2000Lossless
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 
 from node.delivery import Delivered, Refused, Unreachable, make_destination
-from node.dimse.scu import Peer, send
+from node.dimse.scu import send
+from node.peers import Address, Peer
 from node.settings import DimseDestination, FolderDestination, StowDestination
 from tests.dicom_factory import ct_series
 from tests.peers import Orthanc, free_port, need_program, tcp_open, wait_until
@@ -31,19 +32,17 @@ def document(tmp_path: Path) -> Path:
 
 
 def dimse(port: int, ae_title: str = "ORTHANC", timeout_seconds: float = 10) -> Any:
-    settings = DimseDestination(
-        kind="dimse", ae_title=ae_title, host="127.0.0.1", port=port, timeout_seconds=timeout_seconds
-    )
-    return make_destination("pacs", settings, "OVERREAD")
+    peers = {"pacs": Peer(ae_title=ae_title, host="127.0.0.1", port=port, timeout_seconds=timeout_seconds)}
+    return make_destination("pacs", DimseDestination(kind="dimse", peer="pacs"), peers, "OVERREAD")
 
 
 def stow(url: str, token: str | None = None) -> Any:
     settings = StowDestination.model_validate({"kind": "stow", "url": url, "token": token, "timeout_seconds": 10})
-    return make_destination("pacs", settings, "OVERREAD")
+    return make_destination("pacs", settings, {}, "OVERREAD")
 
 
 def folder(path: Path) -> Any:
-    return make_destination("out", FolderDestination(kind="folder", path=path), "OVERREAD")
+    return make_destination("out", FolderDestination(kind="folder", path=path), {}, "OVERREAD")
 
 
 @contextmanager
@@ -203,7 +202,7 @@ def test_what_a_peer_does_not_take_compressed_it_gets_uncompressed(document: Pat
     with subprocess.Popen([program, "-od", str(received), "-aet", "PLAIN", str(port)]) as peer:
         try:
             wait_until(lambda: tcp_open(port), 10, "storescp")
-            report = send([compressed], Peer("PLAIN", "127.0.0.1", port), "OVERREAD")
+            report = send([compressed], Address("PLAIN", "127.0.0.1", port), "OVERREAD")
         finally:
             peer.terminate()
     (sent,) = report.sent
@@ -224,7 +223,7 @@ def test_sending_a_folder_names_what_is_no_dicom_and_tells_its_progress(
     told: list[tuple[int, int]] = []
     report = send(
         [text, document, tmp_path / "absent.dcm"],
-        Peer("ORTHANC", "127.0.0.1", orthanc.dimse_port),
+        Address("ORTHANC", "127.0.0.1", orthanc.dimse_port),
         "OVERREAD",
         progress=lambda done, of: told.append((done, of)),
     )
@@ -246,7 +245,7 @@ def test_more_than_128_contexts_are_sent_over_several_associations(tmp_path: Pat
         files.append(tmp_path / f"{number}.dcm")
         base.save_as(files[-1])
     with answering(0x0000) as port:
-        report = send(files, Peer("PEER", "127.0.0.1", port), "OVERREAD")
+        report = send(files, Address("PEER", "127.0.0.1", port), "OVERREAD")
     assert report.stored == len(classes), report.failed
 
 

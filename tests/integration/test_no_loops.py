@@ -54,12 +54,17 @@ def test_two_nodes_that_forward_to_each_other_end_with_one_of_each(
     pacs_a, pacs_b = start_orthanc(ae_title="PACSA"), start_orthanc(ae_title="PACSB")
     pacs_a.forward_to("NODEB", port_b, mode="instances")
     pacs_b.forward_to("NODEA", port_a, mode="instances")
-    peer_b = {"kind": "dimse", "ae_title": "NODEB", "host": "127.0.0.1", "port": port_b}
-    peer_a = {"kind": "dimse", "ae_title": "NODEA", "host": "127.0.0.1", "port": port_a}
+    other = {"destinations": {"other": {"kind": "dimse", "peer": "other"}}}
+    peer_b = {"ae_title": "NODEB", "host": "127.0.0.1", "port": port_b}
+    peer_a = {"ae_title": "NODEA", "host": "127.0.0.1", "port": port_a}
     node_a = start_node(
-        pacs=pacs_a, emr=mllp_receiver, ae_title="NODEA", dimse_port=port_a, options={"destinations": {"other": peer_b}}
+        pacs=pacs_a,
+        emr=mllp_receiver,
+        ae_title="NODEA",
+        dimse_port=port_a,
+        options={"peers": {"other": peer_b}, **other},
     )
-    node_b = start_node(pacs=pacs_b, ae_title="NODEB", dimse_port=port_b, options={"destinations": {"other": peer_a}})
+    node_b = start_node(pacs=pacs_b, ae_title="NODEB", dimse_port=port_b, options={"peers": {"other": peer_a}, **other})
     study_uid, files = chest_ct(tmp_path / "ct")
     push(files, port_a, called="NODEA")
     wait_until(mllp_receiver.messages, 90, "the report", interval=0.2)

@@ -76,8 +76,9 @@ def test_a_receiver_that_goes_on_refusing_is_parked_and_an_operator_can_retry(
 def test_one_dead_destination_does_not_delay_another(
     orthanc: Orthanc, mllp_receiver: MllpReceiver, start_node: Callable[..., Node], tmp_path: Path
 ) -> None:
-    nowhere = {"kind": "dimse", "ae_title": "NOWHERE", "host": "127.0.0.1", "port": 9, "timeout_seconds": 5}
-    node = start_node(pacs=orthanc, emr=mllp_receiver, options={"destinations": {"dead": nowhere}})
+    nowhere = {"ae_title": "NOWHERE", "host": "127.0.0.1", "port": 9, "timeout_seconds": 5}
+    options = {"peers": {"nowhere": nowhere}, "destinations": {"dead": {"kind": "dimse", "peer": "nowhere"}}}
+    node = start_node(pacs=orthanc, emr=mllp_receiver, options=options)
     node.stop()
     route = {
         "name": "ct",

@@ -18,8 +18,9 @@ from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts
 from pynetdicom.presentation import build_context
 
 from node.dimse.scp import bind
-from node.dimse.scu import Peer, echo, send
+from node.dimse.scu import echo, send
 from node.errors import AlreadyRunning
+from node.peers import Address
 from tests.dicom_factory import ct_series
 from tests.peers import need_program, wait_until
 from tests.receiver import Receiver, receiving
@@ -63,7 +64,7 @@ def test_dcmtk_echo_is_answered(receiver: Receiver) -> None:
 
 
 def test_our_own_echo_reaches_it_and_says_so(receiver: Receiver) -> None:
-    result = echo(Peer(receiver.ae_title, "127.0.0.1", receiver.port), "TEST")
+    result = echo(Address(receiver.ae_title, "127.0.0.1", receiver.port), "TEST")
     assert result.reached, result.answer
 
 
@@ -134,7 +135,7 @@ def test_an_unknown_transfer_syntax_or_service_is_refused_context_by_context(rec
 
 def test_what_is_stored_is_byte_for_byte_what_was_sent(receiver: Receiver, shared_data: Path, tmp_path: Path) -> None:
     files = [path for path in sorted(shared_data.rglob("*")) if path.is_file() and path.suffix not in (".png", ".md")]
-    report = send(files, Peer(receiver.ae_title, "127.0.0.1", receiver.port), "ARCHIVE")
+    report = send(files, Address(receiver.ae_title, "127.0.0.1", receiver.port), "ARCHIVE")
     stored = [one for one in report.sent if one.stored]
     assert len(stored) > 200, report.failed
     kept = {row["digest"] for row in receiver.instances()}
@@ -180,7 +181,7 @@ def test_the_same_uid_in_another_transfer_syntax_is_success_and_a_variant(receiv
     dataset.compress(JPEG2000Lossless, generate_instance_uid=False)
     other = tmp_path / "compressed.dcm"
     dataset.save_as(other)
-    report = send([path, other], Peer(receiver.ae_title, "127.0.0.1", receiver.port), "CT1")
+    report = send([path, other], Address(receiver.ae_title, "127.0.0.1", receiver.port), "CT1")
     assert report.stored == 2
     (row,) = rows_of(receiver, path)
     assert row["transfer_syntax_uid"] == ExplicitVRLittleEndian
@@ -210,13 +211,14 @@ def test_several_associations_at_once_lose_nothing(receiver: Receiver, tmp_path:
 
 
 def test_a_wrong_called_ae_title_is_rejected(receiver: Receiver) -> None:
-    result = echo(Peer("SOMEONE", "127.0.0.1", receiver.port), "TEST")
+    result = echo(Address("SOMEONE", "127.0.0.1", receiver.port), "TEST")
     assert not result.reached
     assert "Called AE title not recognised" in result.answer
 
 
-def test_only_those_on_the_allow_list_may_associate(tmp_path: Path) -> None:
-    with receiving(tmp_path / "r", options={"allowed_ae_titles": ["CT1"], "receivers": 1}) as receiver:
+def test_where_strangers_may_nothing_only_peers_may_associate(tmp_path: Path) -> None:
+    options = {"strangers": [], "receivers": 1}
+    with receiving(tmp_path / "r", peers={"ct": {"ae_title": "CT1"}}, options=options) as receiver:
         path = small_ct(tmp_path / "ct")[0]
         stranger = storescu(receiver, path, calling="STRANGER")
         assert stranger.returncode != 0
@@ -262,7 +264,7 @@ def test_one_line_an_association_is_logged_without_the_patient(tmp_path: Path) -
 def test_the_release_starts_the_quiet_period_of_the_study_anew(tmp_path: Path) -> None:
     with receiving(tmp_path / "r") as receiver:
         path = small_ct(tmp_path / "ct")[0]
-        peer = Peer(receiver.ae_title, "127.0.0.1", receiver.port)
+        peer = Address(receiver.ae_title, "127.0.0.1", receiver.port)
         assert send([path], peer, "CT1").stored == 1
 
         def later() -> bool:

@@ -9,6 +9,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
+from node.peers import Peer
 from node.settings import (
     DimseDestination,
     FolderDestination,
@@ -21,6 +22,7 @@ from node.settings import (
 DOC = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 #: Keys whose documentation is a chapter or a table of its own.
 _NAMED: dict[str, tuple[type[BaseModel], ...]] = {
+    "peers.NAME": (Peer,),
     "destinations.NAME": (DimseDestination, StowDestination, FolderDestination),
     "notifiers.NAME": (HL7Notifier,),
     "routes": (Route,),
@@ -33,7 +35,7 @@ def _keys() -> list[tuple[str, Any]]:
         section = field.annotation
         if isinstance(section, type) and issubclass(section, BaseModel):
             found += [(f"{name}.{key}", inner.get_default()) for key, inner in section.model_fields.items()]
-        elif name not in ("destinations", "notifiers"):
+        elif name not in ("peers", "destinations", "notifiers"):
             found.append((name, field.get_default()))
     for prefix, kinds in _NAMED.items():
         for kind in kinds:

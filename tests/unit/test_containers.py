@@ -91,13 +91,14 @@ def test_compose_does_not_start_the_node_without_a_token(services: dict[str, Any
 def test_node_and_pacs_know_each_other_by_the_names_that_they_have(
     composed: Settings, services: dict[str, Any]
 ) -> None:
-    pacs = composed.destinations["pacs"]
-    assert isinstance(pacs, DimseDestination)
+    destination = composed.destinations["pacs"]
+    assert isinstance(destination, DimseDestination)
+    pacs = composed.peers[destination.peer]
     told = environment_of(services["orthanc"])
     configuration = pacs_configuration(told)
     assert pacs.host in services
     assert (pacs.ae_title, pacs.port) == (configuration["DicomAet"], configuration["DicomPort"])
-    assert configuration["DicomAet"] in composed.dimse.allowed_ae_titles
+    assert composed.dimse.strangers is None, "nobody but peers may call"
     ae_title, host, port = configuration["DicomModalities"]["overread"]
     assert services[host] is services["node"]
     assert (ae_title, port) == (composed.dimse.ae_title, composed.dimse.port)

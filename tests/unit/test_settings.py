@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from node.errors import ConfigurationError
-from node.settings import DimseDestination, load_settings
+from node.peers import Address
+from node.settings import load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,10 +41,11 @@ def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.
         ("OVERREAD__DIMSE__PROT", "1", r"dimse.prot: unknown key"),
         ("OVERREAD__DIMSE__PORT", "99999", r"dimse.port: .*65535"),
         ("OVERREAD__DIMSE", "12", r"dimse: expected a mapping"),
-        ("OVERREAD__DIMSE__ALLOWED_AE_TITLES", "CT1", r"dimse.allowed_ae_titles: .*tuple"),
-        ("OVERREAD__DIMSE__ALLOWED_AE_TITLES", '["CT1"', r"dimse.allowed_ae_titles: .*tuple"),
-        ("OVERREAD__DIMSE__BIND", "0.0.0.0", r"dimse.bind: 0.0.0.0 is reachable from outside"),
-        ("OVERREAD__DESTINATIONS__PACS__PORT", "0", r"destinations.pacs.dimse.port: .*greater than"),
+        ("OVERREAD__DIMSE__STRANGERS", "echo", r"dimse.strangers: .*tuple"),
+        ("OVERREAD__DIMSE__STRANGERS", '["echo"', r"dimse.strangers: .*tuple"),
+        ("OVERREAD__HTTP__BIND", "0.0.0.0", r"http.bind: 0.0.0.0 is reachable from outside"),
+        ("OVERREAD__PEERS__PACS__PORT", "0", r"peers.pacs.port: .*greater than"),
+        ("OVERREAD__DESTINATIONS__PACS__PEER", "pax", r"destinations.pacs.peer: no peer 'pax' .*there is: pacs"),
         ("OVERREAD__DESTINATIONS__OTHER__HOST", "h", r"destinations.other: .*'kind'"),
         ("OVERREAD__HTTP__TOKEN", "", r"http.token: expected a token"),
         ("OVERREAD__HTTP__TOKEN", "pass wörd", r"http.token: expected a token"),
@@ -59,7 +61,7 @@ def test_a_mistake_in_the_environment_is_blamed_on_the_variable(
     path = _write(
         tmp_path,
         "dimse: {ae_title: HERE}\nroutes: []\n"
-        "destinations: {PACS: {kind: dimse, ae_title: A, host: h, port: 1}}\n".replace("PACS", "pacs"),
+        "peers: {pacs: {ae_title: A, host: h, port: 1}}\ndestinations: {pacs: {kind: dimse, peer: pacs}}\n",
     )
     with pytest.raises(ConfigurationError, match=complaint) as refused:
         load_settings(path)
@@ -79,17 +81,15 @@ def test_a_mistake_in_the_file_is_not_blamed_on_a_variable_beside_it(
 def test_the_environment_reaches_names_with_capitals_and_takes_lists_and_objects(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OVERREAD__DESTINATIONS__PACS__HOST", "pacs.hospital")
+    monkeypatch.setenv("OVERREAD__PEERS__PACS__HOST", "pacs.hospital")
     monkeypatch.setenv("OVERREAD__DIMSE", '{"port": 104, "ae_title": "ONE"}')
     monkeypatch.setenv("OVERREAD__DIMSE__AE_TITLE", "TWO")
-    monkeypatch.setenv("OVERREAD__DIMSE__ALLOWED_AE_TITLES", '["CT1", "MR1"]')
-    text = "routes: []\ndestinations: {Pacs: {kind: dimse, ae_title: A, host: h, port: 1}}\n"
+    monkeypatch.setenv("OVERREAD__DIMSE__STRANGERS", '["echo", "store"]')
+    text = "routes: []\npeers: {Pacs: {ae_title: A, host: h, port: 1}}\n"
     settings = load_settings(_write(tmp_path, text))
     assert (settings.dimse.port, settings.dimse.ae_title) == (104, "TWO")
-    assert settings.dimse.allowed_ae_titles == ("CT1", "MR1")
-    destination = settings.destinations["Pacs"]
-    assert isinstance(destination, DimseDestination)
-    assert (destination.host, destination.port) == ("pacs.hospital", 1)
+    assert settings.dimse.strangers == ("echo", "store")
+    assert settings.peers["Pacs"].address == Address("A", "pacs.hospital", 1)
 
 
 def test_the_file_of_routes_may_be_named_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +130,17 @@ ROUTE = "{name: a, match: {Modality: CT}, models: [m], deliver: [%s], notify: [%
         ("dimse: {port: 99999}", r"node.yaml: dimse.port: .*65535"),
         ("dimse: {ae_title: A_TITLE_THAT_IS_TOO_LONG}", r"dimse.ae_title: .*16"),
         ("completion: {quiet_seconds: 0}", r"completion.quiet_seconds: .*greater than 0"),
-        ("destinations: {pacs: {kind: dimse, host: h, port: 1}}", r"destinations.pacs.dimse.ae_title: Field required"),
+        ("destinations: {pacs: {kind: dimse}}", r"destinations.pacs.dimse.peer: Field required"),
+        ("destinations: {pacs: {kind: dimse, peer: p}}", r"destinations.pacs.peer: no peer 'p' .*there is: none"),
+        ("peers: {p: {host: h, port: 1}}", r"peers.p.ae_title: Field required"),
+        ("peers: {p: {ae_title: A, host: h}}", r"peers.p: host and port: give both"),
+        ("peers: {p: {ae_title: A, hosts: [somewhere]}}", r"peers.p.hosts.0: .*network"),
+        ("peers: {p: {ae_title: A, services: [fax]}}", r"peers.p.services.0: .*'echo', 'store'"),
+        ("peers: {p: {ae_title: A}, q: {ae_title: A}}", r"peers.q.ae_title: peer 'p' has the same"),
+        (
+            "peers: {p: {ae_title: A}}\ndestinations: {d: {kind: dimse, peer: p}}",
+            r"destinations.d.peer: peer 'p' has no host and port",
+        ),
         ("destinations: {pacs: {kind: fax}}", r"destinations.pacs: .*'dimse', 'stow', 'folder'"),
         ("routes: [" + ROUTE % ("pacs", "") + "]", r"routes.a.deliver: no 'pacs' is configured"),
         ("routes: [" + ROUTE % ("", "emr") + "]", r"routes.a.notify: no 'emr' is configured"),
@@ -155,7 +165,7 @@ ROUTE = "{name: a, match: {Modality: CT}, models: [m], deliver: [%s], notify: [%
         ("destinations: {a: {kind: stow, url: 'http://h?x=1'}}", r"destinations.a.stow.url: .*without a query"),
         ("- a list", r"expected a mapping"),
         ("a: [", r"not valid YAML"),
-        ("dimse: {bind: 0.0.0.0}", r"dimse.bind: 0.0.0.0 is reachable from outside; .*allowed_ae_titles"),
+        ("dimse: {bind: 0.0.0.0}", r"dimse.bind: 0.0.0.0 is reachable from outside; .*list who may call under peers"),
         ("http: {bind: 0.0.0.0}", r"http.bind: 0.0.0.0 is reachable from outside; .*OVERREAD__HTTP__TOKEN"),
     ],
 )
@@ -171,7 +181,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_listening_outside_is_taken_with_a_list_and_a_token_or_when_asked_for_by_name(tmp_path: Path) -> None:
-    guarded = "dimse: {bind: 0.0.0.0, allowed_ae_titles: [CT1]}\nhttp: {bind: 0.0.0.0, token: secret}\nroutes: []\n"
+    guarded = "dimse: {bind: 0.0.0.0}\npeers: {ct: {ae_title: CT1}}\nhttp: {bind: 0.0.0.0, token: secret}\nroutes: []\n"
     assert load_settings(_write(tmp_path, guarded)).http.token is not None
     by_name = "dimse: {bind: 0.0.0.0}\nhttp: {bind: 0.0.0.0}\nallow_open_network: true\nroutes: []\n"
     assert load_settings(_write(tmp_path, by_name)).allow_open_network

@@ -1,0 +1,61 @@
+"""The Application Entities that the node knows: who they are, where they are called, and what each may ask of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pydantic import IPvAnyNetwork, model_validator
+
+from node.sections import AETitle, Host, Port, Seconds, Section
+
+__all__ = ["Address", "Peer", "Service"]
+
+
+class Service(StrEnum):
+    """What a peer may ask of the node."""
+
+    ECHO = "echo"
+    STORE = "store"
+    FIND = "find"
+    MOVE = "move"
+    GET = "get"
+    #: Storage Commitment, Push Model (PS3.4 Annex J).
+    COMMIT = "commit"
+    #: Modality Performed Procedure Step (PS3.4 Annex F).
+    MPPS = "mpps"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where an Application Entity is called."""
+
+    ae_title: str
+    host: str
+    port: int
+
+
+class Peer(Section):
+    """One Application Entity: for every use, whether it calls the node or is called."""
+
+    ae_title: AETitle
+    #: Where it is called; both or neither.
+    host: Host | None = None
+    port: Port | None = None
+    #: Where it may call from; empty means anywhere.
+    hosts: tuple[IPvAnyNetwork, ...] = ()
+    services: tuple[Service, ...] = (Service.ECHO, Service.STORE)
+    timeout_seconds: Seconds = 30
+
+    @property
+    def address(self) -> Address | None:
+        """Where it is called; None where only it calls."""
+        if self.host is None or self.port is None:
+            return None
+        return Address(self.ae_title, self.host, self.port)
+
+    @model_validator(mode="after")
+    def _whole_address(self) -> Peer:
+        if (self.host is None) != (self.port is None):
+            raise ValueError("host and port: give both, or neither for a peer that only calls")
+        return self
