@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import queue
-import threading
+import struct
 import time
 import uuid
 from collections.abc import Callable
@@ -29,10 +29,11 @@ from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dul import DULServiceProvider
-from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.pdu_primitives import P_DATA
 
+from node.dimse.commands import StoreRequest, data_pdus, read_store_request, store_response
 from node.dimse.partten import file_head
+from node.dimse.status import Status
 from node.dimse.transport import CONNECTION_CLOSED, IDLE_SECONDS, QuickSocket
 from storage.space import has_room
 
@@ -43,6 +44,11 @@ PART_SUFFIX = ".part"
 
 _log = structlog.get_logger(__name__)
 _INVALID_PDU = "Evt19"
+_DATA_TRANSFER = "Sta6"
+_P_DATA_TF = 0x04
+_PDU_HEAD_LENGTH = 6
+#: Length, context and message control header (PS3.8 9.3.5.1, E.2) of what stands in a data PDU.
+_PDV = struct.Struct(">LBB")
 #: A command set has some hundred bytes; no message but C-STORE-RQ that we serve has a dataset at all.
 _LONGEST_COMMAND_SET = 64 * 1024
 _LONGEST_DATASET_IN_MEMORY = 1 << 20
@@ -115,41 +121,59 @@ class UpperLayer(DULServiceProvider):
         self.to_user_queue = _Announcing(association)
 
     def send_pdu(self, primitive: Any) -> None:
-        """Hand a primitive to the thread and wake it; what the thread itself has to say, it says at once.
-
-        That is action DT-2 of PS3.8 Table 9-10 without the way through the queue: send, and stay in Sta6.
-        """
-        if isinstance(primitive, P_DATA) and threading.current_thread() is self:
-            self._send(P_DATA_TF(primitive))
-            return
+        """Hand a primitive to the thread and wake it."""
         super().send_pdu(primitive)
         cast(QuickSocket, self.socket).wake()
 
     def _read_pdu_data(self) -> None:
-        """Read one PDU and put what it is as an event of PS3.8 Table 9-10; a bad one is one line in the log."""
+        """Read PDUs and put what each is as an event of PS3.8 Table 9-10; a bad one is one line in the log.
+
+        Data PDUs of an established association are dealt with at once, as action DT-2 does it, and one after the
+        other for as long as nothing else is to be done.
+        """
         connection = cast(QuickSocket, self.socket)
-        peer = self.assoc.requestor.address_info
-        address = peer.address if peer is not None else ""
-        # Aborted already: what still comes is not told of.
-        ending = self.state_machine.current_state == "Sta13"
+        while True:
+            data = self._next_pdu(connection)
+            if data is None:
+                self.event_queue.put(CONNECTION_CLOSED)
+                return
+            if data[0] != _P_DATA_TF or self.state_machine.current_state != _DATA_TRANSFER:
+                self._announce(data)
+                return
+            cast(Messages, self.assoc.dimse).receive_data(data[_PDU_HEAD_LENGTH:])
+            self._idle_timer.restart()
+            if self._kill_thread or self.event_queue.queue or self.to_provider_queue.queue or not connection.ready:
+                return
+
+    def _next_pdu(self, connection: QuickSocket) -> memoryview | None:
         try:
-            data = connection.read_pdu()
+            return connection.read_pdu()
         except OSError as error:
-            if not isinstance(error, ConnectionError) and not ending:
-                _log.warning("connection given up", peer=address, reason=error.strerror or str(error))
-            data = None
-        if data is None:
-            self.event_queue.put(CONNECTION_CLOSED)
-            return
+            if not isinstance(error, ConnectionError) and not self._is_ending:
+                reason = error.strerror or str(error)
+                _log.warning("connection given up", peer=self._peer_address, reason=reason)
+            return None
+
+    def _announce(self, data: memoryview) -> None:
         try:
             pdu, event = self._decode_pdu(bytearray(data))
         except Exception as error:  # noqa: BLE001 - whatever the bytes were, they are no PDU
-            if not ending:
-                _log.warning("invalid PDU", peer=address, error=type(error).__name__)
+            if not self._is_ending:
+                _log.warning("invalid PDU", peer=self._peer_address, error=type(error).__name__)
             self.event_queue.put(_INVALID_PDU)
             return
         self.event_queue.put(event)
         self._recv_pdu.put(pdu)
+
+    @property
+    def _is_ending(self) -> bool:
+        """Whether it was aborted already: what still comes is not told of."""
+        return self.state_machine.current_state == "Sta13"
+
+    @property
+    def _peer_address(self) -> str:
+        peer = self.assoc.requestor.address_info
+        return peer.address if peer is not None else ""
 
     def receive_pdu(self, wait: bool = False, timeout: float | None = None) -> Any:
         """Return what came for the association; do not wait for a peer that has hung up."""
@@ -192,7 +216,8 @@ class Messages(DIMSEServiceProvider):
     incoming
         Folder on the file system of the blobs.
     store
-        Called with each C-STORE request, the id of its context and its dataset, in the reading thread; answers it.
+        Called with each C-STORE request, the id of its context and its dataset, in the reading thread; says what to
+        answer.
     minimum_free
         So many bytes of the disk stay free: below that, a dataset is let pass by and not written.
     """
@@ -201,7 +226,7 @@ class Messages(DIMSEServiceProvider):
         self,
         association: Association,
         incoming: Path,
-        store: Callable[[C_STORE, int, Received], None],
+        store: Callable[[StoreRequest, int, Received], Status],
         minimum_free: int,
     ) -> None:
         super().__init__(association)
@@ -209,6 +234,8 @@ class Messages(DIMSEServiceProvider):
         self._minimum_free = minimum_free
         self._store = store
         self._arriving: Received | None = None
+        self._request: StoreRequest | None = None
+        self._context_id = 0
 
     def get_msg(self, block: bool = False) -> Any:
         """Return the next request; where none is there, wait a moment for one."""
@@ -219,11 +246,17 @@ class Messages(DIMSEServiceProvider):
         except queue.Empty:
             return None, None
 
-    def receive_primitive(self, primitive: P_DATA) -> None:
-        """Take a P-DATA primitive apart: commands to pynetdicom, the datasets of C-STORE requests to disk."""
+    def receive_data(self, items: memoryview) -> None:
+        """Take the items of a data PDU (PS3.8 9.3.5.1): commands to pynetdicom, C-STORE's datasets to disk."""
         try:
-            for context_id, data in primitive.presentation_data_value_list:
-                self._receive_fragment(context_id, data)
+            at = 0
+            while at < len(items):
+                length, context_id, control = _PDV.unpack_from(items, at)
+                end = at + 4 + length
+                if length < 2 or end > len(items):
+                    raise ValueError("an item that is longer than its PDU")
+                self._receive_fragment(context_id, control, items[at + _PDV.size : end])
+                at = end
         except Exception as error:  # noqa: BLE001 - whatever the bytes were, they are no DIMSE message
             reason = str(error) if isinstance(error, _TooMuch) else None
             _log.warning("invalid message", calling_ae_title=self._calling, error=type(error).__name__, reason=reason)
@@ -240,21 +273,25 @@ class Messages(DIMSEServiceProvider):
     def _calling(self) -> str:
         return str(self.assoc.requestor.ae_title).strip()
 
-    def _receive_fragment(self, context_id: int, data: bytes) -> None:
-        control = data[0]  # PS3.8 E.2: bit 0 command, bit 1 last fragment
-        if self._arriving is not None and not control & 1:
-            self._arriving.write(memoryview(data)[1:])
+    def _receive_fragment(self, context_id: int, control: int, data: memoryview) -> None:
+        # PS3.8 E.2: bit 0 command, bit 1 last fragment
+        if self._arriving is not None:
+            if control & 1:
+                raise ValueError("a command within a dataset")
+            self._arriving.write(data)
             if control & 2:
                 self._finish()
             return
-        if self._arriving is not None:
-            raise ValueError("a command within a dataset")
-        self._limit(control, len(data) - 1)
+        self._limit(control, len(data))
+        if control & 3 == 3 and self.message is None and (request := read_store_request(data)):
+            self._begin(request, context_id)
+            return
         one = P_DATA()
-        one.presentation_data_value_list.append((context_id, data))
+        one.presentation_data_value_list.append((context_id, bytes([control]) + data))
         super().receive_primitive(one)
         if isinstance(self.message, C_STORE_RQ):
-            self._begin(self.message, context_id)
+            message, self.message = self.message, None
+            self._begin(StoreRequest.of(cast(C_STORE, message.message_to_primitive())), context_id)
 
     def _limit(self, control: int, more: int) -> None:
         """Refuse what would fill the memory: what is held of a message is what no C-STORE request brings."""
@@ -268,13 +305,13 @@ class Messages(DIMSEServiceProvider):
         if size + more > longest:
             raise _TooMuch(f"a {what} of more than {longest} bytes")
 
-    def _begin(self, message: C_STORE_RQ, context_id: int) -> None:
-        command = message.command_set
+    def _begin(self, request: StoreRequest, context_id: int) -> None:
+        self._request, self._context_id = request, context_id
         self._arriving = Received.begin(
             self._incoming,
             file_head(
-                sop_class_uid=str(command.AffectedSOPClassUID),
-                sop_instance_uid=str(command.AffectedSOPInstanceUID),
+                sop_class_uid=request.sop_class_uid,
+                sop_instance_uid=request.sop_instance_uid,
                 transfer_syntax_uid=str(self.assoc._accepted_cx[context_id].transfer_syntax[0]),
                 source_ae_title=self._calling,
             ),
@@ -283,11 +320,13 @@ class Messages(DIMSEServiceProvider):
 
     def _finish(self) -> None:
         received, self._arriving = self._arriving, None
-        message, self.message = self.message, None
         assert received is not None
-        assert message is not None
+        assert self._request is not None
         received.end()
         try:
-            self._store(cast(C_STORE, message.message_to_primitive()), cast(int, message.context_id), received)
+            answer = self._store(self._request, self._context_id, received)
         finally:
             received.path.unlink(missing_ok=True)
+        response = store_response(self._request, answer.code, answer.comment)
+        for pdu in data_pdus(self._context_id, response, self.maximum_pdu_size):
+            cast(QuickSocket, self.dul.socket).send(pdu)

@@ -1,7 +1,7 @@
 """The Storage and Verification SCP: takes objects in and answers only once they are durable.
 
 One process binds the port (:func:`bind`); any number of processes forked from it accept on the same socket
-(:func:`run_receiver`). The way of one object is :meth:`Intake._keep`.
+(:func:`run_receiver`). The way of one object is :meth:`Intake._store`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from node.dimse import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, status
 from node.dimse.acceptor import Messages, Received, UpperLayer
 from node.dimse.access import Access, Rejected
+from node.dimse.commands import StoreRequest
 from node.dimse.contexts import accepted_contexts
 from node.dimse.slots import Slots
 from node.dimse.transport import QuickSocket
@@ -258,8 +259,10 @@ class Intake(Association):
         self.acse_timeout = ae.acse_timeout
         self.dimse_timeout = ae.dimse_timeout
         self.network_timeout = ae.network_timeout
-        longest = max(server.settings.maximum_pdu, _LONGEST_PDU)
-        self._quick = QuickSocket(self, connection, server.settings.network_timeout_seconds, longest)
+        usual = server.settings.maximum_pdu
+        self._quick = QuickSocket(
+            self, connection, server.settings.network_timeout_seconds, usual, max(usual, _LONGEST_PDU)
+        )
         self.set_socket(self._quick)
         self.acceptor.maximum_length = ae.maximum_pdu_size
         self.acceptor.ae_title = server.ae_title
@@ -302,36 +305,32 @@ class Intake(Association):
 
     def _serve_request(self, msg: Any, context_id: int) -> None:
         if isinstance(msg, C_STORE) and context_id in self._accepted_cx:
-            self._answer(msg, context_id, self._refused(status.MISSING_DATASET))
+            self._answer_missing(msg, context_id)
         else:
             super()._serve_request(msg, context_id)
 
-    def _store(self, request: C_STORE, context_id: int, received: Received) -> None:
-        self._answer(request, context_id, self._keep(request, self._accepted_cx[context_id], received))
-
-    def _answer(self, request: C_STORE, context_id: int, answer: status.Status) -> None:
+    def _answer_missing(self, request: C_STORE, context_id: int) -> None:
+        answer = self._refused(status.MISSING_DATASET)
         response = C_STORE()
         response.MessageIDBeingRespondedTo = request.MessageID
         response.AffectedSOPClassUID = request.AffectedSOPClassUID
         response.AffectedSOPInstanceUID = request.AffectedSOPInstanceUID
         response.Status = answer.code
-        if answer.comment:
-            response.ErrorComment = answer.comment  # type: ignore[assignment]
+        response.ErrorComment = answer.comment  # type: ignore[assignment]
         self.dimse.send_msg(response, context_id)
 
-    def _keep(self, request: C_STORE, context: PresentationContext, received: Received) -> status.Status:
+    def _store(self, request: StoreRequest, context_id: int, received: Received) -> status.Status:
         """Make the object durable and say what to answer."""
+        context = self._accepted_cx[context_id]
         self._bytes += received.size
         origin = Origin(calling_ae_title=self._calling)
         try:
             if received.error is not None:
                 raise received.error
-            if request.AffectedSOPClassUID != context.abstract_syntax:
+            if request.sop_class_uid != context.abstract_syntax:
                 self._archive.refuse(received.path, status.WRONG_CONTEXT.comment, origin)
                 return self._refused(status.WRONG_CONTEXT)
-            receipt = self._archive.receive(
-                received.path, origin, (str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID))
-            )
+            receipt = self._archive.receive(received.path, origin, (request.sop_class_uid, request.sop_instance_uid))
         except Exception as error:  # noqa: BLE001 - this is the edge: every error becomes a status
             return self._refused(status.status_for(error), error)
         self._outcomes[receipt.outcome] += 1

@@ -25,6 +25,7 @@ IDLE_SECONDS = 0.1
 _ENDING_SECONDS = 0.01
 _PDU_HEAD = struct.Struct(">BxL")
 _PDU_TYPES = range(1, 8)
+_READ_AHEAD = 32 * 1024
 
 
 class QuickSocket(AssociationSocket):
@@ -38,11 +39,15 @@ class QuickSocket(AssociationSocket):
         Accepted; becomes blocking, with a time limit on every PDU and every write.
     timeout
         That limit, in seconds. The association request has to be there within the association's ``acse_timeout``.
+    usual
+        The length of a PDU that is read without asking for more memory, in bytes.
     longest
-        The longest PDU that is read, in bytes.
+        The longest PDU that is read.
     """
 
-    def __init__(self, association: Association, connection: socket.socket, timeout: float, longest: int) -> None:
+    def __init__(
+        self, association: Association, connection: socket.socket, timeout: float, usual: int, longest: int
+    ) -> None:
         connection.setblocking(True)
         # Kernel limits rather than settimeout(), which would cost a poll(2) beside every read.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(timeout))
@@ -57,6 +62,9 @@ class QuickSocket(AssociationSocket):
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll = select.poll()
         self._connection = connection.fileno()
+        # One read often brings a command and its dataset.
+        self._buffer = memoryview(bytearray(usual + _READ_AHEAD))
+        self._first = self._last = 0
         self._poll.register(self._connection, select.POLLIN)
         self._poll.register(self._wake, select.POLLIN)
         super().__init__(association, client_socket=connection)
@@ -80,6 +88,8 @@ class QuickSocket(AssociationSocket):
             select.select([], [], [], 0.001)
             return False
         dul = self.assoc.dul
+        if self._last > self._first:
+            return True
         seconds = _ENDING_SECONDS if dul.state_machine.current_state == "Sta13" else IDLE_SECONDS
         try:
             events = self._poll.poll(seconds * 1000 if dul.event_queue.empty() else 0)
@@ -94,8 +104,10 @@ class QuickSocket(AssociationSocket):
                 os.eventfd_read(self._wake)
         return readable
 
-    def read_pdu(self) -> bytes | None:
+    def read_pdu(self) -> memoryview | None:
         """Read one whole PDU (PS3.8 9.3.1), of an unknown type only its head; None where the connection ends within.
+
+        What is returned lies in the connection's own buffer and holds until the next call.
 
         Raises
         ------
@@ -105,40 +117,40 @@ class QuickSocket(AssociationSocket):
         self._deadline = time.monotonic() + self._timeout
         if self.assoc.dul.state_machine.current_state in ("Sta1", "Sta2"):
             self._deadline = min(self._deadline, self._requested_by)
-        head = self.recv(_PDU_HEAD.size)
-        if len(head) < _PDU_HEAD.size:
+        size = _PDU_HEAD.size
+        if not self._hold(size):
             return None
-        kind, length = _PDU_HEAD.unpack(head)
-        if kind not in _PDU_TYPES:
-            return bytes(head)
-        if length > self._longest:
-            raise OSError(f"a PDU of {length} bytes was announced; the longest accepted is {self._longest}")
-        body = self.recv(length)
-        return bytes(head + body) if len(body) == length else None
+        kind, length = _PDU_HEAD.unpack_from(self._buffer, self._first)
+        if kind in _PDU_TYPES:
+            if length > self._longest:
+                raise OSError(f"a PDU of {length} bytes was announced; the longest accepted is {self._longest}")
+            size += length
+            if not self._hold(size):
+                return None
+        first, self._first = self._first, self._first + size
+        return self._buffer[first : self._first]
 
-    def recv(self, nr_bytes: int) -> bytearray:
-        """Read exactly so many bytes, or what came before the end of the connection.
-
-        Raises
-        ------
-        OSError
-            When they did not come before the PDU's deadline.
-        """
+    def _hold(self, size: int) -> bool:
+        """Read until so many bytes are held; False where the connection ends before."""
         connection = cast(socket.socket, self.socket)
-        buffer = bytearray(nr_bytes)
-        view = memoryview(buffer)
-        filled = 0
-        while filled < nr_bytes:
+        while self._last - self._first < size:
+            if self._first == self._last:
+                self._first = self._last = 0
+            if self._first + size > len(self._buffer):
+                held = self._buffer[self._first : self._last]
+                room = self._buffer if size <= len(self._buffer) else memoryview(bytearray(size))
+                room[: len(held)] = held
+                self._buffer, self._first, self._last = room, 0, len(held)
             self._limit_read(connection)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             try:
-                count = connection.recv_into(view[filled:])
+                count = connection.recv_into(self._buffer[self._last :])
             except BlockingIOError:
                 raise TimeoutError("a PDU did not come in time") from None
             if not count:
-                return buffer[:filled]
-            filled += count
-        return buffer
+                return False
+            self._last += count
+        return True
 
     def _limit_read(self, connection: socket.socket) -> None:
         """Let the next read take no longer than the PDU has left; where it has come quickly, the limit stays."""
