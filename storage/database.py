@@ -20,6 +20,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, QueuePool, create_engine, event, text
 
+from storage import namesearch
 from storage.errors import StorageError
 
 __all__ = ["Database", "Watch", "migrate", "now", "schema_versions"]
@@ -135,6 +136,9 @@ def migrate(url: str) -> None:
             with engine.connect().execution_options(overread_write=True) as connection, connection.begin():
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
+        if engine.dialect.name == "sqlite":
+            with engine.connect().execution_options(overread_write=True) as connection, connection.begin():
+                namesearch.prepare(connection)
     finally:
         engine.dispose()
 

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, RowMapping, Table, insert, select, update
 from storage import changefeed, lifecycle, schema
 from storage.database import now
 from storage.headers import SERIES_KEYWORDS, STUDY_KEYWORDS, Header, attribute_value
+from storage.matching import folded
 
 __all__ = [
     "MANUFACTURER",
@@ -303,9 +304,11 @@ def _added(known: dict[str, Any], header: Header, keywords: Sequence[str]) -> di
 
 
 def _study_columns(attributes: dict[str, Any]) -> dict[str, Any]:
+    name = _name(attributes)
     return {
         "patient_id": _text(attributes, "PatientID"),
-        "patient_name": _name(attributes),
+        "patient_name": name,
+        "patient_name_folded": folded(name)[:_COLUMN_CHARACTERS],
         "patient_birth_date": _text(attributes, "PatientBirthDate"),
         "patient_sex": _text(attributes, "PatientSex"),
         "accession_number": _text(attributes, "AccessionNumber"),

@@ -37,6 +37,7 @@ class Study:
     state: str
     patient_id: str
     patient_name: str
+    patient_name_folded: str
     patient_birth_date: str
     patient_sex: str
     accession_number: str

@@ -75,7 +75,9 @@ study = Table(
     _uid("study_instance_uid", nullable=False, unique=True),
     Column("state", String(16), nullable=False, index=True),
     Column("patient_id", Text, nullable=False, index=True),
-    Column("patient_name", Text, nullable=False, index=True),
+    Column("patient_name", Text, nullable=False),
+    # As names are compared (storage.matching.folded): what searches look for.
+    Column("patient_name_folded", Text, nullable=False, server_default="", index=True),
     Column("patient_birth_date", Text, nullable=False),
     Column("patient_sex", Text, nullable=False),
     Column("accession_number", Text, nullable=False, index=True),
@@ -96,13 +98,15 @@ series = Table(
     "series",
     metadata,
     Column("id", _Id, primary_key=True),
-    Column("study_id", _Id, ForeignKey("study.id"), nullable=False, index=True),
+    Column("study_id", _Id, ForeignKey("study.id"), nullable=False),
     _uid("series_instance_uid", nullable=False, index=True),
     Column("modality", Text, nullable=False),
     Column("series_number", Text, nullable=False),
     Column("series_description", Text, nullable=False),
     Column("attributes", JSON, nullable=False),
     UniqueConstraint("study_id", "series_instance_uid"),
+    # ModalitiesInStudy is asked for with most studies: read from the index alone.
+    Index(None, "study_id", "modality"),
 )
 
 instance = Table(

@@ -158,7 +158,7 @@ def _search(
 
 def _addressed(found: dict[str, Any], level: Level, root: str, include: frozenset[str] | None) -> dict[str, Any]:
     url = root
-    for name, tag in list({"studies": _STUDY, "series": _SERIES, "instances": _SOP}.items())[: level + 1]:
+    for name, tag in list({"studies": _STUDY, "series": _SERIES, "instances": _SOP}.items())[:level]:
         url += f"/{name}/{found[tag]['Value'][0]}"
     told = found | {"00081190": {"vr": "UR", "Value": [url]}}
     return told if include is None else dict(sorted(told.items()))

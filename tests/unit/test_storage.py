@@ -17,7 +17,7 @@ from pydicom.uid import generate_uid
 from sqlalchemy import delete, event, func, insert, select, text, update
 from sqlalchemy.exc import DatabaseError
 
-from storage import attempts, changefeed, lifecycle, outbox, schema, studies, worklist
+from storage import attempts, changefeed, lifecycle, namesearch, outbox, schema, studies, worklist
 from storage.blobs import FileBlobs
 from storage.database import Database, Watch, migrate, now, schema_versions
 from storage.errors import IllegalTransition, LeaseLost, NotDicom, StillNeeded, StorageError, Unknown
@@ -506,7 +506,12 @@ def test_the_migrations_make_the_schema_that_the_code_declares(empty_url: str) -
     opened = Database(empty_url)
     try:
         with opened.engine.connect() as connection:
-            context = MigrationContext.configure(connection, opts={"compare_type": True})
+            # What names are searched by is made from the rows, whatever the migrations did.
+            options = {
+                "compare_type": True,
+                "include_name": lambda name, *_: not str(name).startswith(namesearch.TABLE),
+            }
+            context = MigrationContext.configure(connection, opts=options)
             assert compare_metadata(context, schema.metadata) == []
     finally:
         opened.close()
