@@ -36,7 +36,7 @@ SUCCEEDED: Final = "SUCCEEDED"
 FAILED: Final = "FAILED"
 LOST: Final = "LOST"
 RELEASED: Final = "RELEASED"
-# Delivery and notification
+# Delivery, notification, commitment and availability
 PENDING: Final = "PENDING"
 DELIVERED: Final = "DELIVERED"
 ACKNOWLEDGED: Final = "ACKNOWLEDGED"
@@ -80,6 +80,16 @@ TRANSITIONS: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
         ACKNOWLEDGED: frozenset(),
         PARKED: frozenset({PENDING, ACKNOWLEDGED}),
     },
+    "commitment": {
+        PENDING: frozenset({ACKNOWLEDGED, PARKED}),
+        ACKNOWLEDGED: frozenset({PENDING}),  # the same transaction is asked for again
+        PARKED: frozenset({PENDING, ACKNOWLEDGED}),
+    },
+    "availability": {
+        PENDING: frozenset({ACKNOWLEDGED, PARKED}),
+        ACKNOWLEDGED: frozenset(),
+        PARKED: frozenset({PENDING, ACKNOWLEDGED}),
+    },
     "procedure_step": {
         IN_PROGRESS: frozenset({COMPLETED, DISCONTINUED}),
         COMPLETED: frozenset(),
@@ -96,6 +106,8 @@ _TABLES: Final[Mapping[str, Table]] = {
     "attempt": schema.attempt,
     "delivery": schema.delivery,
     "notification": schema.notification,
+    "commitment": schema.commitment,
+    "availability": schema.availability,
     "procedure_step": schema.procedure_step,
 }
 

@@ -1,4 +1,4 @@
-"""What is to leave: deliveries of documents and notifications, each with its own retry clock.
+"""What is to leave: deliveries, notifications, reports of commitment and availability, each with its own retry clock.
 
 The bytes are stored before the first try and are the same at every try.
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, exists, func, insert, select, update
 
 from storage import changefeed, lifecycle, schema
 from storage.database import now
-from storage.records import Delivery, Document, Notification, Revision
+from storage.records import Availability, Commitment, Delivery, Document, Notification, Revision
 
 __all__ = [
     "Kind",
@@ -37,10 +37,20 @@ __all__ = [
     "succeed",
 ]
 
-Kind = Literal["delivery", "notification"]
-Outgoing = Delivery | Notification
-_TABLES: dict[str, Table] = {"delivery": schema.delivery, "notification": schema.notification}
-_DONE: dict[str, str] = {"delivery": lifecycle.DELIVERED, "notification": lifecycle.ACKNOWLEDGED}
+Kind = Literal["delivery", "notification", "commitment", "availability"]
+Outgoing = Delivery | Notification | Commitment | Availability
+_TABLES: dict[str, Table] = {
+    "delivery": schema.delivery,
+    "notification": schema.notification,
+    "commitment": schema.commitment,
+    "availability": schema.availability,
+}
+#: Which column says whom it is for.
+_ADDRESSEE: dict[str, str] = {
+    "delivery": "destination",
+    "notification": "receiver",
+    "availability": "peer",
+}
 
 
 def add_deliveries(
@@ -147,25 +157,18 @@ def _settled() -> ColumnElement[bool]:
 
 
 def park_unconfigured(connection: Connection, kind: Kind, known: Collection[str]) -> int:
-    """Park what waits for a destination or receiver that the configuration no longer has. Returns how many."""
+    """Park what waits for a destination, receiver or peer that the configuration does not have. Returns how many."""
     table = _TABLES[kind]
-    if kind == "delivery":
-        name, joined = schema.delivery.c.destination, schema.delivery.join(schema.document).join(schema.workitem)
-        study_id = schema.workitem.c.study_id
-    else:
-        name, joined = schema.notification.c.receiver, schema.notification.join(schema.revision)
-        study_id = schema.revision.c.study_id
+    name = table.c[_ADDRESSEE[kind]]
     rows = connection.execute(
-        select(table.c.id, name.label("name"), study_id.label("study_id"))
-        .select_from(joined)
-        .where(table.c.state == lifecycle.PENDING, name.not_in(list(known)))
+        select(table.c.id, name.label("name")).where(table.c.state == lifecycle.PENDING, name.not_in(list(known)))
     ).all()
     for row in rows:
         park(
             connection,
             kind,
             row.id,
-            study_id=row.study_id,
+            study_id=_study_of(connection, kind, row.id),
             answer=f"{row.name} is no longer configured; configure it again and retry",
         )
     return len(rows)
@@ -276,14 +279,14 @@ def _waits_behind() -> ColumnElement[bool]:
     )
 
 
-def succeed(connection: Connection, kind: Kind, object_id: int, *, study_id: int, answer: str) -> None:
+def succeed(connection: Connection, kind: Kind, object_id: int, *, study_id: int | None, answer: str) -> None:
     """Record that it arrived, with the peer's answer; also of one that was parked while it was under way."""
     table = _TABLES[kind]
     lifecycle.transition(
         connection,
         kind,
         object_id,
-        _DONE[kind],
+        lifecycle.DELIVERED if kind == "delivery" else lifecycle.ACKNOWLEDGED,
         study_id=study_id,
         reason=answer,
         answer=answer,
@@ -319,23 +322,19 @@ def postpone(
         )
 
 
-def _study_of(connection: Connection, kind: Kind, object_id: int) -> int:
+def _study_of(connection: Connection, kind: Kind, object_id: int) -> int | None:
+    """Return the study that it is about; a commitment may be about many."""
+    table = _TABLES[kind]
+    if kind == "commitment":
+        return None
     if kind == "delivery":
-        query = (
-            select(schema.workitem.c.study_id)
-            .select_from(schema.delivery.join(schema.document).join(schema.workitem))
-            .where(schema.delivery.c.id == object_id)
-        )
+        query = select(schema.workitem.c.study_id).select_from(table.join(schema.document).join(schema.workitem))
     else:
-        query = (
-            select(schema.revision.c.study_id)
-            .select_from(schema.notification.join(schema.revision))
-            .where(schema.notification.c.id == object_id)
-        )
-    return int(connection.execute(query).scalar_one())
+        query = select(schema.revision.c.study_id).select_from(table.join(schema.revision))
+    return int(connection.execute(query.where(table.c.id == object_id)).scalar_one())
 
 
-def park(connection: Connection, kind: Kind, object_id: int, *, study_id: int, answer: str) -> None:
+def park(connection: Connection, kind: Kind, object_id: int, *, study_id: int | None, answer: str) -> None:
     """Give up for now, with the peer's last answer; an operator can try again."""
     table = _TABLES[kind]
     lifecycle.transition(
@@ -351,8 +350,9 @@ def park(connection: Connection, kind: Kind, object_id: int, *, study_id: int, a
     )
 
 
-def retry(connection: Connection, kind: Kind, object_id: int, *, study_id: int, reason: str) -> None:
-    """Try a parked one again, from the first pause on."""
+def retry(connection: Connection, kind: Kind, object_id: int, *, study_id: int | None, reason: str) -> None:
+    """Try a parked one again, from the first pause on: a document is sent anew, a commitment is weighed anew."""
+    anew: dict[str, Any] = {"delivery": {"stored_at": None}, "commitment": {"weighed_at": None}}.get(kind, {})
     lifecycle.transition(
         connection,
         kind,
@@ -364,4 +364,5 @@ def retry(connection: Connection, kind: Kind, object_id: int, *, study_id: int, 
         refusals=0,
         next_at=now(connection),
         ended_at=None,
+        **anew,
     )

@@ -9,7 +9,9 @@ from typing import Any
 
 __all__ = [
     "Attempt",
+    "Availability",
     "Change",
+    "Commitment",
     "Delivery",
     "Document",
     "Instance",
@@ -198,11 +200,46 @@ class Document:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """One evidence document to one destination."""
+    """One evidence document to one destination; ``stored_at`` where that has it and is still to commit to it."""
 
     id: int
     document_id: int
     destination: str
+    state: str
+    tries: int
+    refusals: int
+    next_at: datetime
+    answer: str
+    created_at: datetime
+    ended_at: datetime | None
+    stored_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commitment:
+    """What a peer asked the node to commit to, under the peer's Transaction UID, and the report that it is owed."""
+
+    id: int
+    calling_ae_title: str
+    transaction_uid: str
+    state: str
+    tries: int
+    refusals: int
+    next_at: datetime
+    answer: str
+    weighed_at: datetime | None
+    created_at: datetime
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Availability:
+    """One Instance Availability Notification about a revision to one peer."""
+
+    id: int
+    revision_id: int
+    peer: str
+    sop_instance_uid: str
     state: str
     tries: int
     refusals: int

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, delete, exists, insert, select
 
-from storage import changefeed, lifecycle, schema
+from storage import changefeed, commitments, lifecycle, schema
 from storage.blobs import Blobs
 from storage.database import Database, now
 from storage.errors import NotDicom, StillNeeded, Unknown
@@ -45,11 +45,14 @@ def delete_instance(database: Database, blobs: Blobs, sop_instance_uid: str, rea
     Unknown
         When there is none.
     StillNeeded
-        When open work reads it, or it is a document on its way.
+        When open work reads it, it is a document on its way, or a peer waits to hear whether it is kept.
     """
     i, v = schema.instance.c, schema.variant.c
     with database.write() as connection:
-        rows = connection.execute(select(i.id, i.study_id, i.blob).where(i.sop_instance_uid == sop_instance_uid)).all()
+        # Locked, so that a commitment that is being weighed either finds them gone or is seen below.
+        rows = connection.execute(
+            select(i.id, i.study_id, i.blob).where(i.sop_instance_uid == sop_instance_uid).with_for_update()
+        ).all()
         if not rows:
             raise Unknown(f"no instance {sop_instance_uid}")
         gone: list[str] = []
@@ -153,6 +156,8 @@ def _refuse_if_needed(connection: Connection, study_id: int, sop_instance_uid: s
     ).first()
     if open_work is not None:
         raise StillNeeded(f"workitem {open_work.uid} may still read {sop_instance_uid}; cancel it or wait")
+    if commitments.is_needed(connection, sop_instance_uid):
+        raise StillNeeded(f"a peer has asked for storage commitment of {sop_instance_uid} and is not answered yet")
     undelivered = exists().where(schema.delivery.c.document_id == d.id, schema.delivery.c.state == lifecycle.PENDING)
     waiting = connection.execute(select(d.id).where(d.sop_instance_uid == sop_instance_uid, undelivered)).first()
     if waiting is not None:

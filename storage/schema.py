@@ -297,7 +297,71 @@ delivery = Table(
     Column("answer", Text, nullable=False, server_default=""),
     Column("created_at", UtcDateTime, nullable=False),
     Column("ended_at", UtcDateTime, nullable=True),
+    # The destination has taken it and has still to commit to keeping it (Storage Commitment, PS3.4 Annex J).
+    Column("stored_at", UtcDateTime, nullable=True),
     UniqueConstraint("document_id", "destination"),
+)
+
+# That a destination was asked to commit to a delivery's document, under which Transaction UID, and its answer.
+delivery_commitment = Table(
+    "delivery_commitment",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("delivery_id", _Id, ForeignKey("delivery.id"), nullable=False, index=True),
+    _uid("transaction_uid", nullable=False, index=True),
+    Column("accepted", Boolean, nullable=False, server_default=false()),
+    Column("asked_at", UtcDateTime, nullable=False),
+    Column("answered_at", UtcDateTime, nullable=True),
+    # Failure Reason (0008,1197); none where the destination has committed.
+    Column("failure_reason", Integer, nullable=True),
+)
+
+# What a peer asks the node to commit to, and the report that it is owed.
+commitment = Table(
+    "commitment",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("calling_ae_title", Text, nullable=False),
+    _uid("transaction_uid", nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("tries", Integer, nullable=False, server_default="0"),
+    Column("refusals", Integer, nullable=False, server_default="0"),
+    Column("next_at", UtcDateTime, nullable=False),
+    Column("answer", Text, nullable=False, server_default=""),
+    # When it was looked what is held; every try reports what was found then.
+    Column("weighed_at", UtcDateTime, nullable=True),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("ended_at", UtcDateTime, nullable=True),
+    UniqueConstraint("calling_ae_title", "transaction_uid"),
+)
+
+commitment_reference = Table(
+    "commitment_reference",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("commitment_id", _Id, ForeignKey("commitment.id"), nullable=False, index=True),
+    _uid("sop_class_uid", nullable=False),
+    _uid("sop_instance_uid", nullable=False, index=True),
+    # Failure Reason (0008,1197); none where it is held.
+    Column("failure_reason", Integer, nullable=True),
+)
+
+# One Instance Availability Notification (PS3.4 Annex R) to one peer.
+availability = Table(
+    "availability",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("revision_id", _Id, ForeignKey("revision.id"), nullable=False),
+    Column("peer", Text, nullable=False),
+    _uid("sop_instance_uid", nullable=False, unique=True),
+    Column("state", String(16), nullable=False),
+    Column("tries", Integer, nullable=False, server_default="0"),
+    Column("refusals", Integer, nullable=False, server_default="0"),
+    Column("next_at", UtcDateTime, nullable=False),
+    Column("answer", Text, nullable=False, server_default=""),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("ended_at", UtcDateTime, nullable=True),
+    UniqueConstraint("revision_id", "peer"),
 )
 
 notification = Table(
@@ -355,3 +419,5 @@ pause = Table(
 # What a queue looks at: the open rows only, so that a long history costs nothing.
 Index("ix_delivery_due", delivery.c.destination, delivery.c.state, delivery.c.next_at)
 Index("ix_notification_due", notification.c.receiver, notification.c.state, notification.c.next_at)
+Index("ix_commitment_due", commitment.c.calling_ae_title, commitment.c.state, commitment.c.next_at)
+Index("ix_availability_due", availability.c.peer, availability.c.state, availability.c.next_at)

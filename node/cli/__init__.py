@@ -43,7 +43,7 @@ TargetArgument = Annotated[
     typer.Argument(
         metavar="TARGET",
         help="A Study Instance UID, a workitem's UID, or what 'overread status' prints: study:1, revision:2, "
-        "workitem:5, delivery:12, notification:3.",
+        "workitem:5, delivery:12, notification:3, commitment:4, availability:6.",
     ),
 ]
 _CONFIG = Path("conf/node.yaml")
@@ -353,7 +353,8 @@ def restore(
     console().print(
         f"parked, since it may have gone on after the backup: {report.parked_studies} studies, "
         f"{report.parked_workitems} workitems, {report.parked_deliveries} deliveries, "
-        f"{report.parked_notifications} notifications (overread status)",
+        f"{report.parked_notifications} notifications, {report.parked_commitments} commitments, "
+        f"{report.parked_availability} notifications of availability (overread status)",
         soft_wrap=True,
     )
     for blob in report.missing:

@@ -28,6 +28,8 @@ _BY_STATE: dict[str, tuple[str, Table]] = {
     "attempts": ("attempt", schema.attempt),
     "deliveries": ("delivery", schema.delivery),
     "notifications": ("notification", schema.notification),
+    "commitments": ("commitment", schema.commitment),
+    "availability_notifications": ("availability", schema.availability),
 }
 
 
@@ -95,6 +97,8 @@ class _FromState(Collector):
             ("workitem", schema.workitem, lifecycle.SCHEDULED, schema.workitem.c.created_at),
             ("delivery", schema.delivery, lifecycle.PENDING, schema.delivery.c.created_at),
             ("notification", schema.notification, lifecycle.PENDING, schema.notification.c.created_at),
+            ("commitment", schema.commitment, lifecycle.PENDING, schema.commitment.c.created_at),
+            ("availability", schema.availability, lifecycle.PENDING, schema.availability.c.created_at),
         ):
             oldest = connection.execute(select(since).where(table.c.state == state).order_by(since).limit(1)).scalar()
             gauge.add_metric([kind], max(0.0, (at - oldest).total_seconds()) if oldest else 0.0)

@@ -54,6 +54,8 @@ class RestoreReport:
     parked_workitems: int
     parked_deliveries: int
     parked_notifications: int
+    parked_commitments: int
+    parked_availability: int
     missing: list[str] = field(default_factory=list)
 
 
@@ -242,6 +244,8 @@ def _hold(file: Path, taken_at: str) -> dict[str, int]:
                 "parked_studies": _hold_studies(connection, reason),
                 "parked_deliveries": _hold_outgoing(connection, "delivery", reason),
                 "parked_notifications": _hold_outgoing(connection, "notification", reason),
+                "parked_commitments": _hold_outgoing(connection, "commitment", reason),
+                "parked_availability": _hold_outgoing(connection, "availability", reason),
             }
             changefeed.append(connection, "restore", None, study_id=None, after="RESTORED", reason=reason, detail=held)
     finally:
@@ -285,7 +289,12 @@ def _hold_studies(connection: Connection, reason: str) -> int:
 
 
 def _hold_outgoing(connection: Connection, kind: outbox.Kind, reason: str) -> int:
-    table = schema.delivery if kind == "delivery" else schema.notification
+    table = {
+        "delivery": schema.delivery,
+        "notification": schema.notification,
+        "commitment": schema.commitment,
+        "availability": schema.availability,
+    }[kind]
     found = connection.execute(select(table.c.id).where(table.c.state == lifecycle.PENDING)).scalars().all()
     for object_id in found:
         study_id = control.resolve(connection, f"{kind}:{object_id}").study_id

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, null, select
 
 from node.errors import NotConfigured
 from node.settings import Settings
@@ -37,7 +37,8 @@ __all__ = [
     "status",
 ]
 
-TargetKind = Literal["study", "revision", "workitem", "delivery", "notification"]
+TargetKind = Literal["study", "revision", "workitem", "delivery", "notification", "commitment", "availability"]
+_OUTGOING = ("delivery", "notification", "commitment", "availability")
 #: So many digits a database's integer holds for certain.
 _DIGITS = 18
 _STUDY_ROWS: Mapping[str, Any] = {
@@ -50,6 +51,10 @@ _STUDY_ROWS: Mapping[str, Any] = {
     "notification": select(schema.notification.c.id, schema.revision.c.study_id).select_from(
         schema.notification.join(schema.revision)
     ),
+    "commitment": select(schema.commitment.c.id, null().label("study_id")),
+    "availability": select(schema.availability.c.id, schema.revision.c.study_id).select_from(
+        schema.availability.join(schema.revision)
+    ),
 }
 _TABLES = {
     "study": schema.study,
@@ -57,16 +62,18 @@ _TABLES = {
     "workitem": schema.workitem,
     "delivery": schema.delivery,
     "notification": schema.notification,
+    "commitment": schema.commitment,
+    "availability": schema.availability,
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What an action is about: a row, and the study that it belongs to."""
+    """What an action is about: a row, and the study that it belongs to; a commitment may be about many."""
 
     kind: TargetKind
     id: int
-    study_id: int
+    study_id: int | None
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.id}"
@@ -115,7 +122,8 @@ def retry(database: Database, target: str, *, by: str) -> Done:
     """Try again what is parked: a study, a workitem, a delivery, a notification, or everything parked of a study.
 
     A study is judged anew after a full quiet period. A workitem is replaced by a new one that names it. A
-    delivery sends the stored bytes, a notification the stored message under its control id.
+    delivery sends the stored bytes, a notification the stored message under its control id. A commitment is weighed
+    anew and reported.
 
     Raises
     ------
@@ -153,8 +161,8 @@ def cancel(database: Database, target: str, *, by: str) -> Done:
             if one.kind == "workitem" and state in (lifecycle.SCHEDULED, lifecycle.IN_PROGRESS):
                 worklist.cancel(connection, worklist.get(connection, one.id), reason)
                 done.changed.append(f"{one}: {state} -> {lifecycle.CANCELED}")
-            elif one.kind in ("delivery", "notification") and state == lifecycle.PENDING:
-                outbox.park(connection, one.kind, one.id, study_id=one.study_id, answer=reason)
+            elif one.kind in _OUTGOING and state == lifecycle.PENDING:
+                outbox.park(connection, cast(outbox.Kind, one.kind), one.id, study_id=one.study_id, answer=reason)
                 done.changed.append(f"{one}: {state} -> {lifecycle.PARKED}")
             else:
                 done.unchanged.append(f"{one} is {state}: nothing to cancel")
@@ -178,6 +186,9 @@ def rerun(database: Database, study_instance_uid: str, *, by: str) -> Done:
     done = Done()
     with database.write() as connection:
         found = resolve(connection, study_instance_uid)
+        if found.study_id is None:
+            done.unchanged.append(f"{found} belongs to no one study: nothing to run again")
+            return done
         study = studies.get(connection, found.study_id)
         revision = studies.last_revision(connection, found.study_id)
         if revision is None or study.state != lifecycle.COMPLETE:
@@ -359,6 +370,8 @@ _RETRY: Mapping[str, Callable[[Connection, Target, str, Done], None]] = {
     "workitem": _retry_workitem,
     "delivery": _retry_outgoing,
     "notification": _retry_notification,
+    "commitment": _retry_outgoing,
+    "availability": _retry_outgoing,
 }
 
 
@@ -403,6 +416,7 @@ def _parked_of(connection: Connection, study: Target) -> list[Target]:
         "workitem": w.parked.is_(True),
         "delivery": d.state == lifecycle.PARKED,
         "notification": (n.state == lifecycle.PARKED) & ~later_message(),
+        "availability": schema.availability.c.state == lifecycle.PARKED,
     }
     return found + _rows_of(connection, study, conditions)
 
@@ -412,6 +426,7 @@ def _open_of(connection: Connection, study: Target) -> list[Target]:
         "workitem": schema.workitem.c.state.in_((lifecycle.SCHEDULED, lifecycle.IN_PROGRESS)),
         "delivery": schema.delivery.c.state == lifecycle.PENDING,
         "notification": schema.notification.c.state == lifecycle.PENDING,
+        "availability": schema.availability.c.state == lifecycle.PENDING,
     }
     return _rows_of(connection, study, conditions)
 
@@ -419,7 +434,7 @@ def _open_of(connection: Connection, study: Target) -> list[Target]:
 def _rows_of(connection: Connection, study: Target, conditions: Mapping[TargetKind, Any]) -> list[Target]:
     found = []
     for kind, condition in conditions.items():
-        of_revision = kind in ("revision", "notification")
+        of_revision = kind in ("revision", "notification", "availability")
         study_column = schema.revision.c.study_id if of_revision else schema.workitem.c.study_id
         query = _STUDY_ROWS[kind].where(study_column == study.study_id, condition).order_by(_TABLES[kind].c.id)
         found += [Target(kind=kind, id=row.id, study_id=study.study_id) for row in connection.execute(query)]

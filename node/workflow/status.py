@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, exists, func, select
+from sqlalchemy import Connection, exists, func, literal, select
 
 from storage import control, lifecycle, schema
 from storage.records import Pause
@@ -20,6 +20,8 @@ _TABLES = {
     "workitem": schema.workitem,
     "delivery": schema.delivery,
     "notification": schema.notification,
+    "commitment": schema.commitment,
+    "availability": schema.availability,
 }
 
 
@@ -80,6 +82,8 @@ def status(connection: Connection, limit: int = 200) -> Status:
         *_workitem_items(connection, limit, parked=True),
         *_delivery_items(connection, lifecycle.PARKED, limit),
         *_notification_items(connection, lifecycle.PARKED, limit),
+        *_commitment_items(connection, lifecycle.PARKED, limit),
+        *_availability_items(connection, lifecycle.PARKED, limit),
     ]
     waiting = [
         *_receiving_studies(connection, limit),
@@ -87,6 +91,8 @@ def status(connection: Connection, limit: int = 200) -> Status:
         *_workitem_items(connection, limit, parked=False),
         *_delivery_items(connection, lifecycle.PENDING, limit),
         *_notification_items(connection, lifecycle.PENDING, limit),
+        *_commitment_items(connection, lifecycle.PENDING, limit),
+        *_availability_items(connection, lifecycle.PENDING, limit),
     ]
     q = schema.quarantine.c
     refused = connection.execute(select(schema.quarantine).order_by(q.id.desc()).limit(20)).all()
@@ -272,7 +278,43 @@ def _notification_items(connection: Connection, state: str, limit: int) -> list[
     ]  # fmt: skip
 
 
-def _outgoing(kind: str, row: Any, what: str, answer: str, peer_kind: str, peer: str, held: frozenset[str]) -> Item:
+def _commitment_items(connection: Connection, state: str, limit: int) -> list[Item]:
+    """Reports that peers are owed; a commitment may be about many studies, so none is named."""
+    c, r = schema.commitment.c, schema.commitment_reference.c
+    count = select(func.count()).where(r.commitment_id == c.id).scalar_subquery().label("references")
+    rows = connection.execute(
+        select(schema.commitment, literal("").label("study_instance_uid"), count)
+        .where(c.state == state)
+        .order_by(c.id)
+        .limit(limit)
+    ).all()
+    return [
+        _outgoing("commitment", row, f"{row.references} instances for {row.calling_ae_title}", row.answer)
+        for row in rows
+    ]
+
+
+def _availability_items(connection: Connection, state: str, limit: int) -> list[Item]:
+    a, r, s = schema.availability.c, schema.revision.c, schema.study.c
+    rows = connection.execute(
+        select(schema.availability, r.number, s.study_instance_uid)
+        .select_from(schema.availability.join(schema.revision).join(schema.study))
+        .where(a.state == state)
+        .order_by(a.id)
+        .limit(limit)
+    ).all()
+    return [_outgoing("availability", row, f"revision {row.number} to {row.peer}", row.answer) for row in rows]
+
+
+def _outgoing(
+    kind: str,
+    row: Any,
+    what: str,
+    answer: str,
+    peer_kind: str = "",
+    peer: str = "",
+    held: frozenset[str] = frozenset(),
+) -> Item:
     parked = row.state == lifecycle.PARKED
     paused = not parked and peer in held
     tried = f"tried {row.tries} times" if row.tries != 1 else "tried once"
