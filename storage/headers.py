@@ -7,7 +7,6 @@ an element with an invalid value is kept as it was sent where it can be, and lef
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import struct
 import unicodedata
@@ -19,14 +18,17 @@ from typing import Any, BinaryIO, cast
 
 import pydicom
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.filereader import _read_file_meta_info, read_dataset, read_preamble
+from pydicom.filereader import _read_file_meta_info, read_preamble
+from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from storage.errors import NotDicom
 from storage.inflating import Inflating
+from storage.scanning import scan
 
 __all__ = ["INSTANCE_KEYWORDS", "SERIES_KEYWORDS", "STUDY_KEYWORDS", "Header", "attribute_value", "read_header"]
 
@@ -115,8 +117,10 @@ INSTANCE_KEYWORDS = [
 ]
 _OTHER_KEYWORDS = ("ContributingEquipmentSequence",)
 
-_WANTED: list[Any] = sorted(
-    {tag_for_keyword(k) for k in (*STUDY_KEYWORDS, *SERIES_KEYWORDS, *INSTANCE_KEYWORDS, *_OTHER_KEYWORDS)} - {None}
+_WANTED = frozenset(
+    tag
+    for keyword in (*STUDY_KEYWORDS, *SERIES_KEYWORDS, *INSTANCE_KEYWORDS, *_OTHER_KEYWORDS)
+    if (tag := tag_for_keyword(keyword)) is not None
 )
 _CHUNK = 1 << 20
 _MAXIMUM_VALUES = 64
@@ -177,18 +181,20 @@ def read_header(path: Path) -> Header:
     NotDicom
         With the reason: no Part 10 file, truncated, nested too deeply, or without an identifying UID.
     """
-    with _Sized(io.FileIO(path)) as file:
+    with path.open("rb") as file:
         start = _dataset_start(file)
         digest = _digest_from(file, start)
         size = file.tell()
         file.seek(0)
-        dataset = _read(file)
-        _check_complete(file, dataset, size)
-    transfer_syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", ""))
-    if not transfer_syntax:
-        raise NotDicom("the file meta information has no Transfer Syntax UID (0002,0010)")
-    if not _is_uid(transfer_syntax):
-        raise NotDicom("Transfer Syntax UID (0002,0010) is no UID: digits and dots, at most 64 characters (PS3.5 9.1)")
+        dataset, end = _read(file, size)
+        transfer_syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", ""))
+        if not transfer_syntax:
+            raise NotDicom("the file meta information has no Transfer Syntax UID (0002,0010)")
+        if not _is_uid(transfer_syntax):
+            raise NotDicom(
+                "Transfer Syntax UID (0002,0010) is no UID: digits and dots, at most 64 characters (PS3.5 9.1)"
+            )
+        _check_complete(file, transfer_syntax, end, size)
     uids = {
         keyword: _uid(dataset, keyword)
         for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
@@ -201,8 +207,8 @@ def read_header(path: Path) -> Header:
         sop_class_uid=uids["SOPClassUID"],
         transfer_syntax_uid=transfer_syntax,
         identity=_identity(dataset),
-        device_uids=frozenset(str(item.get("DeviceUID", "")) for item in equipment) - {""},
-        manufacturers=frozenset(str(item.get("Manufacturer", "")) for item in equipment) - {""},
+        device_uids=frozenset(_text(item, "DeviceUID") for item in equipment) - {""},
+        manufacturers=frozenset(_text(item, "Manufacturer") for item in equipment) - {""},
         digest=digest,
         size=size,
         dataset=dataset,
@@ -222,26 +228,25 @@ def attribute_value(attributes: Any, keyword: str) -> Any:
     return plain[0] if len(plain) == 1 else plain
 
 
-class _Unsized(Exception):
-    """Somebody asked for all that is left of a file."""
-
-
-class _Sized(io.BufferedReader):
-    """A file that is read piece by piece: only what inflates a whole dataset asks for all of it at once."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or size < 0:
-            raise _Unsized
-        return super().read(size)
-
-
-def _read(file: BinaryIO) -> Dataset:
+def _read(file: BinaryIO, size: int) -> tuple[Dataset, int]:
+    """Return the elements that are wanted, with the file meta information, and where reading them ended."""
     try:
-        try:
-            return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_WANTED)
-        except _Unsized:
-            # pydicom has read the file meta information and would now inflate the rest, however much that is.
-            return _read_deflated(file)
+        read_preamble(file, False)
+        meta = _read_file_meta_info(file)
+        syntax = str(getattr(meta, "TransferSyntaxUID", ""))
+        implicit, big_endian = syntax == ImplicitVRLittleEndian, syntax == ExplicitVRBigEndian
+        if syntax == DeflatedExplicitVRLittleEndian:
+            # PS3.5 A.5: inflated piece by piece, as far as the pixel data; the rest is inflated and not kept.
+            stream = Inflating(file)
+            found, end = scan(cast(BinaryIO, stream), _WANTED, implicit=False, big_endian=False, size=None)
+            stream.finish()
+        else:
+            # A syntax that is not known is explicit little endian like all but two (PS3.5 10, A.4).
+            found, end = scan(file, _WANTED, implicit=implicit, big_endian=big_endian, size=size)
+        dataset = Dataset(cast(dict[BaseTag, DataElement | RawDataElement], found))
+        dataset.set_original_encoding(implicit, not big_endian, dataset._character_set)
+        dataset.file_meta = meta
+        return dataset, end
     except NotDicom:
         raise
     except RecursionError:
@@ -254,31 +259,11 @@ def _read(file: BinaryIO) -> Dataset:
         raise NotDicom(f"the dataset cannot be read ({type(error).__name__})") from None
 
 
-def _read_deflated(file: BinaryIO) -> Dataset:
-    """Read a deflated dataset (PS3.5 A.5) as far as its pixel data; the rest is inflated and not kept."""
-    file.seek(0)
-    read_preamble(file, False)
-    meta = _read_file_meta_info(file)
-    stream = Inflating(file)
-    # Group 7FE0 is pixel data, or its sizes and offsets.
-    dataset = read_dataset(
-        cast(BinaryIO, stream),
-        is_implicit_VR=False,
-        is_little_endian=True,
-        stop_when=lambda tag, _vr, _length: tag.group >= 0x7FE0,
-        specific_tags=_WANTED,
-    )
-    stream.finish()
-    dataset.file_meta = meta
-    return dataset
-
-
-def _check_complete(file: BinaryIO, dataset: Dataset, size: int) -> None:
-    """Refuse a dataset whose last value that was looked at, or whose pixel data, is longer than what is there."""
-    syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", ""))
-    if syntax in ("", DeflatedExplicitVRLittleEndian):
+def _check_complete(file: BinaryIO, syntax: str, position: int, size: int) -> None:
+    """Refuse a dataset whose pixel data is longer than what is there."""
+    if syntax == DeflatedExplicitVRLittleEndian:
         return  # a deflated stream that ends early has been refused already
-    position = file.tell()
+    file.seek(position)
     head = file.read(12)
     if position <= size and len(head) < 8:
         return
@@ -325,7 +310,7 @@ def _digest_from(file: BinaryIO, start: int) -> str:
 
 
 def _uid(dataset: Dataset, keyword: str) -> str:
-    value = str(dataset.get(keyword, "") or "").strip("\0 ")
+    value = _text(dataset, keyword).strip("\0 ")
     if not value:
         raise NotDicom(f"the dataset has no {keyword}")
     if not _is_uid(value):
@@ -339,8 +324,30 @@ def _is_uid(value: str) -> bool:
 
 
 def _equipment(dataset: Dataset) -> list[Dataset]:
-    sequence = dataset.get("ContributingEquipmentSequence")
-    return list(sequence) if sequence else []
+    """Return the items of the Contributing Equipment Sequence; what is none, or cannot be read, says nothing."""
+    try:
+        sequence = dataset.get("ContributingEquipmentSequence")
+        return [item for item in sequence or () if isinstance(item, Dataset)]
+    except Exception:  # noqa: BLE001 - see _text
+        return []
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    """Return a value as text; one that its VR does not allow as it was sent, or as nothing where it is no text at all.
+
+    Hostile bytes raise anything: an unknown VR, a number of the wrong length, a character set that does not exist.
+    """
+    tag = Tag(keyword)
+    if tag not in dataset:
+        return ""
+    sent = dataset._dict[tag].value
+    try:
+        value = dataset[tag].value
+        if not isinstance(value, Sequence) or isinstance(value, (str, MultiValue)):
+            return str(value or "")
+    except Exception:  # noqa: BLE001 - see above
+        return sent.decode("latin-1") if isinstance(sent, bytes) else ""
+    return ""
 
 
 def _as_json(dataset: Dataset, keywords: tuple[str, ...] | list[str]) -> dict[str, Any]:
@@ -382,15 +389,15 @@ def _without_nan(value: Any) -> Any:
 
 def _identity(dataset: Dataset) -> dict[str, str]:
     name = ""
-    raw = dataset.get("PatientName")
+    raw = _text(dataset, "PatientName")
     if raw:
-        alphabetic = str(raw).split("=")[0] or str(raw)
+        alphabetic = raw.split("=")[0] or raw
         name = " ".join("^".join(part.strip() for part in alphabetic.split("^")).rstrip("^").split())
     fields = {
-        "patient_id": str(dataset.get("PatientID", "") or ""),
+        "patient_id": _text(dataset, "PatientID"),
         "name": name,
-        "birth_date": str(dataset.get("PatientBirthDate", "") or ""),
-        "sex": str(dataset.get("PatientSex", "") or ""),
+        "birth_date": _text(dataset, "PatientBirthDate"),
+        "sex": _text(dataset, "PatientSex"),
     }
     return {
         key: unicodedata.normalize("NFKC", value).replace("\0", "").strip().casefold() for key, value in fields.items()

@@ -67,10 +67,12 @@ class Inflating(io.RawIOBase):
         if size is None or size < 0:
             size = self._maximum
         wanted = self._at + size
-        self._forget()
-        while self._end < wanted and self._end - self._at <= self._left_to_read and self._more():
-            pass
-        data = bytes(self._held[max(0, self._at - self._first) :][:size]) if self._at < self._end else b""
+        if self._end < wanted:
+            self._forget()
+            while self._end < wanted and self._end - self._at <= self._left_to_read and self._more():
+                pass
+        at = self._at - self._first
+        data = bytes(self._held[at : at + size])
         self._left_to_read -= len(data)
         if self._left_to_read < 0:
             raise NotDicom("the deflated dataset has values too long to be read")
