@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated, Literal
 
-from pydantic import IPvAnyNetwork, model_validator
+from pydantic import Field, IPvAnyNetwork, SecretStr, model_validator
 
 from node.sections import AETitle, Host, Port, Seconds, Section
 
@@ -45,6 +46,14 @@ class Peer(Section):
     #: Where it may call from; empty means anywhere.
     hosts: tuple[IPvAnyNetwork, ...] = ()
     services: tuple[Service, ...] = (Service.ECHO, Service.STORE)
+    #: How many associations it may have at the same time; without a number, as many as there may be in all.
+    maximum_associations: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
+    #: How its user proves itself when it calls (PS3.7 D.3.3.7).
+    username: Annotated[str, Field(min_length=1)] | None = None
+    passcode: SecretStr | None = None
+    user_identity: Literal["required", "optional"] = "required"
+    #: Names of which its TLS certificate has to carry one when it calls; it then may call over TLS only.
+    certificates: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     timeout_seconds: Seconds = 30
 
     @property
@@ -55,7 +64,9 @@ class Peer(Section):
         return Address(self.ae_title, self.host, self.port)
 
     @model_validator(mode="after")
-    def _whole_address(self) -> Peer:
+    def _whole(self) -> Peer:
         if (self.host is None) != (self.port is None):
             raise ValueError("host and port: give both, or neither for a peer that only calls")
+        if self.passcode is not None and self.username is None:
+            raise ValueError("passcode: give the username that it belongs to")
         return self

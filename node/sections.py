@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
-__all__ = ["AETitle", "Host", "Port", "Seconds", "Section", "Token"]
+__all__ = ["AETitle", "Host", "Port", "Seconds", "Section", "Token", "TransferSyntax", "UIDPrefix"]
 
 
 class Section(BaseModel):
@@ -32,8 +32,21 @@ def _is_host(host: str) -> str:
     return host
 
 
+def _is_transfer_syntax(name: str) -> str:
+    from pydicom.uid import UID_dictionary  # type: ignore[attr-defined]
+
+    for uid, (_, kind, _, _, keyword) in UID_dictionary.items():
+        if kind == "Transfer Syntax" and name in (uid, keyword):
+            return str(uid)
+    raise ValueError("expected the UID of a transfer syntax of DICOM, or its keyword, as in JPEG2000Lossless")
+
+
 AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[\x20-\x5b\x5d-\x7e]+$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Host = Annotated[str, AfterValidator(_is_host)]
 Token = Annotated[SecretStr, AfterValidator(_fits_a_header)]
+#: The UID of a transfer syntax; given as that or as PS3.6's keyword.
+TransferSyntax = Annotated[str, AfterValidator(_is_transfer_syntax)]
+#: A UID, or the beginning of some, which ends with a dot.
+UIDPrefix = Annotated[str, Field(max_length=64, pattern=r"^[0-9]+(\.[0-9]+)*\.?$")]

@@ -19,7 +19,7 @@ from inference.matching import check_condition
 from node.errors import ConfigurationError
 from node.listening import is_loopback
 from node.peers import Peer, Service
-from node.sections import AETitle, Host, Port, Seconds, Section, Token
+from node.sections import AETitle, Host, Port, Seconds, Section, Token, TransferSyntax, UIDPrefix
 from node.sources import Values, read_values, read_yaml
 
 __all__ = [
@@ -60,13 +60,21 @@ class DimseSettings(Section):
     """The Storage and Verification SCP."""
 
     ae_title: AETitle = "OVERREAD"
+    #: Under these titles it is called too.
+    called_ae_titles: tuple[AETitle, ...] = ()
     bind: Host = "127.0.0.1"
     port: Port = 11112
     #: What AEs that are no peers may ask for. Unless it is said: everything on loopback, nothing beyond.
     strangers: tuple[Service, ...] | None = None
     receivers: Annotated[int, Field(ge=1, le=64)] = 2
-    maximum_associations: Annotated[int, Field(ge=1)] = 64
+    #: Of several transfer syntaxes in one presentation context these come first, in this order.
+    transfer_syntaxes: tuple[TransferSyntax, ...] = ()
+    private_sop_classes: bool | tuple[UIDPrefix, ...] = True
+    maximum_associations: Annotated[int, Field(ge=1, le=1 << 16)] = 64
     maximum_pdu: Annotated[int, Field(ge=4096, le=1 << 20)] = 131072
+    #: The association request has to be there within it (ARTIM, PS3.8 9.1.5).
+    artim_timeout_seconds: Seconds = 30
+    idle_timeout_seconds: Seconds = 60
     network_timeout_seconds: Seconds = 60
 
 

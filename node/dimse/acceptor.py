@@ -29,12 +29,13 @@ from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dul import DULServiceProvider
+from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import P_DATA
 
 from node.dimse.commands import StoreRequest, data_pdus, read_store_request, store_response
 from node.dimse.partten import file_head
 from node.dimse.status import Status
-from node.dimse.transport import CONNECTION_CLOSED, IDLE_SECONDS, QuickSocket
+from node.dimse.transport import CONNECTION_CLOSED, IDLE_SECONDS, QuickSocket, TooLong
 from storage.space import has_room
 
 __all__ = ["PART_SUFFIX", "Messages", "Received", "UpperLayer"]
@@ -45,6 +46,7 @@ PART_SUFFIX = ".part"
 _log = structlog.get_logger(__name__)
 _INVALID_PDU = "Evt19"
 _DATA_TRANSFER = "Sta6"
+_ENDING = "Sta13"
 _P_DATA_TF = 0x04
 _PDU_HEAD_LENGTH = 6
 #: Length, context and message control header (PS3.8 9.3.5.1, E.2) of what stands in a data PDU.
@@ -132,8 +134,18 @@ class UpperLayer(DULServiceProvider):
         other for as long as nothing else is to be done.
         """
         connection = cast(QuickSocket, self.socket)
+        if self.state_machine.current_state == _ENDING:
+            # Rejected, aborted or released: only the end of the connection is of interest (PS3.8 Sta13, AA-6).
+            if not connection.drain():
+                self.event_queue.put(CONNECTION_CLOSED)
+            return
         while True:
-            data = self._next_pdu(connection)
+            try:
+                data = self._next_pdu(connection)
+            except TooLong as error:
+                _log.warning("invalid PDU", peer=self._peer_address, error=type(error).__name__, reason=str(error))
+                self.event_queue.put(_INVALID_PDU)
+                return
             if data is None:
                 self.event_queue.put(CONNECTION_CLOSED)
                 return
@@ -149,7 +161,7 @@ class UpperLayer(DULServiceProvider):
         try:
             return connection.read_pdu()
         except OSError as error:
-            if not isinstance(error, ConnectionError) and not self._is_ending:
+            if not isinstance(error, ConnectionError):
                 reason = error.strerror or str(error)
                 _log.warning("connection given up", peer=self._peer_address, reason=reason)
             return None
@@ -158,17 +170,14 @@ class UpperLayer(DULServiceProvider):
         try:
             pdu, event = self._decode_pdu(bytearray(data))
         except Exception as error:  # noqa: BLE001 - whatever the bytes were, they are no PDU
-            if not self._is_ending:
-                _log.warning("invalid PDU", peer=self._peer_address, error=type(error).__name__)
+            _log.warning("invalid PDU", peer=self._peer_address, error=type(error).__name__)
             self.event_queue.put(_INVALID_PDU)
             return
+        if isinstance(pdu, A_ASSOCIATE_RQ):
+            # Of the protocol versions only bit 0 is tested (PS3.8 9.3.2); pynetdicom compares all of them.
+            pdu.protocol_version &= 1
         self.event_queue.put(event)
         self._recv_pdu.put(pdu)
-
-    @property
-    def _is_ending(self) -> bool:
-        """Whether it was aborted already: what still comes is not told of."""
-        return self.state_machine.current_state == "Sta13"
 
     @property
     def _peer_address(self) -> str:

@@ -21,16 +21,15 @@ from pynetdicom import AE, _config, evt
 from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
-from pynetdicom.presentation import PresentationContext
-from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import AddressInformation, AssociationServer, RequestHandler
 from sqlalchemy.exc import SQLAlchemyError
 
 from node.dimse import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, status
 from node.dimse.acceptor import Messages, Received, UpperLayer
-from node.dimse.access import Access, Rejected
+from node.dimse.access import EVERYONE, Access, Admitted, Rejected, Request
 from node.dimse.commands import StoreRequest
-from node.dimse.contexts import accepted_contexts
+from node.dimse.contexts import Rules
+from node.dimse.negotiation import LOCAL_LIMIT_EXCEEDED, TEMPORARY_CONGESTION, Negotiation
 from node.dimse.slots import Slots
 from node.dimse.transport import QuickSocket
 from node.listening import listen
@@ -50,10 +49,8 @@ _BACKLOG = 128
 _ACCEPT_SECONDS = 0.2
 #: How long associations may go on after the receiver was told to stop.
 _GRACE_SECONDS = 3.0
-_ASSOCIATE_SECONDS = 30
 #: A-ASSOCIATE-RQ with 128 contexts and all transfer syntaxes takes some 200 KB, whatever the maximum for P-DATA.
 _LONGEST_PDU = 1 << 20
-_LOCAL_LIMIT_EXCEEDED = (0x02, 0x03, 0x02)  # rejected-transient, presentation related (PS3.8 Table 9-21)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -104,13 +101,14 @@ def run_receiver(
     ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     ae.maximum_pdu_size = settings.maximum_pdu
-    ae.network_timeout = settings.network_timeout_seconds
+    # pynetdicom's name for the time in which nothing at all comes.
+    ae.network_timeout = settings.idle_timeout_seconds
     ae.dimse_timeout = settings.network_timeout_seconds
-    ae.acse_timeout = _ASSOCIATE_SECONDS
+    ae.acse_timeout = settings.artim_timeout_seconds
     # The limit is counted over all processes, by Slots.
     ae.maximum_associations = 1 << 30
-    slots = Slots(incoming / ".associations", settings.maximum_associations)
-    server = _Server(ae, listening, settings, access, handlers, archive, incoming, slots, minimum_free)
+    slots = Slots(incoming / ".associations", access.limits)
+    server = _Server(ae, listening, settings, access, handlers, archive, incoming, slots, minimum_free, stop)
     _log.info("receiver started", ae_title=settings.ae_title, port=server.address_info.port)
     waiting = select.poll()
     waiting.register(listening, select.POLLIN)
@@ -147,6 +145,7 @@ class _Server(AssociationServer):
         incoming: Path,
         slots: Slots,
         minimum_free: int,
+        stop: threading.Event,
     ) -> None:
         self._listening = listening
         self.settings = settings
@@ -156,6 +155,8 @@ class _Server(AssociationServer):
         self.incoming = incoming
         self.slots = slots
         self.minimum_free = minimum_free
+        self.stop = stop
+        self.rules = Rules(transfer_syntaxes=settings.transfer_syntaxes, private=settings.private_sop_classes)
         self._running: set[Intake] = set()
         super().__init__(
             ae,
@@ -232,11 +233,6 @@ class _Connection(RequestHandler):
         server.started(association)
 
 
-def _requested(event: evt.Event) -> None:
-    assert isinstance(event.assoc, Intake)
-    event.assoc.requested()
-
-
 class Intake(Association):
     """One association that objects come in by."""
 
@@ -249,20 +245,20 @@ class Intake(Association):
         self.name = f"AcceptorThread@{peer.address}:{peer.port}"
         self._server: _Server = server
         self._archive = server.archive
-        self._slot: int | None = None
+        self._slots: list[int] = []
         self._began = time.monotonic()
         self._outcomes: Counter[str] = Counter()
         self._bytes = 0
         self._studies: set[str] = set()
         self.dul = UpperLayer(self)
         self.dimse = Messages(self, server.incoming, self._store, server.minimum_free)
+        self.acse = Negotiation(self, self, self._tell_refused)
         self.acse_timeout = ae.acse_timeout
         self.dimse_timeout = ae.dimse_timeout
         self.network_timeout = ae.network_timeout
-        usual = server.settings.maximum_pdu
-        self._quick = QuickSocket(
-            self, connection, server.settings.network_timeout_seconds, usual, max(usual, _LONGEST_PDU)
-        )
+        longest_data = server.settings.maximum_pdu
+        longest = max(longest_data, _LONGEST_PDU)
+        self._quick = QuickSocket(self, connection, server.settings.network_timeout_seconds, longest_data, longest)
         self.set_socket(self._quick)
         self.acceptor.maximum_length = ae.maximum_pdu_size
         self.acceptor.ae_title = server.ae_title
@@ -270,31 +266,44 @@ class Intake(Association):
         self.acceptor.implementation_class_uid = ae.implementation_class_uid
         self.acceptor.implementation_version_name = ae.implementation_version_name
         self.requestor.address_info = peer
-        self.bind(evt.EVT_REQUESTED, _requested)
         for event, handler in server.handlers:
             self.bind(event, handler)
 
-    def requested(self) -> None:
-        """Refuse who may not associate and what is one too many; else offer what of the proposal is supported."""
-        assert self.requestor.primitive is not None
-        assert self.requestor.address_info is not None
-        admitted = self._server.access.admit(
-            called=str(self.requestor.primitive.called_ae_title),
-            calling=str(self.requestor.primitive.calling_ae_title),
-            host=self.requestor.address_info.address,
-        )
+    @property
+    def rules(self) -> Rules:
+        """What the configuration says of contexts."""
+        return self._server.rules
+
+    @property
+    def certificate(self) -> frozenset[str] | None:
+        """The names of the certificate that the peer has shown."""
+        return None
+
+    def admit(self, request: Request) -> Admitted | Rejected:
+        """Refuse who may not associate and what is one too many."""
+        server = self._server
+        admitted = server.access.admit(request)
         if isinstance(admitted, Rejected):
-            _log.warning("association refused", calling_ae_title=self._calling, reason=admitted.why)
-            self.acse.send_reject(*admitted.diagnostic)
-            self.kill()
-            return
-        self._slot = self._server.slots.acquire()
-        if self._slot is None:
-            self.acse.send_reject(*_LOCAL_LIMIT_EXCEEDED)
-            self.kill()
-            return
-        proposed = self.requestor.primitive.presentation_context_definition_list
-        self.acceptor.supported_contexts = accepted_contexts(proposed, admitted.services) or [_nothing()]
+            return admitted
+        if server.stop.is_set():
+            return Rejected(diagnostic=TEMPORARY_CONGESTION, why="the node is about to stop")
+        for limit in (admitted.name, EVERYONE):
+            if limit is None or not server.slots.limited(limit):
+                continue
+            slot = server.slots.acquire(limit)
+            if slot is None:
+                self._free_slots()
+                whose = f"peer {limit}" if limit else "the node"
+                return Rejected(diagnostic=LOCAL_LIMIT_EXCEEDED, why=f"{whose} has as many associations as it may")
+            self._slots.append(slot)
+        return admitted
+
+    def _free_slots(self) -> None:
+        while self._slots:
+            self._server.slots.release(self._slots.pop())
+
+    def _tell_refused(self, rejected: Rejected) -> None:
+        _log.warning("association refused", calling_ae_title=self._calling, reason=rejected.why)
 
     def run_reactor(self) -> None:
         """Serve the association, and leave nothing behind however it ends."""
@@ -362,8 +371,7 @@ class Intake(Association):
             self.dul.join()
         self._quick.end()
         self.dimse.discard()
-        if self._slot is not None:
-            self._server.slots.release(self._slot)
+        self._free_slots()
         try:
             self._archive.association_released(self._studies)
         except (SQLAlchemyError, StorageError) as error:
@@ -391,11 +399,3 @@ class Intake(Association):
             if it_did:
                 return how
         return "connection lost"
-
-
-def _nothing() -> PresentationContext:
-    """Return a context that stands for "none of these": pynetdicom needs one to reject contexts one by one."""
-    context = PresentationContext()
-    context.abstract_syntax = Verification
-    context.transfer_syntax = ["1.2.840.10008.1.2"]
-    return context

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 __all__ = ["Slots"]
+
+#: Each limit has a range of the file for itself.
+_RANGE = 1 << 20
 
 
 class Slots:
@@ -16,20 +20,26 @@ class Slots:
     ----------
     path
         The file; the same for all receivers. Record locks belong to a process: open it once in each.
-    count
-        How many associations there may be.
+    limits
+        How many associations there may be, by name; the same for all receivers.
     """
 
-    def __init__(self, path: Path, count: int) -> None:
+    def __init__(self, path: Path, limits: Mapping[str, int]) -> None:
         self._file = path.open("ab")
-        self._count = count
+        self._limits = dict(limits)
+        self._ranges = {name: number * _RANGE for number, name in enumerate(sorted(limits))}
         self._held: set[int] = set()
         self._lock = threading.Lock()
 
-    def acquire(self) -> int | None:
-        """Return a slot, or None where all are taken."""
+    def limited(self, name: str) -> bool:
+        """Whether there is a limit of this name."""
+        return name in self._limits
+
+    def acquire(self, name: str) -> int | None:
+        """Return a slot under the limit of this name, or None where all are taken."""
+        first = self._ranges[name]
         with self._lock:
-            for slot in range(self._count):
+            for slot in range(first, first + self._limits[name]):
                 if slot in self._held:
                     continue
                 try:

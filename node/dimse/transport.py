@@ -17,7 +17,7 @@ from typing import cast
 from pynetdicom.association import Association
 from pynetdicom.transport import AssociationSocket
 
-__all__ = ["CONNECTION_CLOSED", "IDLE_SECONDS", "QuickSocket"]
+__all__ = ["CONNECTION_CLOSED", "IDLE_SECONDS", "QuickSocket", "TooLong"]
 
 CONNECTION_CLOSED = "Evt17"
 IDLE_SECONDS = 0.1
@@ -25,7 +25,12 @@ IDLE_SECONDS = 0.1
 _ENDING_SECONDS = 0.01
 _PDU_HEAD = struct.Struct(">BxL")
 _PDU_TYPES = range(1, 8)
+_P_DATA_TF = 4
 _READ_AHEAD = 32 * 1024
+
+
+class TooLong(ValueError):
+    """A P-DATA-TF that is longer than the peer was told to send."""
 
 
 class QuickSocket(AssociationSocket):
@@ -39,14 +44,14 @@ class QuickSocket(AssociationSocket):
         Accepted; becomes blocking, with a time limit on every PDU and every write.
     timeout
         That limit, in seconds. The association request has to be there within the association's ``acse_timeout``.
-    usual
-        The length of a PDU that is read without asking for more memory, in bytes.
+    longest_data
+        The longest P-DATA-TF, as it was announced to the peer (PS3.8 D.1); read without asking for more memory.
     longest
-        The longest PDU that is read.
+        The longest PDU of any other kind that is read.
     """
 
     def __init__(
-        self, association: Association, connection: socket.socket, timeout: float, usual: int, longest: int
+        self, association: Association, connection: socket.socket, timeout: float, longest_data: int, longest: int
     ) -> None:
         connection.setblocking(True)
         # Kernel limits rather than settimeout(), which would cost a poll(2) beside every read.
@@ -55,6 +60,8 @@ class QuickSocket(AssociationSocket):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._longest = longest
+        self._longest_data = longest_data
+        self._longest_data = longest_data
         self._timeout = timeout
         self._limit = timeout
         self._requested_by = time.monotonic() + (association.acse_timeout or timeout)
@@ -63,7 +70,7 @@ class QuickSocket(AssociationSocket):
         self._poll = select.poll()
         self._connection = connection.fileno()
         # One read often brings a command and its dataset.
-        self._buffer = memoryview(bytearray(usual + _READ_AHEAD))
+        self._buffer = memoryview(bytearray(longest_data + _READ_AHEAD))
         self._first = self._last = 0
         self._poll.register(self._connection, select.POLLIN)
         self._poll.register(self._wake, select.POLLIN)
@@ -113,6 +120,8 @@ class QuickSocket(AssociationSocket):
         ------
         OSError
             When it did not come in time, or is announced to be longer than any PDU of ours may be.
+        TooLong
+            When it is longer than what the peer was told.
         """
         self._deadline = time.monotonic() + self._timeout
         if self.assoc.dul.state_machine.current_state in ("Sta1", "Sta2"):
@@ -122,6 +131,8 @@ class QuickSocket(AssociationSocket):
             return None
         kind, length = _PDU_HEAD.unpack_from(self._buffer, self._first)
         if kind in _PDU_TYPES:
+            if kind == _P_DATA_TF and length > self._longest_data:
+                raise TooLong(f"a P-DATA-TF of {length} bytes; {self._longest_data} were announced as the longest")
             if length > self._longest:
                 raise OSError(f"a PDU of {length} bytes was announced; the longest accepted is {self._longest}")
             size += length
@@ -129,6 +140,16 @@ class QuickSocket(AssociationSocket):
                 return None
         first, self._first = self._first, self._first + size
         return self._buffer[first : self._first]
+
+    def drain(self) -> bool:
+        """Read what is there and forget it; False where the connection has ended."""
+        self._first = self._last = 0
+        try:
+            return cast(socket.socket, self.socket).recv_into(self._buffer, 0, socket.MSG_DONTWAIT) > 0
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
 
     def _hold(self, size: int) -> bool:
         """Read until so many bytes are held; False where the connection ends before."""

@@ -125,8 +125,8 @@ def test_of_several_transfer_syntaxes_the_senders_own_is_taken(
 
 def test_an_unknown_transfer_syntax_or_service_is_refused_context_by_context(receiver: Receiver) -> None:
     ae = AE("TEST")
-    unknown = "1.2.826.0.1.3680043.8.498.1"
-    contexts = [build_context(CTImageStorage, unknown), build_context(unknown), build_context(CTImageStorage)]
+    unknown, printing = "1.2.826.0.1.3680043.8.498.1", "1.2.840.10008.5.1.1.9"
+    contexts = [build_context(CTImageStorage, unknown), build_context(printing), build_context(CTImageStorage)]
     association = ae.associate("127.0.0.1", receiver.port, contexts, ae_title=receiver.ae_title)
     results = {one.context_id: one.result for one in association.rejected_contexts}
     association.release()
