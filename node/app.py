@@ -34,7 +34,7 @@ from node.settings import Settings
 from node.web.application import Services, run_web
 from node.workflow.way import Way
 from node.workflow.workers import run_performer, run_workflow
-from storage import studies
+from storage import receiving, studies
 from storage.database import Database, migrate
 from storage.intake import Archive
 from storage.retention import reconcile
@@ -107,7 +107,7 @@ def _prepare(settings: Settings, directory: DataDirectory, cards: Mapping[str, C
             {card.device_uid for card in cards.values()},
         )
         with database.write() as connection:
-            studies.restart_quiet_periods(connection)
+            receiving.restart_quiet_periods(connection)
             studies.device_uid(connection)
     finally:
         database.close()
@@ -142,7 +142,7 @@ def _processes(
         database = Database(settings.database_url)
         with database.write() as connection:
             # This receiver may stand for one that died in the middle of a study.
-            studies.restart_quiet_periods(connection)
+            receiving.restart_quiet_periods(connection)
         inlet = archive(database)
         try:
             access = Access(settings.dimse, settings.peers)

@@ -55,6 +55,10 @@ class Peer(Section):
     #: Names of which its TLS certificate has to carry one when it calls; it then may call over TLS only.
     certificates: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     timeout_seconds: Seconds = 30
+    #: The quiet period of studies that come from it, where it is another than completion.quiet_seconds.
+    quiet_seconds: Seconds | None = None
+    #: Whether it is asked by C-FIND how many instances it has of a study that came from it.
+    count: bool = False
 
     @property
     def address(self) -> Address | None:

@@ -90,9 +90,20 @@ class HttpSettings(Section):
 
 
 class CompletionSettings(Section):
-    """When a study is judged complete."""
+    """When a study is judged complete; every wait is counted from its last instance, or the end of an association."""
 
     quiet_seconds: Seconds = 60
+    #: The quiet period once the last association that carried the study was released in order; none: no shorter one.
+    after_release_seconds: Seconds | None = None
+    #: So long is a procedure step waited for that has not ended, or that names instances which are not here.
+    mpps_seconds: Seconds = 300
+    #: When a peer with ``count: true`` is asked; none: once the quiet period is over.
+    count_after_seconds: Seconds | None = None
+    count_every_seconds: Seconds = 30
+    #: So long are instances waited for that the peer has and the node has not.
+    count_seconds: Seconds = 600
+    #: So long may a study grow before a revision is opened all the same.
+    maximum_seconds: Seconds = 14400
 
 
 class RetrySettings(Section):
@@ -172,11 +183,23 @@ class Route(Section):
     notify: tuple[str, ...] = ()
     #: Where set, it stands over what the card says.
     select: Literal["best", "each"] | None = None
+    #: The quiet period of studies that it matches; it stands over that of the peer.
+    quiet_seconds: Seconds | None = None
+    #: Series that a study which it matches should have before it is judged, each a condition like ``match``.
+    expect: tuple[Mapping[str, Any], ...] = ()
+    expect_seconds: Seconds = 600
 
     @field_validator("match")
     @classmethod
     def _checked(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
         check_condition(value, "match")
+        return value
+
+    @field_validator("expect")
+    @classmethod
+    def _each_checked(cls, value: tuple[Mapping[str, Any], ...]) -> tuple[Mapping[str, Any], ...]:
+        for number, one in enumerate(value):
+            check_condition(one, f"expect[{number}]")
         return value
 
 
@@ -260,6 +283,9 @@ class Settings(BaseSettings):
                 )
             if self.peers[destination.peer].address is None:
                 raise ValueError(f"destinations.{name}.peer: peer {destination.peer!r} has no host and port to call")
+        for name, peer in self.peers.items():
+            if peer.count and peer.address is None:
+                raise ValueError(f"peers.{name}.count: it has no host and port to be asked at")
         return self
 
     @model_validator(mode="after")

@@ -12,8 +12,9 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Table, insert, select, update
 
-from storage import changefeed, lifecycle, schema
+from storage import changefeed, flags, lifecycle, schema
 from storage.database import now
+from storage.flags import contradicting, spoken
 from storage.headers import SERIES_KEYWORDS, STUDY_KEYWORDS, Header, attribute_value
 from storage.matching import folded
 
@@ -150,6 +151,16 @@ def insert_instance(
             after="CONFLICT",
             reason=f"SOP Instance UID {header.sop_instance_uid} stands under two Study or Series Instance UIDs",
         )
+    for row in others:
+        for study, other in ((study_id, row["study_instance_uid"]), (row["study_id"], header.study_instance_uid)):
+            place = (
+                "two of its series"
+                if other == header.study_instance_uid == row["study_instance_uid"]
+                else f"study {other}"
+            )
+            flags.raise_flag(
+                connection, study, flags.CONFLICT, other, f"instances of it stand in {place} under the same UID"
+            )
     return Indexed(outcome=Outcome.CONFLICT, instance_id=instance_id, made_here=made_here)
 
 
@@ -237,6 +248,16 @@ def _again(
         after="VARIANT",
         reason=f"the same SOP Instance UID came again with another {difference}; the first is kept",
     )
+    changed = contradicting([row["identity"], header.identity])
+    if changed and not row["made_here"]:
+        flags.raise_flag(
+            connection,
+            row["study_id"],
+            flags.DEMOGRAPHICS,
+            ",".join(changed),
+            f"instances came again from {origin.calling_ae_title or 'an unknown sender'} with another "
+            f"{spoken(changed)}; the first are kept",
+        )
     return Outcome.VARIANT
 
 
@@ -279,6 +300,7 @@ def _study_row(connection: Connection, header: Header, *, evidence: bool) -> int
                 first_received_at=at,
                 last_received_at=at,
                 quiet_from=at,
+                receiving_from=at,
             )
         ).inserted_primary_key
         assert key is not None
@@ -292,7 +314,13 @@ def _study_row(connection: Connection, header: Header, *, evidence: bool) -> int
         )
         if row.state == lifecycle.COMPLETE:
             lifecycle.transition(
-                connection, "study", row.id, lifecycle.RECEIVING, study_id=row.id, reason="a further instance came"
+                connection,
+                "study",
+                row.id,
+                lifecycle.RECEIVING,
+                study_id=row.id,
+                reason="a further instance came",
+                receiving_from=at,
             )
     return int(row.id)
 

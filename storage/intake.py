@@ -9,12 +9,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sqlalchemy import update
 from sqlalchemy.exc import IntegrityError
 
-from storage import lifecycle, schema
+from storage import receiving
 from storage.blobs import Blobs
-from storage.database import Database, now
+from storage.database import Database
 from storage.errors import Mismatch, NotDicom, StorageError
 from storage.headers import Header, read_header
 from storage.index import Indexed, Origin, Outcome, insert_instance, is_made_here, quarantine_blob
@@ -127,18 +126,16 @@ class Archive:
         """Put bytes into quarantine that an earlier check has refused."""
         self._quarantine(path, reason, origin)
 
-    def association_released(self, study_instance_uids: Iterable[str]) -> None:
-        """Start the quiet period of these studies anew: their sender has just let go."""
+    def association_ended(self, study_instance_uids: Iterable[str], released: Collection[str] = ()) -> None:
+        """Start the quiet period of these studies anew: an association that carried them has ended.
+
+        ``released`` are those that it let go of in order and that no other association carries.
+        """
         uids = list(study_instance_uids)
         if not uids:
             return
         with self._database.write() as connection:
-            s = schema.study.c
-            connection.execute(
-                update(schema.study)
-                .where(s.study_instance_uid.in_(uids), s.state == lifecycle.RECEIVING)
-                .values(quiet_from=now(connection))
-            )
+            receiving.association_ended(connection, uids, released)
 
     def close(self) -> None:
         """Finish what was offered and stop."""

@@ -9,7 +9,7 @@ import sqlalchemy
 from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import IntegrityError
 
-from storage import lifecycle, schema
+from storage import lifecycle, receiving, schema
 from storage.database import now
 from storage.errors import AlreadyThere, IllegalTransition, Unknown
 from storage.records import ProcedureStep
@@ -112,6 +112,8 @@ def update(
             reason=_what(get(connection, sop_instance_uid)),
             ended_at=now(connection),
         )
+        if step.study_instance_uid is not None:
+            receiving.look_again(connection, step.study_instance_uid)
     return get(connection, sop_instance_uid)
 
 

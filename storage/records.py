@@ -14,6 +14,8 @@ __all__ = [
     "Commitment",
     "Delivery",
     "Document",
+    "Flag",
+    "Inquiry",
     "Instance",
     "Notification",
     "Pause",
@@ -53,6 +55,12 @@ class Study:
     first_received_at: datetime
     last_received_at: datetime
     quiet_from: datetime
+    receiving_from: datetime | None = None
+    released_at: datetime | None = None
+    looked_at: datetime | None = None
+    waiting_for: str = ""
+    look_at: datetime | None = None
+    asked_by: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,3 +317,33 @@ class ProcedureStep:
     calling_ae_title: str
     created_at: datetime
     ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inquiry:
+    """What a sender was asked about a study, and its last answer.
+
+    ``count`` is its Number of Study Related Instances (0020,1208); None where it gave none, and ``answer`` says why.
+    """
+
+    id: int
+    study_id: int
+    peer: str
+    due_at: datetime | None
+    asked_at: datetime | None
+    asked: int
+    failures: int
+    count: int | None
+    answer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flag:
+    """Something about a study that somebody should look at; names no patient."""
+
+    id: int
+    study_id: int
+    kind: str
+    subject: str
+    reason: str
+    raised_at: datetime

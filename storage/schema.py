@@ -92,6 +92,16 @@ study = Table(
     Column("first_received_at", UtcDateTime, nullable=False),
     Column("last_received_at", UtcDateTime, nullable=False),
     Column("quiet_from", UtcDateTime, nullable=False, index=True),
+    # Since when it grows: it was first received, or opened again.
+    Column("receiving_from", UtcDateTime, nullable=True),
+    # When no association carried it any more that had; it stands only where it is not before quiet_from.
+    Column("released_at", UtcDateTime, nullable=True),
+    # When it was last looked at and not judged, what for, and when to look again whatever comes.
+    Column("looked_at", UtcDateTime, nullable=True),
+    Column("waiting_for", Text, nullable=False, server_default=""),
+    Column("look_at", UtcDateTime, nullable=True),
+    # Who asked for a verdict now.
+    Column("asked_by", Text, nullable=False, server_default=""),
 )
 
 series = Table(
@@ -163,6 +173,38 @@ procedure_step = Table(
     Column("calling_ae_title", Text, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("ended_at", UtcDateTime, nullable=True),
+)
+
+# What a sender was asked about a study (C-FIND), and its last answer: evidence for completion.
+inquiry = Table(
+    "inquiry",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("study_id", _Id, ForeignKey("study.id"), nullable=False),
+    Column("peer", Text, nullable=False),
+    # When to ask; null where nothing is to be asked.
+    Column("due_at", UtcDateTime, nullable=True),
+    Column("asked_at", UtcDateTime, nullable=True),
+    Column("asked", Integer, nullable=False, server_default="0"),
+    # How many times in a row it gave no number.
+    Column("failures", Integer, nullable=False, server_default="0"),
+    Column("count", Integer, nullable=True),
+    Column("answer", Text, nullable=False, server_default=""),
+    UniqueConstraint("study_id", "peer"),
+)
+
+# What somebody should look at although nothing waits for it.
+flag = Table(
+    "flag",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("study_id", _Id, ForeignKey("study.id"), nullable=False),
+    Column("kind", String(16), nullable=False),
+    # What it is about: another study, a revision. One flag for each.
+    Column("subject", String(64), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("raised_at", UtcDateTime, nullable=False),
+    UniqueConstraint("study_id", "kind", "subject"),
 )
 
 tombstone = Table(
@@ -418,6 +460,7 @@ pause = Table(
 
 # What a queue looks at: the open rows only, so that a long history costs nothing.
 Index("ix_delivery_due", delivery.c.destination, delivery.c.state, delivery.c.next_at)
+Index("ix_inquiry_due", inquiry.c.peer, inquiry.c.due_at)
 Index("ix_notification_due", notification.c.receiver, notification.c.state, notification.c.next_at)
 Index("ix_commitment_due", commitment.c.calling_ae_title, commitment.c.state, commitment.c.next_at)
 Index("ix_availability_due", availability.c.peer, availability.c.state, availability.c.next_at)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from typing import Any
 
 from pydicom.uid import generate_uid
@@ -18,10 +17,10 @@ __all__ = [
     "by_uid",
     "decisions",
     "device_uid",
-    "due_for_verdict",
     "evidence",
     "exclude",
     "get",
+    "held",
     "judge_anew",
     "last_revision",
     "lock",
@@ -29,7 +28,6 @@ __all__ = [
     "record_decision",
     "reopen",
     "report_again",
-    "restart_quiet_periods",
     "revision",
     "revisions",
     "revisions_in",
@@ -74,37 +72,21 @@ def by_uid(connection: Connection, study_instance_uid: str) -> Study:
     return Study(**row)
 
 
-def due_for_verdict(connection: Connection, quiet_seconds: float, limit: int = 20) -> list[Study]:
-    """Return the studies whose quiet period is over, those that have waited longest first."""
-    s = schema.study.c
-    rows = connection.execute(
-        select(schema.study)
-        .where(
-            s.state == lifecycle.RECEIVING,
-            s.quiet_from <= now(connection) - timedelta(seconds=quiet_seconds),
-            s.excluded.is_(False),
-            s.historical.is_(False),
-        )
-        .order_by(s.quiet_from)
-        .limit(limit)
-    )
-    return [Study(**row) for row in rows.mappings()]
-
-
-def restart_quiet_periods(connection: Connection) -> int:
-    """Give every open study a full quiet period anew: receiving was interrupted. Returns how many there were."""
-    return connection.execute(
-        update(schema.study).where(schema.study.c.state == lifecycle.RECEIVING).values(quiet_from=now(connection))
-    ).rowcount
-
-
-def evidence(connection: Connection, study_id: int, *, up_to: int | None = None) -> list[Instance]:
+def evidence(connection: Connection, study_id: int, *, after: int = 0, up_to: int | None = None) -> list[Instance]:
     """Return the instances that count: neither made here nor excluded, in the order they came."""
     i = schema.instance.c
     query = select(schema.instance).where(i.study_id == study_id, i.made_here.is_(False), i.excluded.is_(False))
+    if after:
+        query = query.where(i.id > after)
     if up_to is not None:
         query = query.where(i.id <= up_to)
     return [Instance(**row) for row in connection.execute(query.order_by(i.id)).mappings()]
+
+
+def held(connection: Connection, study_id: int) -> set[str]:
+    """Return the SOP Instance UIDs of all that is held of a study, whether it counts or not."""
+    i = schema.instance.c
+    return set(connection.execute(select(i.sop_instance_uid).where(i.study_id == study_id)).scalars())
 
 
 def series_of(connection: Connection, study_id: int) -> list[Series]:
@@ -188,6 +170,10 @@ def settle_without_revision(connection: Connection, study: Study, reason: str) -
         study_id=study.id,
         reason=reason,
         evidence_changed=False,
+        looked_at=None,
+        look_at=None,
+        waiting_for="",
+        asked_by="",
     )
 
 
@@ -195,7 +181,9 @@ def reopen(connection: Connection, study: Study, reason: str) -> None:
     """Let a study be judged anew, after a full quiet period (an operator asked for it)."""
     at = now(connection)
     if study.state == lifecycle.RECEIVING:
-        connection.execute(update(schema.study).where(schema.study.c.id == study.id).values(quiet_from=at))
+        connection.execute(
+            update(schema.study).where(schema.study.c.id == study.id).values(quiet_from=at, receiving_from=at)
+        )
         return
     lifecycle.transition(
         connection,
@@ -205,6 +193,7 @@ def reopen(connection: Connection, study: Study, reason: str) -> None:
         study_id=study.id,
         reason=reason,
         quiet_from=at,
+        receiving_from=at,
     )
 
 

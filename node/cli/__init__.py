@@ -187,6 +187,20 @@ def cancel(target: TargetArgument, config: ConfigOption = _CONFIG, by: ByOption 
 
 
 @app.command()
+def complete(study: StudyArgument, config: ConfigOption = _CONFIG, by: ByOption = "") -> None:
+    """Judge a study now that is still being received, whatever is waited for.
+
+    Example: **overread complete 1.2.840.113619.2.55.3.1**
+
+    What it waits for stands in **overread explain**. What comes afterwards opens the next revision.
+    """
+    from node.workflow import control
+
+    with opened(config) as (_, database):
+        show(control.complete(database, study, by=asker(by)))
+
+
+@app.command()
 def rerun(study: StudyArgument, config: ConfigOption = _CONFIG, by: ByOption = "") -> None:
     """Route a study anew, with the routes and models as they are now: new documents, which name their predecessors.
 

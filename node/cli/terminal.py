@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["show_checks", "show_done", "show_status", "show_story", "show_studies"]
 
 _GOOD = frozenset({"COMPLETED", "DELIVERED", "ACKNOWLEDGED", "SUCCEEDED", "COMPLETE", "REPORTED"})
+#: What a verdict keeps that is shown in lines of its own, or that the flags say.
+_TOLD_APART = frozenset({"weighed", "missing", "flags"})
 _BAD = frozenset({"PARKED", "FAILED", "LOST", "CANCELED"})
 
 
@@ -49,6 +51,15 @@ def show_story(console: Console, story: Story, *, events: bool) -> None:
     ):
         if count:
             branch.add(f"[yellow]{count} {text}[/]")
+    for flag in story.flags:
+        tree.add(f"[yellow]flagged {_at(flag.at)}: {escape(flag.reason)}[/]")
+    for step in story.procedure_steps:
+        text = f"{step.instances} instances in {step.series} series  {step.sop_instance_uid}"
+        said = f"procedure step of {step.calling_ae_title or 'a modality'}"
+        tree.add(f"{escape(said)}  {_state(step.state)}  {_at(step.ended_at or step.at)}  {escape(text)}")
+    for counted in story.counts:
+        when = f"asked {counted.asked}x, {_at(counted.at)}" if counted.at else "about to be asked"
+        tree.add(escape(f"count at peer {counted.peer}: {when}  {counted.answer}".rstrip()))
     for revision in story.revisions:
         _add_revision(tree, revision, story.workitems)
     if events:
@@ -69,7 +80,13 @@ def _add_revision(tree: Tree, revision: RevisionTold, workitems: Sequence[Workit
     if not asked:
         why = branch.add("why complete")
         for key, value in revision.verdict.items():
+            if key in _TOLD_APART or value in ("", []):
+                continue
             why.add(escape(f"{key.replace('_', ' ')}: {_value(value)}"))
+        for one in revision.verdict.get("weighed", []):
+            why.add(escape(str(one.get("says"))))
+        for missing in revision.verdict.get("missing", []):
+            why.add(f"[yellow]missing: {escape(missing)}[/]")
     for decision in revision.decisions:
         _add_decision(branch, decision)
     for workitem in workitems:
@@ -149,6 +166,12 @@ def show_status(console: Console, status: Status) -> None:
         console.print(f"[yellow]paused       {escape(f'{hold.kind} {hold.name}')} since {_at(hold.since)}[/]")
     _items(console, "waiting", status.waiting)
     _items(console, "parked", status.parked)
+    for flag in status.flagged:
+        console.print(f"[yellow]flagged[/] {flag.kind} {_at(flag.raised_at)}", soft_wrap=True, highlight=False)
+        for name, text in (("study", flag.study_instance_uid), ("why", flag.reason)):
+            console.print(f"    {name:<6}{escape(text)}", soft_wrap=True, highlight=False)
+    if status.flagged_in_all > len(status.flagged):
+        console.print(f"flagged in all: {status.flagged_in_all}")
     if status.refused_in_all:
         table = Table(
             title=f"refused: {status.refused_in_all}, kept in the data directory under quarantine", title_justify="left"
@@ -164,7 +187,7 @@ def show_status(console: Console, status: Status) -> None:
                 escape(one.reason),
             )
         console.print(table)
-    if not (status.waiting or status.parked or status.refused_in_all):
+    if not (status.waiting or status.parked or status.flagged or status.refused_in_all):
         console.print("nothing waits, nothing is parked")
 
 

@@ -27,6 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from node.dimse import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, status
 from node.dimse.acceptor import Messages, Received, UpperLayer
 from node.dimse.access import EVERYONE, Access, Admitted, Rejected, Request
+from node.dimse.carried import Carried
 from node.dimse.commands import StoreRequest
 from node.dimse.contexts import Rules
 from node.dimse.negotiation import LOCAL_LIMIT_EXCEEDED, TEMPORARY_CONGESTION, Negotiation
@@ -108,7 +109,8 @@ def run_receiver(
     # The limit is counted over all processes, by Slots.
     ae.maximum_associations = 1 << 30
     slots = Slots(incoming / ".associations", access.limits)
-    server = _Server(ae, listening, settings, access, handlers, archive, incoming, slots, minimum_free, stop)
+    carried = Carried(incoming / ".carried")
+    server = _Server(ae, listening, settings, access, handlers, archive, incoming, slots, carried, minimum_free, stop)
     _log.info("receiver started", ae_title=settings.ae_title, port=server.address_info.port)
     waiting = select.poll()
     waiting.register(listening, select.POLLIN)
@@ -117,6 +119,7 @@ def run_receiver(
             server.accept()
     _finish(server)
     slots.close()
+    carried.close()
     _log.info("receiver stopped")
 
 
@@ -144,6 +147,7 @@ class _Server(AssociationServer):
         archive: Archive,
         incoming: Path,
         slots: Slots,
+        carried: Carried,
         minimum_free: int,
         stop: threading.Event,
     ) -> None:
@@ -154,6 +158,7 @@ class _Server(AssociationServer):
         self.archive = archive
         self.incoming = incoming
         self.slots = slots
+        self.carried = carried
         self.minimum_free = minimum_free
         self.stop = stop
         self.rules = Rules(transfer_syntaxes=settings.transfer_syntaxes, private=settings.private_sop_classes)
@@ -343,7 +348,9 @@ class Intake(Association):
         except Exception as error:  # noqa: BLE001 - this is the edge: every error becomes a status
             return self._refused(status.status_for(error), error)
         self._outcomes[receipt.outcome] += 1
-        self._studies.add(receipt.study_instance_uid)
+        if receipt.study_instance_uid not in self._studies:
+            self._studies.add(receipt.study_instance_uid)
+            self._server.carried.begin(receipt.study_instance_uid)
         return status.SUCCESS
 
     def _refused(self, answer: status.Status, error: BaseException | None = None) -> status.Status:
@@ -373,7 +380,8 @@ class Intake(Association):
         self.dimse.discard()
         self._free_slots()
         try:
-            self._archive.association_released(self._studies)
+            alone = self._server.carried.end(self._studies)
+            self._archive.association_ended(self._studies, alone if self.is_released else ())
         except (SQLAlchemyError, StorageError) as error:
             # The quiet period then runs from the last instance, a little earlier.
             _log.warning("release not recorded", error=type(error).__name__)

@@ -141,6 +141,10 @@ def router(services: Services) -> APIRouter:
     def rerun(study_instance_uid: StudyUID, body: By | None = None) -> control.Done:
         return control.rerun(database, study_instance_uid, by=_by(body))
 
+    @api.post("/studies/{study_instance_uid}/complete", summary="Judge a study now, whatever is still waited for")
+    def complete(study_instance_uid: StudyUID, body: By | None = None) -> control.Done:
+        return control.complete(database, study_instance_uid, by=_by(body))
+
     @api.post("/studies/{study_instance_uid}/cancel", summary="Stop everything of a study that is open")
     def cancel(study_instance_uid: StudyUID, body: By | None = None) -> control.Done:
         return control.cancel(database, study_instance_uid, by=_by(body))

@@ -29,6 +29,7 @@ STATUSES: Final[Mapping[type[Exception], int]] = {
     node_errors.ConfigurationError: 400,
     storage_errors.InvalidQuery: 400,
     storage_errors.NotDicom: 400,
+    storage_errors.AlreadyThere: 409,
     storage_errors.Unknown: 404,
     storage_errors.IllegalTransition: 409,
     storage_errors.StillNeeded: 409,

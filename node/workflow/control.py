@@ -16,7 +16,7 @@ from node.errors import NotConfigured
 from node.settings import Settings
 from node.workflow.status import Item, Refused, Status, later_message, status
 from storage import control as holds
-from storage import lifecycle, outbox, schema, studies, worklist
+from storage import lifecycle, outbox, receiving, schema, studies, worklist
 from storage.database import Database
 from storage.errors import Unknown
 from storage.records import Study, Workitem
@@ -28,6 +28,7 @@ __all__ = [
     "Status",
     "Target",
     "cancel",
+    "complete",
     "exclude",
     "pause",
     "rerun",
@@ -214,6 +215,37 @@ def rerun(database: Database, study_instance_uid: str, *, by: str) -> Done:
             reason=reason,
         )
         done.changed.append(f"study:{study.id}: revision {opened.number} is routed anew")
+    return done
+
+
+def complete(database: Database, study_instance_uid: str, *, by: str) -> Done:
+    """Have a study that is being received be judged now, whatever is still waited for.
+
+    Two patients in it park it all the same. What comes afterwards opens the next revision.
+
+    Raises
+    ------
+    Unknown
+        When the study was never received.
+    """
+    done = Done()
+    with database.write() as connection:
+        found = resolve(connection, study_instance_uid)
+        if found.kind != "study":
+            raise Unknown(f"{found} is no study, and only studies are judged")
+        study = studies.get(connection, found.id)
+        name = f"study:{study.id}"
+        if study.state == lifecycle.PARKED:
+            done.unchanged.append(f"{name} is parked: remove the cause, then overread retry {name}")
+        elif study.state == lifecycle.COMPLETE:
+            done.unchanged.append(f"{name} is judged complete already; overread rerun routes it anew")
+        elif study.excluded or study.historical:
+            done.unchanged.append(f"{name} is {'excluded' if study.excluded else 'historical'}: nothing runs on it")
+        elif study.asked_by:
+            done.unchanged.append(f"{name}: a verdict was asked for by {study.asked_by} already")
+        else:
+            receiving.ask_for_verdict(connection, study, by)
+            done.changed.append(f"{name} is judged now")
     return done
 
 

@@ -14,33 +14,49 @@ from node.workflow.way import Way
 from storage import control, lifecycle, studies, worklist
 from storage.headers import read_header
 from storage.index import describe_anew
-from storage.records import Instance, Revision, Study
+from storage.records import Revision, Study
 
 __all__ = ["judge", "park_revision", "route_revision"]
 
 _log = structlog.get_logger("overread.workflow")
 
 
-def judge(way: Way, study: Study, quiet_seconds: float) -> int:
-    """Weigh one study in a view of its own, and do what the verdict says unless something came in between."""
+def judge(way: Way, due: Sequence[Study]) -> int:
+    """Look at studies, judge those that are ready and put off the others. Returns how many were judged."""
+    verdicts = [(study, _weighed(way, study)) for study in due]
+    waiting = [(study, verdict) for study, verdict in verdicts if verdict.outcome == "wait"]
+    if waiting:
+        with way.database.write() as connection:
+            for study, verdict in waiting:
+                completion.put_off(connection, study, verdict)
+    return sum(_settle(way, study, verdict) for study, verdict in verdicts if verdict.outcome != "wait")
+
+
+def _weighed(way: Way, study: Study) -> completion.Verdict:
+    """Weigh one study in a view of its own."""
     try:
-        described = _described_anew(way, study) if study.evidence_changed else study
         with way.database.read() as connection:
-            verdict = completion.weigh(
-                connection,
-                described,
-                quiet_seconds,
-                lambda one, instances: _selectable(way, connection, one, instances),
-            )
+            verdict = completion.weigh(connection, study, way)
+        if verdict.outcome == "wait" or not study.evidence_changed:
+            return verdict
+        described = _described_anew(way, study)
+        with way.database.read() as connection:
+            return completion.weigh(connection, described, way)
     except SQLAlchemyError:
         raise
     except Exception as error:  # noqa: BLE001 - one study that cannot be judged must not hold up the others
         _log.exception("study could not be judged", study=study.study_instance_uid)
-        verdict = completion.Verdict(outcome="parked", reason=f"it could not be judged: {type(error).__name__}")
+        return completion.Verdict(outcome="parked", reason=f"it could not be judged: {type(error).__name__}")
+
+
+def _settle(way: Way, study: Study, verdict: completion.Verdict) -> int:
+    """Do what a verdict says, unless something came in between."""
     with way.database.write() as connection:
         studies.lock(connection, study.id)
         current = studies.get(connection, study.id)
-        if (current.state, current.quiet_from, current.excluded) != (study.state, study.quiet_from, study.excluded):
+        if (current.state, current.excluded) != (study.state, study.excluded):
+            return 0
+        if current.quiet_from != study.quiet_from and not verdict.forced:
             return 0  # an instance came: a full quiet period anew
         completion.carry_out(connection, current, verdict)
     _log.info("study judged", study=study.study_instance_uid, outcome=verdict.outcome)
@@ -97,11 +113,6 @@ def _described_anew(way: Way, study: Study) -> Study:
         studies.lock(connection, study.id)
         describe_anew(connection, study.id, headers)
         return studies.get(connection, study.id)
-
-
-def _selectable(way: Way, connection: Connection, study: Study, instances: Sequence[Instance]) -> bool:
-    candidates = routing.candidates_of(study, studies.series_of(connection, study.id), instances)
-    return any(routing.could_select(one, way.routes, way.cards) for one in candidates)
 
 
 def _decide(way: Way, connection: Connection, revision: Revision) -> tuple[list[routing.Decision], bool]:

@@ -19,7 +19,7 @@ from node.settings import Route
 from storage.headers import INSTANCE_KEYWORDS, SERIES_KEYWORDS, STUDY_KEYWORDS, attribute_value
 from storage.records import Instance, Series, Study
 
-__all__ = ["Candidate", "Decision", "InputSet", "candidates_of", "could_select", "weigh"]
+__all__ = ["Candidate", "Decision", "InputSet", "candidates_of", "could_select", "unmet", "weigh"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +132,7 @@ def weigh(candidates: Sequence[Candidate], route: Route, card: Card | None, *, d
     if card.demonstration and not demonstrations:
         reasons += (f"{card.name} is a demonstration model and demonstration_models is false: it does not run",)
         return Decision(route=route, model=model, matched=False, reasons=reasons)
+    reasons += tuple(f"expected series did not come: {one}" for one in unmet(candidates, route))
     role = card.inputs[0]
     readable, refused = _readable(matched, role)
     reasons += refused
@@ -169,6 +170,28 @@ def could_select(candidate: Candidate, routes: Sequence[Route], cards: Mapping[s
         )
         for route in routes
     )
+
+
+def unmet(candidates: Sequence[Candidate], route: Route) -> list[str]:
+    """Return what a route expects of the study's series and no series is, in the words of its conditions.
+
+    A condition may look at the number of instances of the series, as Number of Series Related Instances (0020,1209).
+    """
+    series = [{**one.attributes, "NumberOfSeriesRelatedInstances": len(one.instances)} for one in candidates]
+    return [
+        _said(condition)
+        for condition in route.expect
+        if not any(evaluate(condition, attributes).matched for attributes in series)
+    ]
+
+
+def _said(condition: Any) -> str:
+    """Write a condition on one line, as its file has it."""
+    if isinstance(condition, Mapping):
+        return ", ".join(f"{key} {_said(value)}" for key, value in condition.items())
+    if isinstance(condition, (list, tuple)):
+        return " or ".join(_said(one) for one in condition)
+    return str(condition)
 
 
 def _matching(candidates: Sequence[Candidate], route: Route) -> tuple[list[Candidate], tuple[str, ...]]:

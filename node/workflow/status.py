@@ -8,10 +8,10 @@ from typing import Any
 
 from sqlalchemy import Connection, exists, func, literal, select
 
-from storage import control, lifecycle, schema
+from storage import control, flags, lifecycle, schema
 from storage.records import Pause
 
-__all__ = ["Item", "Refused", "Status", "later_message", "status"]
+__all__ = ["Flagged", "Item", "Refused", "Status", "later_message", "status"]
 
 
 _TABLES = {
@@ -51,13 +51,25 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Flagged:
+    """Something about a study that somebody should look at, although nothing waits for it."""
+
+    study_instance_uid: str
+    kind: str
+    reason: str
+    raised_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """What the node holds (states and how many of each), what waits, what is parked, paused and refused."""
+    """What the node holds (states and how many of each), what waits, what is parked, paused, flagged and refused."""
 
     counts: dict[str, dict[str, int]]
     waiting: list[Item] = field(default_factory=list)
     parked: list[Item] = field(default_factory=list)
     paused: list[Pause] = field(default_factory=list)
+    flagged: list[Flagged] = field(default_factory=list)
+    flagged_in_all: int = 0
     refused: list[Refused] = field(default_factory=list)
     refused_in_all: int = 0
 
@@ -101,6 +113,11 @@ def status(connection: Connection, limit: int = 200) -> Status:
         waiting=waiting,
         parked=parked,
         paused=control.pauses(connection),
+        flagged=[
+            Flagged(study_instance_uid=uid, kind=one.kind, reason=one.reason, raised_at=one.raised_at)
+            for one, uid in flags.latest(connection)
+        ],
+        flagged_in_all=flags.count(connection),
         refused=[
             Refused(
                 blob=row.blob,
@@ -162,12 +179,24 @@ def _receiving_studies(connection: Connection, limit: int) -> list[Item]:
             study_instance_uid=row.study_instance_uid,
             state=row.state,
             what="study",
-            reason="excluded by an operator" if row.excluded else "being received; quiet since the time shown",
+            reason=_received_for(row),
             since=row.quiet_from,
-            todo=f"overread exclude --undo {row.study_instance_uid}" if row.excluded else "",
+            todo=f"overread exclude --undo {row.study_instance_uid}"
+            if row.excluded
+            else f"overread complete {row.study_instance_uid}"
+            if row.waiting_for
+            else "",
         )
         for row in rows
     ]
+
+
+def _received_for(row: Any) -> str:
+    if row.excluded:
+        return "excluded by an operator"
+    if row.waiting_for:
+        return f"quiet since the time shown, and waited on: {row.waiting_for}"
+    return "being received; quiet since the time shown"
 
 
 def _revision_items(connection: Connection, state: str, limit: int) -> list[Item]:

@@ -16,25 +16,47 @@ import structlog
 
 from node.delivery.port import Delivered, Destination
 from node.delivery.port import Refused as DeliveryRefused
+from node.dimse.finder import count_instances
 from node.notify.mllp import Accepted, Silent, Unreachable
 from node.notify.receivers import Receiver
+from node.workflow import completion
 from node.workflow.judging import judge, route_revision
 from node.workflow.performing import Run, attempt_workitem
 from node.workflow.reporting import record, report_revision
 from node.workflow.way import Way
-from storage import attempts, control, lifecycle, outbox, studies
+from storage import attempts, control, inquiries, lifecycle, outbox, receiving, studies
+from storage.database import now
 
-__all__ = ["complete", "deliver", "notify", "perform", "route", "send"]
+__all__ = ["complete", "count", "deliver", "notify", "perform", "route", "send"]
 
 _log = structlog.get_logger("overread.workflow")
 
 
 def complete(way: Way) -> int:
-    """Judge every study whose quiet period is over. Returns how many were judged."""
-    quiet_seconds = way.settings.completion.quiet_seconds
+    """Look at every study that may be complete and judge those that are. Returns how many were judged."""
     with way.database.read() as connection:
-        due = studies.due_for_verdict(connection, quiet_seconds)
-    return sum(judge(way, study, quiet_seconds) for study in due)
+        due = receiving.due_for_verdict(
+            connection, completion.shortest_quiet_seconds(way), way.settings.completion.maximum_seconds
+        )
+    return judge(way, due)
+
+
+def count(way: Way, name: str) -> int:
+    """Ask one peer how many instances it has of the studies that wait for its answer. Returns how many were asked."""
+    with way.database.read() as connection:
+        due = inquiries.due(connection, name)
+    peer = way.settings.peers[name]
+    assert peer.address is not None
+    for inquiry, study_instance_uid in due:
+        with way.database.read() as connection:
+            asked_at = now(connection)
+        counted = count_instances(
+            peer.address, way.settings.dimse.ae_title, study_instance_uid, timeout=peer.timeout_seconds
+        )
+        with way.database.write() as connection:
+            inquiries.answered(connection, inquiry, asked_at=asked_at, count=counted.count, answer=counted.answer)
+        _log.info("peer counted", peer=name, study=study_instance_uid, count=counted.count)
+    return len(due)
 
 
 def route(way: Way) -> int:

@@ -12,11 +12,14 @@ from sqlalchemy import Connection, func, select
 
 from node.workflow.told import (
     AttemptTold,
+    CountTold,
     DecisionTold,
     DeliveryTold,
     DocumentTold,
     Event,
+    FlagTold,
     NotificationTold,
+    ProcedureStepTold,
     Received,
     RevisionTold,
     SeriesTold,
@@ -25,7 +28,18 @@ from node.workflow.told import (
     UseTold,
     WorkitemTold,
 )
-from storage import attempts, changefeed, lifecycle, outbox, schema, studies, worklist
+from storage import (
+    attempts,
+    changefeed,
+    flags,
+    inquiries,
+    lifecycle,
+    outbox,
+    procedure_steps,
+    schema,
+    studies,
+    worklist,
+)
 from storage.records import Change, Document, Revision, Study, Workitem
 
 __all__ = [
@@ -73,6 +87,27 @@ def tell(connection: Connection, study_instance_uid: str) -> Story:
         excluded=study.excluded,
         historical=study.historical,
         received=_received(connection, study),
+        waiting_for=study.waiting_for,
+        flags=[
+            FlagTold(kind=one.kind, subject=one.subject, reason=one.reason, at=one.raised_at)
+            for one in flags.of_study(connection, study.id)
+        ],
+        procedure_steps=[
+            ProcedureStepTold(
+                sop_instance_uid=one.sop_instance_uid,
+                calling_ae_title=one.calling_ae_title,
+                state=one.state,
+                series=len(one.performed_series),
+                instances=sum(map(len, one.performed_series.values())),
+                at=one.created_at,
+                ended_at=one.ended_at,
+            )
+            for one in procedure_steps.for_study(connection, study_instance_uid)
+        ],
+        counts=[
+            CountTold(peer=one.peer, asked=one.asked, at=one.asked_at, count=one.count, answer=one.answer)
+            for one in inquiries.of_study(connection, study.id)
+        ],
         revisions=revisions_told,
         workitems=workitems,
         events=_events(changes),
@@ -291,6 +326,8 @@ def _summary(
         reasons = [one.reason for one in changes if one.kind == "study" and one.after == lifecycle.PARKED]
         return f"parked: {reasons[-1] if reasons and reasons[-1] else 'no reason was recorded'}"
     if study.state == lifecycle.RECEIVING:
+        if study.waiting_for:
+            return f"being received, and waited on: {study.waiting_for}"
         return "being received: it is judged once nothing more has come for the quiet period"
     if not revisions:
         return "no image of it was received that could be read; only evidence documents"

@@ -8,11 +8,14 @@ from typing import Any
 
 __all__ = [
     "AttemptTold",
+    "CountTold",
     "DecisionTold",
     "DeliveryTold",
     "DocumentTold",
     "Event",
+    "FlagTold",
     "NotificationTold",
+    "ProcedureStepTold",
     "Received",
     "RevisionTold",
     "SeriesTold",
@@ -196,8 +199,45 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FlagTold:
+    """Something about the study that somebody should look at; the same words stand in the change feed."""
+
+    kind: str
+    subject: str
+    reason: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcedureStepTold:
+    """What a modality has said of its work on the study (MPPS)."""
+
+    sop_instance_uid: str
+    calling_ae_title: str
+    state: str
+    series: int
+    instances: int
+    at: datetime
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountTold:
+    """What a sender was asked about the study (C-FIND), and its last answer."""
+
+    peer: str
+    asked: int
+    at: datetime | None
+    count: int | None
+    answer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Story:
-    """The whole way of one study, oldest first; ``summary`` says in a sentence where it stands."""
+    """The whole way of one study, oldest first; ``summary`` says in a sentence where it stands.
+
+    ``waiting_for`` is what holds up its verdict.
+    """
 
     target: str
     study_instance_uid: str
@@ -206,6 +246,10 @@ class Story:
     excluded: bool
     historical: bool
     received: Received
+    waiting_for: str
+    flags: list[FlagTold]
+    procedure_steps: list[ProcedureStepTold]
+    counts: list[CountTold]
     revisions: list[RevisionTold]
     workitems: list[WorkitemTold]
     events: list[Event]

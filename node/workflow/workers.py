@@ -39,6 +39,8 @@ def run_workflow(
     """Judge, route, deliver and notify until ``stop``: every peer has a thread, so that none waits for another."""
     loops: list[tuple[str, Callable[[], int]]] = [("judge", lambda: steps.complete(way) + steps.route(way))]
     loops.append(("notify", lambda: steps.notify(way, receivers)))
+    for name in (name for name, peer in way.settings.peers.items() if peer.count):
+        loops.append((f"count-{name}", lambda name=name: steps.count(way, name)))  # type: ignore[misc]
     for destination in destinations:
         loops.append((f"deliver-{destination.name}", lambda destination=destination: steps.deliver(way, destination)))  # type: ignore[misc]
     for name, receiver in receivers.items():

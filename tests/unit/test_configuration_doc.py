@@ -64,7 +64,7 @@ def test_the_routes_in_the_documentation_load() -> None:
     import yaml
 
     blocks = re.findall(r"```yaml\n(- name.*?)```", DOC.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         for route in yaml.safe_load(block):
             Route.model_validate(route)

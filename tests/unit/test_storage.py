@@ -17,7 +17,7 @@ from pydicom.uid import generate_uid
 from sqlalchemy import delete, event, func, insert, select, text, update
 from sqlalchemy.exc import DatabaseError
 
-from storage import attempts, changefeed, lifecycle, namesearch, outbox, schema, studies, worklist
+from storage import attempts, changefeed, lifecycle, namesearch, outbox, receiving, schema, studies, worklist
 from storage.blobs import FileBlobs
 from storage.database import Database, Watch, migrate, now, schema_versions
 from storage.errors import IllegalTransition, LeaseLost, NotDicom, StillNeeded, StorageError, Unknown
@@ -309,12 +309,12 @@ def test_a_study_is_due_only_after_a_full_quiet_period_and_every_start_gives_a_n
 ) -> None:
     study = holding.study(tmp_path)
     with holding.database.write() as connection:
-        assert studies.due_for_verdict(connection, 3600) == []
-        assert [one.id for one in studies.due_for_verdict(connection, 0)] == [study.id]
+        assert receiving.due_for_verdict(connection, 3600) == []
+        assert [one.id for one in receiving.due_for_verdict(connection, 0)] == [study.id]
         studies.exclude(connection, study)
-        assert studies.due_for_verdict(connection, 0) == []
+        assert receiving.due_for_verdict(connection, 0) == []
         studies.exclude(connection, study, excluded=False)
-        assert studies.restart_quiet_periods(connection) == 1
+        assert receiving.restart_quiet_periods(connection) == 1
         assert studies.get(connection, study.id).quiet_from > study.quiet_from
 
 
