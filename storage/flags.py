@@ -13,8 +13,8 @@ from typing import Any, Final
 from sqlalchemy import Connection, func, insert, select
 
 from storage import changefeed, schema
+from storage.attributes import attribute_value
 from storage.database import now
-from storage.headers import attribute_value
 from storage.records import Flag, Study
 
 __all__ = [

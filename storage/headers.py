@@ -7,17 +7,15 @@ an element with an invalid value is kept as it was sent where it can be, and lef
 from __future__ import annotations
 
 import hashlib
-import math
 import struct
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import pydicom
-from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
@@ -26,105 +24,18 @@ from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
+from storage.attributes import INSTANCE_KEYWORDS, SERIES_KEYWORDS, STUDY_KEYWORDS, WANTED, as_json
 from storage.errors import NotDicom
 from storage.inflating import Inflating
+from storage.quickread import Elements, read_elements
 from storage.scanning import scan
 
-__all__ = ["INSTANCE_KEYWORDS", "SERIES_KEYWORDS", "STUDY_KEYWORDS", "Header", "attribute_value", "read_header"]
+__all__ = ["Header", "Written", "read_header"]
 
-#: PS3.18 Tables 10.6.3-3 to 10.6.3-5, and what routes and cards commonly ask for.
-STUDY_KEYWORDS = [
-    "SpecificCharacterSet",
-    "StudyDate",
-    "StudyTime",
-    "AccessionNumber",
-    "IssuerOfAccessionNumberSequence",
-    "ReferringPhysicianName",
-    "TimezoneOffsetFromUTC",
-    "StudyDescription",
-    "PatientName",
-    "PatientID",
-    "IssuerOfPatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "PatientAge",
-    "StudyInstanceUID",
-    "StudyID",
-    "InstitutionName",
-    "ProcedureCodeSequence",
-    "PlacerOrderNumberImagingServiceRequest",
-    "FillerOrderNumberImagingServiceRequest",
-]
-SERIES_KEYWORDS = [
-    "Modality",
-    "SeriesDescription",
-    "SeriesInstanceUID",
-    "SeriesNumber",
-    "SeriesDate",
-    "SeriesTime",
-    "BodyPartExamined",
-    "ProtocolName",
-    "Laterality",
-    "PatientPosition",
-    "Manufacturer",
-    "ManufacturerModelName",
-    "StationName",
-    "FrameOfReferenceUID",
-    "PerformedProcedureStepStartDate",
-    "PerformedProcedureStepStartTime",
-    "PerformedProcedureStepDescription",
-    "RequestedProcedureDescription",
-    "RequestAttributesSequence",
-    "ContrastBolusAgent",
-    "ConvolutionKernel",
-    "SliceThickness",
-    "ViewPosition",
-    "DeviceSerialNumber",
-]
-INSTANCE_KEYWORDS = [
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "InstanceNumber",
-    "ImageType",
-    "AcquisitionNumber",
-    "AcquisitionDate",
-    "AcquisitionTime",
-    "ContentDate",
-    "ContentTime",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "NumberOfFrames",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "PixelSpacing",
-    "ImagerPixelSpacing",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "SliceThickness",
-    "SpacingBetweenSlices",
-    "ConvolutionKernel",
-    "ViewPosition",
-    "ImageLaterality",
-    "PatientOrientation",
-    "BurnedInAnnotation",
-    "CompletionFlag",
-    "VerificationFlag",
-    "ConceptNameCodeSequence",
-    "ContentLabel",
-    "ContentDescription",
-    "SegmentationType",
-]
-_OTHER_KEYWORDS = ("ContributingEquipmentSequence",)
-
-_WANTED = frozenset(
-    tag
-    for keyword in (*STUDY_KEYWORDS, *SERIES_KEYWORDS, *INSTANCE_KEYWORDS, *_OTHER_KEYWORDS)
-    if (tag := tag_for_keyword(keyword)) is not None
-)
+_EQUIPMENT = 0x0018A001
+#: Study, series, instance and SOP class; patient's id, name, birth date and sex.
+_IDENTIFYING = (0x0020000D, 0x0020000E, 0x00080018, 0x00080016, 0x00100020, 0x00100010, 0x00100030, 0x00100040)
 _CHUNK = 1 << 20
-_MAXIMUM_VALUES = 64
-_MAXIMUM_TEXT = 10_240
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 
 #: A value's own text must never stop an object from being taken in.
@@ -151,36 +62,63 @@ class Header:
     manufacturers: frozenset[str]
     digest: str
     size: int
-    dataset: Dataset = field(repr=False, compare=False)
+    source: Dataset | Elements = field(repr=False, compare=False)
 
     def elements(self, keywords: Sequence[str]) -> dict[str, Any]:
         """Return some elements as DICOM JSON; those that are absent or empty are left out."""
-        return {tag: one for tag, one in _as_json(self.dataset, list(keywords)).items() if one.get("Value")}
+        return {tag: one for tag, one in as_json(self.source, keywords).items() if one.get("Value")}
 
     @cached_property
     def study(self) -> dict[str, Any]:
         """The study-level elements."""
-        return _as_json(self.dataset, STUDY_KEYWORDS)
+        return as_json(self.source, STUDY_KEYWORDS)
 
     @cached_property
     def series(self) -> dict[str, Any]:
         """The series-level elements."""
-        return _as_json(self.dataset, SERIES_KEYWORDS)
+        return as_json(self.source, SERIES_KEYWORDS)
 
     @cached_property
     def instance(self) -> dict[str, Any]:
         """The instance-level elements."""
-        return _as_json(self.dataset, INSTANCE_KEYWORDS)
+        return as_json(self.source, INSTANCE_KEYWORDS)
 
 
-def read_header(path: Path) -> Header:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What is known of a Part 10 file from its writing, so that it need not be read again.
+
+    ``beginning`` is its first bytes, ``digest`` the SHA-256 of all from ``dataset_start`` on.
+    """
+
+    beginning: bytes
+    size: int
+    digest: str
+    dataset_start: int
+
+
+def read_header(path: Path, written: Written | None = None) -> Header:
     """Read a DICOM Part 10 file's header and the SHA-256 of its dataset (without file meta).
+
+    Parameters
+    ----------
+    path
+        The file; not touched where what is known of it from its writing suffices.
+    written
+        That, where this process has just written it.
 
     Raises
     ------
     NotDicom
         With the reason: no Part 10 file, truncated, nested too deeply, or without an identifying UID.
     """
+    if written is not None:
+        elements = read_elements(written.beginning, written.size, WANTED)
+        # What has a group 0002 of its own behind ours has another digest than was computed.
+        if elements is not None and elements.start == written.dataset_start:
+            header = _plain_header(elements, written.digest, written.size)
+            if header is not None:
+                return header
     with path.open("rb") as file:
         start = _dataset_start(file)
         digest = _digest_from(file, start)
@@ -211,21 +149,31 @@ def read_header(path: Path) -> Header:
         manufacturers=frozenset(_text(item, "Manufacturer") for item in equipment) - {""},
         digest=digest,
         size=size,
-        dataset=dataset,
+        source=dataset,
     )
 
 
-def attribute_value(attributes: Any, keyword: str) -> Any:
-    """Return one attribute of a DICOM JSON object: a value, a list of values, or None where absent or empty."""
-    tag = tag_for_keyword(keyword)
-    element = attributes.get(f"{tag:08X}") if tag is not None else None
-    if element is None:
+def _plain_header(elements: Elements, digest: str, size: int) -> Header | None:
+    """Make a header of what is plainly there; None where pydicom should look."""
+    study, series, instance, sop_class, *patient = map(elements.text, _IDENTIFYING)
+    if _EQUIPMENT in elements or None in patient or any("=" in one for one in patient if one):
         return None
-    values = element.get("Value", [])
-    plain = [one.get("Alphabetic", "") if isinstance(one, dict) and element["vr"] == "PN" else one for one in values]
-    if not plain:
+    if not all(uid and _is_uid(uid) for uid in (study, series, instance, sop_class, elements.transfer_syntax_uid)):
         return None
-    return plain[0] if len(plain) == 1 else plain
+    assert study is not None and series is not None and instance is not None and sop_class is not None  # noqa: PT018
+    return Header(
+        study_instance_uid=study,
+        series_instance_uid=series,
+        sop_instance_uid=instance,
+        sop_class_uid=sop_class,
+        transfer_syntax_uid=elements.transfer_syntax_uid,
+        identity=_normalised(*map(str, patient)),
+        device_uids=frozenset(),
+        manufacturers=frozenset(),
+        digest=digest,
+        size=size,
+        source=elements,
+    )
 
 
 def _read(file: BinaryIO, size: int) -> tuple[Dataset, int]:
@@ -238,11 +186,11 @@ def _read(file: BinaryIO, size: int) -> tuple[Dataset, int]:
         if syntax == DeflatedExplicitVRLittleEndian:
             # PS3.5 A.5: inflated piece by piece, as far as the pixel data; the rest is inflated and not kept.
             stream = Inflating(file)
-            found, end = scan(cast(BinaryIO, stream), _WANTED, implicit=False, big_endian=False, size=None)
+            found, end = scan(cast(BinaryIO, stream), WANTED, implicit=False, big_endian=False, size=None)
             stream.finish()
         else:
             # A syntax that is not known is explicit little endian like all but two (PS3.5 10, A.4).
-            found, end = scan(file, _WANTED, implicit=implicit, big_endian=big_endian, size=size)
+            found, end = scan(file, WANTED, implicit=implicit, big_endian=big_endian, size=size)
         dataset = Dataset(cast(dict[BaseTag, DataElement | RawDataElement], found))
         dataset.set_original_encoding(implicit, not big_endian, dataset._character_set)
         dataset.file_meta = meta
@@ -350,55 +298,16 @@ def _text(dataset: Dataset, keyword: str) -> str:
     return ""
 
 
-def _as_json(dataset: Dataset, keywords: tuple[str, ...] | list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for tag in _tags(tuple(keywords)):
-        try:
-            if tag not in dataset:
-                continue
-            element = dataset[tag]
-            if element.VM > _MAXIMUM_VALUES or _is_endless(element.value):
-                continue
-            value: dict[str, Any] = element.to_json_dict(None, bulk_data_threshold=1 << 30)
-        except Exception:  # noqa: BLE001, S112 - one invalid value must not keep the object out of the index
-            continue
-        found[f"{element.tag:08X}"] = _without_nan(value)
-    return found
-
-
-def _is_endless(value: Any) -> bool:
-    """Whether a text is longer than any that the index is meant to hold (PS3.5 6.2: LT, 10,240 characters)."""
-    return isinstance(value, str) and len(value) > _MAXIMUM_TEXT
-
-
-@cache
-def _tags(keywords: tuple[str, ...]) -> tuple[BaseTag, ...]:
-    return tuple(Tag(keyword) for keyword in keywords)
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN or infinity, and PostgreSQL no NUL in text."""
-    if isinstance(value, dict):
-        return {key: _without_nan(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(one) for one in value]
-    if isinstance(value, float) and (not math.isfinite(value)):
-        return None
-    return value.replace("\0", "") if isinstance(value, str) else value
-
-
 def _identity(dataset: Dataset) -> dict[str, str]:
-    name = ""
-    raw = _text(dataset, "PatientName")
-    if raw:
-        alphabetic = raw.split("=")[0] or raw
-        name = " ".join("^".join(part.strip() for part in alphabetic.split("^")).rstrip("^").split())
-    fields = {
-        "patient_id": _text(dataset, "PatientID"),
-        "name": name,
-        "birth_date": _text(dataset, "PatientBirthDate"),
-        "sex": _text(dataset, "PatientSex"),
-    }
+    return _normalised(*(_text(dataset, one) for one in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex")))
+
+
+@lru_cache(maxsize=64)
+def _normalised(patient_id: str, name: str, birth_date: str, sex: str) -> dict[str, str]:
+    """Make two spellings of the same patient equal; of a name only the alphabetic group counts, where there is one."""
+    name = name.split("=", maxsplit=1)[0] or name
+    name = " ".join("^".join(part.strip() for part in name.split("^")).rstrip("^").split())
+    fields = {"patient_id": patient_id, "name": name, "birth_date": birth_date, "sex": sex}
     return {
         key: unicodedata.normalize("NFKC", value).replace("\0", "").strip().casefold() for key, value in fields.items()
     }

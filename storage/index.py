@@ -13,9 +13,10 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, Table, insert, select, update
 
 from storage import changefeed, flags, lifecycle, schema
+from storage.attributes import SERIES_KEYWORDS, STUDY_KEYWORDS, attribute_value
 from storage.database import now
 from storage.flags import contradicting, spoken
-from storage.headers import SERIES_KEYWORDS, STUDY_KEYWORDS, Header, attribute_value
+from storage.headers import Header
 from storage.matching import folded
 
 __all__ = [

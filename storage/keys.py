@@ -9,8 +9,8 @@ from typing import Any
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
+from storage.attributes import INSTANCE_KEYWORDS, SERIES_KEYWORDS, STUDY_KEYWORDS
 from storage.errors import InvalidQuery
-from storage.headers import INSTANCE_KEYWORDS, SERIES_KEYWORDS, STUDY_KEYWORDS
 from storage.matching import EMPTY, combined_matcher, is_universal, matcher
 
 __all__ = ["COMPUTED", "KNOWN", "Key", "Level", "Query", "Test", "compiled", "key_vr", "parse_key", "parse_tag"]

@@ -14,7 +14,7 @@ from inference.card import Card
 from inference.findings import Code
 from node.notify.report import DocumentReference, Report, Result, ResultState
 from storage import lifecycle, outbox, studies, worklist
-from storage.headers import attribute_value
+from storage.attributes import attribute_value
 from storage.records import Document, Revision, Study, Workitem
 
 __all__ = ["build_report", "receivers_of", "says"]

@@ -16,7 +16,7 @@ from typing import Any
 from inference.card import Card, InputRole
 from inference.matching import evaluate
 from node.settings import Route
-from storage.headers import INSTANCE_KEYWORDS, SERIES_KEYWORDS, STUDY_KEYWORDS, attribute_value
+from storage.attributes import INSTANCE_KEYWORDS, SERIES_KEYWORDS, STUDY_KEYWORDS, attribute_value
 from storage.records import Instance, Series, Study
 
 __all__ = ["Candidate", "Decision", "InputSet", "candidates_of", "could_select", "unmet", "weigh"]

@@ -30,7 +30,7 @@ from pydicom.uid import (
 )
 
 from node.dimse.partten import file_head
-from storage.headers import INSTANCE_KEYWORDS, SERIES_KEYWORDS, STUDY_KEYWORDS
+from storage.attributes import INSTANCE_KEYWORDS, SERIES_KEYWORDS, STUDY_KEYWORDS
 from tests.faults.mutations import lie, mutate
 
 __all__ = ["CT", "SYNTAXES", "corpus", "encoded", "hostile_dataset", "hostile_file"]
