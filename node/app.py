@@ -30,6 +30,7 @@ from node.listening import listen
 from node.notify.receivers import Receiver, receiver_for
 from node.ops.directory import DataDirectory, refuse_incomplete
 from node.ops.logging import configure_logging
+from node.ops.rooms import watching
 from node.settings import Settings
 from node.web.application import Services, run_web
 from node.workflow.way import Way
@@ -38,6 +39,7 @@ from storage import receiving, studies
 from storage.database import Database, migrate
 from storage.intake import Archive
 from storage.retention import reconcile
+from storage.space import Room, disks_of
 
 __all__ = ["load_cards", "serve"]
 
@@ -138,6 +140,9 @@ def _processes(
     def archive(database: Database) -> Archive:
         return Archive(database, directory.blobs, directory.refused, device_uids)
 
+    def room(database: Database) -> Room:
+        return Room(disks_of(directory.root, database), settings.storage.marks)
+
     def receiver(stop: threading.Event) -> None:
         database = Database(settings.database_url)
         with database.write() as connection:
@@ -146,7 +151,7 @@ def _processes(
         inlet = archive(database)
         try:
             access = Access(settings.dimse, settings.peers)
-            run_receiver(dimse, inlet, settings.dimse, access, directory.incoming, stop)
+            run_receiver(dimse, inlet, settings.dimse, access, directory.incoming, room(database), stop)
         finally:
             inlet.close()
             database.close()
@@ -161,6 +166,7 @@ def _processes(
                 archive=inlet,
                 blobs=directory.blobs,
                 incoming=directory.incoming,
+                room=room(database),
                 started_at=datetime.now(UTC),
             )
             run_web(http, services, stop)
@@ -186,7 +192,8 @@ def _processes(
         ]
         receivers: dict[str, Receiver] = {name: receiver_for(one) for name, one in settings.notifiers.items()}
         try:
-            run_workflow(way(database), destinations, receivers, stop)
+            with watching(room(database)):
+                run_workflow(way(database), destinations, receivers, stop)
         finally:
             database.close()
 

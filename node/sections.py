@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
-__all__ = ["AETitle", "Host", "Port", "Seconds", "Section", "Token", "TransferSyntax", "UIDPrefix"]
+from storage.space import Least
+
+__all__ = ["AETitle", "Free", "Host", "Port", "Seconds", "Section", "Token", "TransferSyntax", "UIDPrefix"]
 
 
 class Section(BaseModel):
@@ -41,10 +43,21 @@ def _is_transfer_syntax(name: str) -> str:
     raise ValueError("expected the UID of a transfer syntax of DICOM, or its keyword, as in JPEG2000Lossless")
 
 
+def _is_amount(written: str) -> str:
+    Least.parse(written)
+    return written
+
+
+def _as_written(value: object) -> object:
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
 AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[\x20-\x5b\x5d-\x7e]+$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Host = Annotated[str, AfterValidator(_is_host)]
+#: What has to stay free: a number with or without a unit, or a share in percent.
+Free = Annotated[str, BeforeValidator(_as_written), AfterValidator(_is_amount)]
 Token = Annotated[SecretStr, AfterValidator(_fits_a_header)]
 #: The UID of a transfer syntax; given as that or as PS3.6's keyword.
 TransferSyntax = Annotated[str, AfterValidator(_is_transfer_syntax)]

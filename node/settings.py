@@ -19,8 +19,9 @@ from inference.matching import check_condition
 from node.errors import ConfigurationError
 from node.listening import is_loopback
 from node.peers import Peer, Service
-from node.sections import AETitle, Host, Port, Seconds, Section, Token, TransferSyntax, UIDPrefix
+from node.sections import AETitle, Free, Host, Port, Seconds, Section, Token, TransferSyntax, UIDPrefix
 from node.sources import Values, read_values, read_yaml
+from storage.space import Least, Marks
 
 __all__ = [
     "DimseDestination",
@@ -30,6 +31,7 @@ __all__ = [
     "HttpSettings",
     "Route",
     "Settings",
+    "StorageSettings",
     "StowDestination",
     "load_settings",
 ]
@@ -132,6 +134,27 @@ class DatabaseSettings(Section):
     url: str | None = None
 
 
+class StorageSettings(Section):
+    """How much of the disks of the data directory and of the database stays free."""
+
+    #: Below it the node says so.
+    warn_free: Free = "2 GB"
+    #: Below it nothing more is taken in: "out of resources" (A700) or 507.
+    refuse_free: Free = "256 MB"
+    warn_free_inodes: Free = "20000"
+    refuse_free_inodes: Free = "2000"
+
+    @property
+    def marks(self) -> Marks:
+        """The same as numbers."""
+        return Marks(
+            warn=Least.parse(self.warn_free),
+            refuse=Least.parse(self.refuse_free),
+            warn_inodes=Least.parse(self.warn_free_inodes),
+            refuse_inodes=Least.parse(self.refuse_free_inodes),
+        )
+
+
 class DimseDestination(Section):
     """A PACS that takes documents by C-STORE: one of the peers, by its name."""
 
@@ -227,6 +250,7 @@ class Settings(BaseSettings):
     retry: RetrySettings = RetrySettings()
     perform: PerformSettings = PerformSettings()
     database: DatabaseSettings = DatabaseSettings()
+    storage: StorageSettings = StorageSettings()
     peers: dict[str, Peer] = {}
     destinations: dict[str, Destination] = {}
     notifiers: dict[str, HL7Notifier] = {}

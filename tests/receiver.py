@@ -25,6 +25,7 @@ from node.settings import DimseSettings
 from storage.blobs import FileBlobs
 from storage.database import Database, migrate
 from storage.intake import Archive
+from storage.space import Least, Marks, Room, disks_of
 
 
 @dataclass(kw_only=True)
@@ -127,7 +128,8 @@ def _child(listening: Any, folder: Path, settings: DimseSettings, access: Access
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     database = Database(f"sqlite:///{folder / 'overread.sqlite'}")
     archive = Archive(database, FileBlobs(folder / "blobs"), FileBlobs(folder / "quarantine"))
-    run_receiver(listening, archive, settings, access, folder / "incoming", stop, minimum_free=minimum_free)
+    room = Room(disks_of(folder, database), Marks(refuse=Least(minimum_free), refuse_inodes=Least()))
+    run_receiver(listening, archive, settings, access, folder / "incoming", room, stop)
     archive.close()
     database.close()
 

@@ -24,6 +24,7 @@ from storage.blobs import FileBlobs
 from storage.database import Database, migrate
 from storage.index import Origin
 from storage.intake import Archive, Receipt
+from storage.space import Disk, Room
 
 __all__ = ["WebNode", "running_web"]
 
@@ -61,7 +62,7 @@ def running_web(
 
 @pytest.fixture
 def start_web(tmp_path: Path) -> Iterator[Callable[..., WebNode]]:
-    """Give a function that starts one more web side: ``start_web(http={"token": "x"}, minimum_free_bytes=0)``."""
+    """Give a function that starts one more web side: ``start_web(http={"token": "x"}, room=room)``."""
     numbers = itertools.count(1)
     with ExitStack() as stack:
 
@@ -105,6 +106,7 @@ def _started(
         archive=archive,
         blobs=blobs,
         incoming=incoming,
+        room=services.pop("room", None) or Room([Disk("data_dir", folder)]),
         started_at=datetime.now(UTC),
         **services,
     )

@@ -30,7 +30,7 @@ from storage.errors import NotDicom
 from storage.headers import read_header
 from storage.index import Origin
 from storage.intake import Archive
-from storage.space import has_room
+from storage.space import Room
 
 __all__ = ["router"]
 
@@ -45,6 +45,7 @@ _MAXIMUM_PARTS = 10_000
 #: So many of a request's bad parts go to quarantine; each costs the disk a file and a flush.
 _KEPT_BAD_PARTS = 100
 _WRITE = 1 << 20
+_NO_ROOM = "not enough disk is free to take this; nothing was stored, send it again later"
 
 log = structlog.get_logger("dicomweb.stow")
 
@@ -64,9 +65,12 @@ class _Answer:
 class _Intake:
     """One request's parts: written one after the other, stored several at once."""
 
-    def __init__(self, archive: Archive, incoming: Path, origin: Origin, study_instance_uid: str | None) -> None:
+    def __init__(
+        self, archive: Archive, incoming: Path, room: Room, origin: Origin, study_instance_uid: str | None
+    ) -> None:
         self._archive = archive
         self._incoming = incoming
+        self._room = room
         self._origin = origin
         self._study_instance_uid = study_instance_uid
         self._slots = asyncio.Semaphore(_AT_ONCE)
@@ -122,14 +126,17 @@ class _Intake:
             return
         assert self._file is not None
         try:
-            await asyncio.to_thread(self._write_now, self._file, data)
+            await asyncio.to_thread(self._write_now, self._file, data, self._room)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             self._full = True
 
     @staticmethod
-    def _write_now(file: BinaryIO, data: bytearray) -> None:
+    def _write_now(file: BinaryIO, data: bytearray, room: Room) -> None:
+        # What is announced in no header is seen only as it comes.
+        if refusal := room.refusal():
+            raise OSError(errno.ENOSPC, refusal)
         file.write(data)
         file.flush()
 
@@ -192,7 +199,7 @@ class _Intake:
         return self._study_instance_uid is not None and _study_of(path) not in (self._study_instance_uid, None)
 
 
-def router(archive: Archive, database: Database, incoming: Path, *, maximum_body: int, minimum_free: int) -> APIRouter:
+def router(archive: Archive, database: Database, incoming: Path, *, maximum_body: int, room: Room) -> APIRouter:
     """Return the routes that store.
 
     Parameters
@@ -201,8 +208,8 @@ def router(archive: Archive, database: Database, incoming: Path, *, maximum_body
         Where parts are written; on the archive's file system.
     maximum_body
         The largest body that is taken, in bytes.
-    minimum_free
-        So much of the disk stays free: below it, nothing is taken.
+    room
+        Where it says no, nothing is taken.
     """
     routes = APIRouter(tags=["STOW-RS"])
 
@@ -221,10 +228,10 @@ def router(archive: Archive, database: Database, incoming: Path, *, maximum_body
         length = int(declared) if declared.isdigit() else 0
         if length > maximum_body:
             raise BodyTooLarge(f"at most {maximum_body} bytes are taken in one request")
-        if not has_room(incoming, minimum_free, length):
-            raise NoRoom("not enough disk is free to take this; nothing was stored, send it again later")
+        if room.refusal(length):
+            raise NoRoom(_NO_ROOM)
         host = request.client.host if request.client else ""
-        intake = _Intake(archive, incoming, Origin(calling_ae_title=f"STOW-RS {host}".strip()), study)
+        intake = _Intake(archive, incoming, room, Origin(calling_ae_title=f"STOW-RS {host}".strip()), study)
         try:
             if media.name == DICOM:
                 await _take_single(request, intake, maximum_body)
@@ -235,6 +242,8 @@ def router(archive: Archive, database: Database, incoming: Path, *, maximum_body
             await intake.close()
         if not answers:
             raise BadRequest("the body has no part")
+        if all(one.failure == OUT_OF_RESOURCES for one in answers):
+            raise NoRoom(_NO_ROOM)
         series = await asyncio.to_thread(_series_of, database, answers)
         return _response(answers, series, answer_type, root_url(request), study)
 

@@ -36,7 +36,7 @@ from node.dimse.commands import StoreRequest, data_pdus, read_store_request, sto
 from node.dimse.partten import file_head
 from node.dimse.status import Status
 from node.dimse.transport import CONNECTION_CLOSED, IDLE_SECONDS, QuickSocket, TooLong
-from storage.space import has_room
+from storage.space import Room
 
 __all__ = ["PART_SUFFIX", "Messages", "Received", "UpperLayer"]
 
@@ -54,6 +54,8 @@ _PDV = struct.Struct(">LBB")
 #: A command set has some hundred bytes; no message but C-STORE-RQ that we serve has a dataset at all.
 _LONGEST_COMMAND_SET = 64 * 1024
 _LONGEST_DATASET_IN_MEMORY = 1 << 20
+#: After so many bytes of one dataset, the disk is looked at again.
+_LOOK_BYTES = 16 << 20
 
 
 @dataclass(slots=True)
@@ -64,14 +66,16 @@ class Received:
     size: int = 0
     error: OSError | None = None
     _file: BinaryIO | None = None
+    _room: Room | None = None
+    _look_at: int = _LOOK_BYTES
 
     @classmethod
-    def begin(cls, folder: Path, head: bytes, minimum_free: int) -> Received:
+    def begin(cls, folder: Path, head: bytes, room: Room) -> Received:
         """Open a file in the folder and write its head; an error, or too little room, is kept for the answer."""
-        received = cls(folder / f"{os.getpid()}-{uuid.uuid4().hex}{PART_SUFFIX}")
+        received = cls(folder / f"{os.getpid()}-{uuid.uuid4().hex}{PART_SUFFIX}", _room=room)
         try:
-            if not has_room(folder, minimum_free):
-                raise OSError(errno.ENOSPC, "the disk's reserve is reached")
+            if refusal := room.refusal():
+                raise OSError(errno.ENOSPC, refusal)
             received._file = received.path.open("xb", buffering=0)
             received._file.write(head)
         except OSError as error:
@@ -81,11 +85,24 @@ class Received:
     def write(self, data: memoryview) -> None:
         """Add a fragment of the dataset; after an error the rest is only counted."""
         self.size += len(data)
+        if self.size >= self._look_at:
+            self._look()
         while self._file is not None and len(data):
             try:
                 data = data[self._file.write(data) :]
             except OSError as error:
                 self._fail(error)
+
+    def _look(self) -> None:
+        """See now and then whether there is room for what is so large."""
+        self._look_at = self.size + _LOOK_BYTES
+        try:
+            refusal = self._room.refusal() if self._room is not None and self._file is not None else ""
+        except OSError as error:
+            self._fail(error)
+        else:
+            if refusal:
+                self._fail(OSError(errno.ENOSPC, refusal))
 
     def end(self) -> None:
         """Close the file."""
@@ -227,8 +244,8 @@ class Messages(DIMSEServiceProvider):
     store
         Called with each C-STORE request, the id of its context and its dataset, in the reading thread; says what to
         answer.
-    minimum_free
-        So many bytes of the disk stay free: below that, a dataset is let pass by and not written.
+    room
+        Where it says no, a dataset is let pass by and not written.
     """
 
     def __init__(
@@ -236,11 +253,11 @@ class Messages(DIMSEServiceProvider):
         association: Association,
         incoming: Path,
         store: Callable[[StoreRequest, int, Received], Status],
-        minimum_free: int,
+        room: Room,
     ) -> None:
         super().__init__(association)
         self._incoming = incoming
-        self._minimum_free = minimum_free
+        self._room = room
         self._store = store
         self._arriving: Received | None = None
         self._request: StoreRequest | None = None
@@ -324,7 +341,7 @@ class Messages(DIMSEServiceProvider):
                 transfer_syntax_uid=str(self.assoc._accepted_cx[context_id].transfer_syntax[0]),
                 source_ae_title=self._calling,
             ),
-            self._minimum_free,
+            self._room,
         )
 
     def _finish(self) -> None:

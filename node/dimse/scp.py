@@ -38,7 +38,7 @@ from node.settings import DimseSettings
 from storage.errors import NotDicom, StorageError
 from storage.index import Origin
 from storage.intake import Archive
-from storage.space import MINIMUM_FREE_BYTES
+from storage.space import Room
 
 __all__ = ["Handlers", "bind", "run_receiver"]
 
@@ -68,10 +68,10 @@ def run_receiver(
     settings: DimseSettings,
     access: Access,
     incoming: Path,
+    room: Room,
     stop: threading.Event,
     *,
     handlers: Handlers = (),
-    minimum_free: int = MINIMUM_FREE_BYTES,
 ) -> None:
     """Accept associations until told to stop; then let those that run end, for a moment.
 
@@ -89,12 +89,12 @@ def run_receiver(
         Who may associate, and for which services.
     incoming
         Existing folder on the file system of the blobs.
+    room
+        Where it says no, objects are answered "out of resources" (A700).
     stop
         Ends the call.
     handlers
         For the messages of services that have some; each runs in the thread of its association.
-    minimum_free
-        So many bytes of the disk stay free: below that, objects are answered "out of resources" (A700).
     """
     # pynetdicom's own log handlers format every message and quote datasets.
     _config.LOG_HANDLER_LEVEL = "none"
@@ -110,7 +110,7 @@ def run_receiver(
     ae.maximum_associations = 1 << 30
     slots = Slots(incoming / ".associations", access.limits)
     carried = Carried(incoming / ".carried")
-    server = _Server(ae, listening, settings, access, handlers, archive, incoming, slots, carried, minimum_free, stop)
+    server = _Server(ae, listening, settings, access, handlers, archive, incoming, slots, carried, room, stop)
     _log.info("receiver started", ae_title=settings.ae_title, port=server.address_info.port)
     waiting = select.poll()
     waiting.register(listening, select.POLLIN)
@@ -148,7 +148,7 @@ class _Server(AssociationServer):
         incoming: Path,
         slots: Slots,
         carried: Carried,
-        minimum_free: int,
+        room: Room,
         stop: threading.Event,
     ) -> None:
         self._listening = listening
@@ -159,7 +159,7 @@ class _Server(AssociationServer):
         self.incoming = incoming
         self.slots = slots
         self.carried = carried
-        self.minimum_free = minimum_free
+        self.room = room
         self.stop = stop
         self.rules = Rules(transfer_syntaxes=settings.transfer_syntaxes, private=settings.private_sop_classes)
         self._running: set[Intake] = set()
@@ -256,7 +256,7 @@ class Intake(Association):
         self._bytes = 0
         self._studies: set[str] = set()
         self.dul = UpperLayer(self)
-        self.dimse = Messages(self, server.incoming, self._store, server.minimum_free)
+        self.dimse = Messages(self, server.incoming, self._store, server.room)
         self.acse = Negotiation(self, self, self._tell_refused)
         self.acse_timeout = ae.acse_timeout
         self.dimse_timeout = ae.dimse_timeout

@@ -5,7 +5,6 @@ Nothing is changed by a check but one file that is written into the data directo
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,14 +16,13 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from node.settings import Settings
+from storage.space import Disk, Room
 
 if TYPE_CHECKING:
     from inference.card import Card
     from inference.registry import Registry
 
 __all__ = ["Check", "check"]
-
-_LEAST_FREE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,14 +174,13 @@ def _data_dir(settings: Settings) -> Check:
     there = next(one for one in (folder, *folder.parents) if one.is_dir())
     try:
         with tempfile.NamedTemporaryFile(dir=there, prefix=".check-"):
-            free = shutil.disk_usage(there).free
+            room = Room([Disk("data_dir", there)], settings.storage.marks).readings()[0]
     except OSError as error:
         todo = f"let the user that runs the node write to {there}"
         return Check(what=what, passed=False, found=f"{folder}: {error.strerror or error}", todo=todo)
-    found = f"{folder}: writable, {free / 1e9:.1f} GB free"
-    if free < _LEAST_FREE_BYTES:
-        return Check(what=what, passed=False, found=found, todo="make room: a full disk refuses what is sent")
-    return Check(what=what, passed=True, found=found)
+    inodes = "" if room.inodes is None else f", {room.inodes} inodes"
+    found = f"{folder}: writable, {room.free / 1e9:.1f} GB{inodes} free"
+    return Check(what=what, passed=not room.words, found=found, todo=room.words)
 
 
 def _probes(settings: Settings) -> Iterator[tuple[str, str, Callable[[], tuple[bool, str]]]]:

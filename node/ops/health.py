@@ -1,8 +1,10 @@
-"""Whether the node can do its work: alive is answering at all; ready is database, schema, disk and room."""
+"""Whether the node can do its work: alive is answering at all; ready is database, schema, disk and room.
+
+What is ready and needs somebody all the same (a disk that fills) is degraded.
+"""
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 import tempfile
 from pathlib import Path
@@ -11,7 +13,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from storage.database import Database, schema_versions
-from storage.space import MINIMUM_FREE_BYTES, has_room
+from storage.space import Level, Room
 
 __all__ = ["Readiness"]
 
@@ -25,14 +27,14 @@ class Readiness:
     ----------
     folder
         On the data directory's disk; written to for a moment.
-    minimum_free
-        Bytes of disk that must be free.
+    room
+        What must be free on the disks.
     """
 
-    def __init__(self, database: Database, folder: Path, minimum_free: int = MINIMUM_FREE_BYTES) -> None:
+    def __init__(self, database: Database, folder: Path, room: Room) -> None:
         self._database = database
         self._folder = folder
-        self._minimum_free = minimum_free
+        self._room = room
         self._schema: str | None = None
 
     def complaints(self) -> dict[str, str]:
@@ -43,6 +45,14 @@ class Readiness:
             "disk": self._disk_complaint(),
         }
         return {name: complaint for name, complaint in found.items() if complaint}
+
+    def warnings(self) -> dict[str, str]:
+        """Return what needs somebody while the node still does its work."""
+        try:
+            scarce = "; ".join(one.words for one in self._room.readings() if one.level is Level.SCARCE)
+        except OSError:
+            return {}  # a complaint already
+        return {"disk": scarce} if scarce else {}
 
     def _database_complaint(self) -> str:
         try:
@@ -84,12 +94,9 @@ class Readiness:
 
     def _disk_complaint(self) -> str:
         try:
-            if has_room(self._folder, self._minimum_free):
-                return ""
-            free = shutil.disk_usage(self._folder).free
+            return "; ".join(one.words for one in self._room.readings() if one.level is Level.REFUSED)
         except OSError as error:
             return f"cannot be asked for its free space ({error.strerror})"
-        return f"{free} bytes are free and {self._minimum_free} are needed; make room"
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -5,7 +5,6 @@ No label names a patient, a study or anything else that grows with the archive.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from sqlalchemy import Connection, Table, func, select
 
 from storage import lifecycle, schema
 from storage.database import Database, now
+from storage.space import Room
 
 __all__ = ["CONTENT_TYPE", "render"]
 
@@ -33,17 +33,17 @@ _BY_STATE: dict[str, tuple[str, Table]] = {
 }
 
 
-def render(database: Database, data_dir: Path) -> bytes:
+def render(database: Database, room: Room) -> bytes:
     """Return everything in the Prometheus text format."""
     registry = CollectorRegistry()
-    registry.register(_FromState(database, data_dir))
+    registry.register(_FromState(database, room))
     return generate_latest(registry)
 
 
 class _FromState(Collector):
-    def __init__(self, database: Database, data_dir: Path) -> None:
+    def __init__(self, database: Database, room: Room) -> None:
         self._database = database
-        self._data_dir = data_dir
+        self._room = room
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         """Say nothing beforehand: the registry would otherwise collect once to find out."""
@@ -55,12 +55,25 @@ class _FromState(Collector):
             yield from self._states(connection)
             yield from self._amounts(connection)
             yield from self._waiting(connection)
-        yield self._gauge("disk_free_bytes", "Free on the data directory's disk.", _free(self._data_dir))
+        yield from self._disks()
         yield self._gauge("wal_bytes", "Size of SQLite's write-ahead log.", _wal_size(self._database.url))
 
     @staticmethod
     def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
         return GaugeMetricFamily(f"overread_{name}", text, value=value)
+
+    def _disks(self) -> Iterator[GaugeMetricFamily]:
+        free = GaugeMetricFamily("overread_disk_free_bytes", "Free on a disk that the node writes to.", labels=["disk"])
+        inodes = GaugeMetricFamily("overread_disk_free_inodes", "Inodes free, where they are counted.", labels=["disk"])
+        level = GaugeMetricFamily(
+            "overread_disk_level", "0: enough room; 1: warned of; 2: nothing is taken in.", labels=["disk"]
+        )
+        for one in self._room.readings():
+            free.add_metric([one.disk], one.free)
+            level.add_metric([one.disk], one.level)
+            if one.inodes is not None:
+                inodes.add_metric([one.disk], one.inodes)
+        yield from (free, inodes, level)
 
     @staticmethod
     def _states(connection: Connection) -> Iterator[GaugeMetricFamily]:
@@ -103,10 +116,6 @@ class _FromState(Collector):
             oldest = connection.execute(select(since).where(table.c.state == state).order_by(since).limit(1)).scalar()
             gauge.add_metric([kind], max(0.0, (at - oldest).total_seconds()) if oldest else 0.0)
         yield gauge
-
-
-def _free(folder: Path) -> float:
-    return float(shutil.disk_usage(folder).free)
 
 
 def _wal_size(url: str) -> float:

@@ -29,7 +29,7 @@ from node.web.docs import Described, include_docs
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.intake import Archive
-from storage.space import MINIMUM_FREE_BYTES
+from storage.space import Room
 
 __all__ = ["Services", "StopSignal", "create_application", "run_web"]
 
@@ -47,8 +47,8 @@ class Services:
     ----------
     incoming
         Where bodies are written as they come; on the file system of ``blobs``.
-    minimum_free_bytes
-        So much of the disk stays free: below it, STOW-RS takes nothing and the node is not ready.
+    room
+        Where it says no, STOW-RS takes nothing and the node is not ready.
     """
 
     settings: Settings
@@ -56,8 +56,8 @@ class Services:
     archive: Archive
     blobs: Blobs
     incoming: Path
+    room: Room
     started_at: datetime
-    minimum_free_bytes: int = MINIMUM_FREE_BYTES
 
 
 class StopSignal(Protocol):
@@ -86,7 +86,7 @@ def create_application(services: Services) -> FastAPI:
             services.database,
             services.incoming,
             maximum_body=http.maximum_body_mb << 20,
-            minimum_free=services.minimum_free_bytes,
+            room=services.room,
         ),
         prefix=ROOT,
     )
@@ -105,7 +105,7 @@ async def _without_nul(request: Request) -> None:
 
 
 def _include_operations(application: FastAPI, services: Services) -> None:
-    readiness = Readiness(services.database, services.incoming, services.minimum_free_bytes)
+    readiness = Readiness(services.database, services.incoming, services.room)
 
     @application.get("/health/live", tags=["health"], summary="The process answers")
     def live() -> dict[str, Any]:
@@ -114,13 +114,14 @@ def _include_operations(application: FastAPI, services: Services) -> None:
 
     @application.get("/health/ready", tags=["health"], summary="The node can do its work")
     def ready() -> Response:
-        complaints = readiness.complaints()
-        body = {"status": "not ready" if complaints else "ready", "complaints": complaints}
+        complaints, warnings = readiness.complaints(), readiness.warnings()
+        status = "not ready" if complaints else "degraded" if warnings else "ready"
+        body = {"status": status, "complaints": complaints, "warnings": warnings}
         return JSONResponse(body, 503 if complaints else 200)
 
     @application.get("/metrics", tags=["metrics"], summary="Metrics for Prometheus")
     def prometheus() -> Response:
-        body = metrics.render(services.database, services.incoming)
+        body = metrics.render(services.database, services.room)
         return Response(body, media_type=metrics.CONTENT_TYPE)
 
 

@@ -23,7 +23,7 @@ STATUSES: Final[Mapping[type[Exception], int]] = {
     node_errors.NotAcceptable: 406,
     node_errors.UnsupportedMedia: 415,
     node_errors.BodyTooLarge: 413,
-    node_errors.NoRoom: 503,
+    node_errors.NoRoom: 507,
     node_errors.RequestError: 400,
     node_errors.NotConfigured: 400,
     node_errors.ConfigurationError: 400,
@@ -42,7 +42,7 @@ def problem_response(status: int, detail: str, **members: Any) -> JSONResponse:
     """Return a problem details object; ``type`` is left out and so is ``about:blank`` (RFC 9457 4.2.1)."""
     body = {"title": HTTPStatus(status).phrase, "status": status, "detail": detail, **members}
     answer = JSONResponse(body, status, media_type="application/problem+json")
-    if status == 503:
+    if status in (503, 507):
         answer.headers["Retry-After"] = "30"
     return answer
 

@@ -15,6 +15,7 @@ from node.listening import listen
 from node.settings import Settings
 from node.web.application import Services, run_web
 from storage import outbox
+from storage.space import Disk, Room
 from tests.peers import wait_until
 from tests.work import Holding
 
@@ -36,6 +37,7 @@ def http(embedded: Holding) -> Iterator[httpx.Client]:
         archive=embedded.archive,
         blobs=embedded.blobs,
         incoming=embedded.incoming,
+        room=Room([Disk("data_dir", embedded.root)]),
         started_at=datetime.now(UTC),
     )
     listening = listen("http", settings.http.bind, 0)

@@ -18,6 +18,7 @@ from pydicom.uid import generate_uid
 from sqlalchemy import select
 
 from storage import schema
+from storage.space import Disk, Least, Marks, Room
 from tests.dicom_factory import ct_series, radiograph
 from tests.web import WebNode
 
@@ -204,10 +205,12 @@ def test_more_than_is_allowed_is_413_whether_it_is_announced_or_not(
     assert post(web, [image.read_bytes()]).status_code == 200
 
 
-def test_nothing_is_taken_once_the_disk_is_almost_full(start_web: Callable[..., WebNode], image: Path) -> None:
-    web = start_web(minimum_free_bytes=1 << 60)
+def test_nothing_is_taken_once_the_disk_is_almost_full(
+    start_web: Callable[..., WebNode], image: Path, tmp_path: Path
+) -> None:
+    web = start_web(room=Room([Disk("data_dir", tmp_path)], Marks(refuse=Least(1 << 60))))
     answer = post(web, [image.read_bytes()])
-    assert answer.status_code == 503
+    assert answer.status_code == 507
     assert answer.headers["retry-after"]
     ready = web.http.get("/health/ready")
     assert ready.status_code == 503
