@@ -8,6 +8,7 @@
     +-- EvidenceError        a document that must not leave
     +-- WorkitemUnfit        a workitem that no try can perform: its model or its images have changed
     +-- InvalidMessage       a report that cannot be said in the receiver's format
+    +-- NotTranscoded        an object that cannot be had in another transfer syntax; names the kind of error
     +-- AlreadyRunning       another node holds the data directory or a port
     +-- BackupError          a backup that cannot be taken or restored; nothing is left half done
     +-- RequestError         an HTTP request that cannot be served; ``node/web/problems.py`` gives each its status
@@ -46,6 +47,10 @@ class EvidenceError(NodeError):
 
 class InvalidMessage(NodeError):
     """A report cannot be said in the receiver's format; names study and message, and nothing of the patient."""
+
+
+class NotTranscoded(NodeError):
+    """An object could not be put into another transfer syntax: says what kind of error, and nothing of the object."""
 
 
 class AlreadyRunning(NodeError):

@@ -8,13 +8,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pydicom
 from pydicom.dataelem import RawDataElement
 from pydicom.encaps import generate_frames
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from node.dicomweb.metadata import opened
 from node.errors import NotAcceptable
+from node.transcoding import write_uncompressed
 from storage.errors import Unknown
 
 __all__ = ["FRAME_TYPES", "as_explicit_little_endian", "frames"]
@@ -46,17 +46,9 @@ def as_explicit_little_endian(path: Path) -> bytes:
     NotAcceptable
         When its pixel data cannot be decoded here.
     """
+    written = io.BytesIO()
     try:
-        dataset = pydicom.dcmread(path)
-        syntax = UID(dataset.file_meta.TransferSyntaxUID)
-        if syntax.is_encapsulated:
-            # The colours stay as they are stored: only the encoding changes.
-            dataset.decompress(as_rgb=False, generate_instance_uid=False)
-        elif syntax == ExplicitVRBigEndian:
-            _swap_words(dataset)
-        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        written = io.BytesIO()
-        pydicom.dcmwrite(written, dataset, enforce_file_format=True)
+        write_uncompressed(path, ExplicitVRLittleEndian, written)
     except Exception as error:  # noqa: BLE001 - decoders and hostile bytes raise anything
         raise NotAcceptable(
             f"the object cannot be given in Explicit VR Little Endian ({type(error).__name__}); "
@@ -130,15 +122,3 @@ def _decoded(dataset: Any, number: int) -> bytes:
     if dataset.BitsAllocated == 1:
         return np.packbits(array.astype(np.uint8).ravel(), bitorder="little").tobytes()
     return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))).tobytes()
-
-
-def _swap_words(dataset: Any) -> None:
-    """Turn 16-bit and wider samples round: pydicom writes OW, OF and OD as it read them."""
-    import numpy as np
-
-    for elem in dataset.iterall():
-        if elem.VR in ("OW", "OF", "OD", "OL", "OV", "OB or OW") and isinstance(elem.value, bytes) and elem.value:
-            # Pixel data of 8 bits is made of words too when its VR is OW (PS3.5 8.1.1).
-            width = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}.get(elem.VR, 1)
-            if len(elem.value) % width == 0 and width > 1:
-                elem.value = np.frombuffer(elem.value, f"u{width}").byteswap().tobytes()

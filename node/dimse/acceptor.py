@@ -29,7 +29,7 @@ from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dul import DULServiceProvider
-from pynetdicom.pdu import A_ASSOCIATE_RQ
+from pynetdicom.pdu import A_ASSOCIATE_RQ, P_DATA_TF
 from pynetdicom.pdu_primitives import P_DATA
 
 from node.dimse.commands import StoreRequest, data_pdus, read_store_request, store_response
@@ -47,6 +47,7 @@ _log = structlog.get_logger(__name__)
 _INVALID_PDU = "Evt19"
 _DATA_TRANSFER = "Sta6"
 _ENDING = "Sta13"
+_DATA_MAY_BE_SENT = (_DATA_TRANSFER, "Sta8")
 _P_DATA_TF = 0x04
 _PDU_HEAD_LENGTH = 6
 #: Length, context and message control header (PS3.8 9.3.5.1, E.2) of what stands in a data PDU.
@@ -140,7 +141,15 @@ class UpperLayer(DULServiceProvider):
         self.to_user_queue = _Announcing(association)
 
     def send_pdu(self, primitive: Any) -> None:
-        """Hand a primitive to the thread and wake it."""
+        """Send data at once, from whichever thread has it; hand what else there is to the reading thread and wake it.
+
+        That is action DT-2 of PS3.8 Table 9-10 (AR-7 once the peer has asked for release) without the way through a
+        queue, which has no bound and costs a change of threads each way.
+        """
+        if isinstance(primitive, P_DATA):
+            if self.state_machine.current_state in _DATA_MAY_BE_SENT:
+                self._send(P_DATA_TF(primitive))
+            return
         super().send_pdu(primitive)
         cast(QuickSocket, self.socket).wake()
 

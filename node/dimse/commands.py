@@ -12,7 +12,15 @@ from dataclasses import dataclass
 
 from pynetdicom.dimse_primitives import C_STORE
 
-__all__ = ["StoreRequest", "data_pdus", "read_store_request", "store_response"]
+__all__ = [
+    "Originator",
+    "StoreRequest",
+    "data_pdu_head",
+    "data_pdus",
+    "read_store_request",
+    "store_request",
+    "store_response",
+]
 
 _ELEMENT = struct.Struct("<HHL")
 _VALUE = struct.Struct("<H")
@@ -22,18 +30,23 @@ _AFFECTED_SOP_CLASS_UID = 0x0002
 _COMMAND_FIELD = 0x0100
 _MESSAGE_ID = 0x0110
 _MESSAGE_ID_BEING_RESPONDED_TO = 0x0120
+_PRIORITY = 0x0700
 _COMMAND_DATA_SET_TYPE = 0x0800
 _STATUS = 0x0900
 _ERROR_COMMENT = 0x0902
 _AFFECTED_SOP_INSTANCE_UID = 0x1000
+_MOVE_ORIGINATOR_AE_TITLE = 0x1030
+_MOVE_ORIGINATOR_MESSAGE_ID = 0x1031
 
 _C_STORE_RQ, _C_STORE_RSP = 0x0001, 0x8001
 _NO_DATA_SET = 0x0101
+_DATA_SET = 0x0001
 _NUMBERS = frozenset({_COMMAND_FIELD, _MESSAGE_ID, _COMMAND_DATA_SET_TYPE})
 _UIDS = frozenset({_AFFECTED_SOP_CLASS_UID, _AFFECTED_SOP_INSTANCE_UID})
 _P_DATA_TF = 0x04
 _LAST_OF_COMMAND = 0x03
 _COMMAND = 0x01
+_LAST_OF_DATA_SET = 0x02
 #: What stands before a fragment in a P-DATA-TF PDU of one item: its length, context and control header (PS3.8 9.3.5).
 _PDV_HEAD = 6
 
@@ -54,6 +67,14 @@ class StoreRequest:
             str(primitive.AffectedSOPClassUID or ""),
             str(primitive.AffectedSOPInstanceUID or ""),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Originator:
+    """Who asked for the object with C-MOVE, and in which of its messages (PS3.7 9.1.1.1.6, 9.1.1.1.7)."""
+
+    ae_title: str
+    message_id: int
 
 
 def read_store_request(command: memoryview) -> StoreRequest | None:
@@ -80,6 +101,22 @@ def read_store_request(command: memoryview) -> StoreRequest | None:
     return StoreRequest(_VALUE.unpack(values[_MESSAGE_ID])[0], sop_class, instance)
 
 
+def store_request(request: StoreRequest, priority: int, originator: Originator | None) -> bytes:
+    """Write the command set of C-STORE-RQ with a dataset (PS3.7 Table 9.3-1)."""
+    elements = (
+        _text(_AFFECTED_SOP_CLASS_UID, request.sop_class_uid, b"\0")
+        + _number(_COMMAND_FIELD, _C_STORE_RQ)
+        + _number(_MESSAGE_ID, request.message_id)
+        + _number(_PRIORITY, priority)
+        + _number(_COMMAND_DATA_SET_TYPE, _DATA_SET)
+        + _text(_AFFECTED_SOP_INSTANCE_UID, request.sop_instance_uid, b"\0")
+    )
+    if originator is not None:
+        elements += _text(_MOVE_ORIGINATOR_AE_TITLE, originator.ae_title, b" ")
+        elements += _number(_MOVE_ORIGINATOR_MESSAGE_ID, originator.message_id)
+    return _ELEMENT.pack(0, 0, 4) + struct.pack("<L", len(elements)) + elements
+
+
 def store_response(request: StoreRequest, status: int, comment: str = "") -> bytes:
     """Write the command set of C-STORE-RSP (PS3.7 Table 9.3-2)."""
     elements = (
@@ -101,6 +138,11 @@ def data_pdus(context_id: int, command: bytes, maximum_length: int) -> Iterator[
         piece = command[at : at + most]
         control = _LAST_OF_COMMAND if at + most >= len(command) else _COMMAND
         yield _PDV.pack(_P_DATA_TF, len(piece) + _PDV_HEAD, len(piece) + 2, context_id, control) + piece
+
+
+def data_pdu_head(context_id: int, length: int, *, last: bool) -> bytes:
+    """Write what stands before a fragment of a dataset, of so many bytes, in a PDU of its own."""
+    return _PDV.pack(_P_DATA_TF, length + _PDV_HEAD, length + 2, context_id, _LAST_OF_DATA_SET if last else 0)
 
 
 def _number(element: int, value: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,18 +15,21 @@ import structlog
 from pydicom.uid import UID
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
+from pynetdicom.pdu_primitives import A_ABORT, A_P_ABORT, A_RELEASE
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
 from node.dimse import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from node.dimse.transport import CONNECTION_CLOSED, timeval, write_pdu
 from node.peers import Address
 
-__all__ = ["Entity", "Heard"]
+__all__ = ["Entity", "Heard", "ended"]
 
 _log = structlog.get_logger(__name__)
 _MAXIMUM_PDU = 131072
 #: A-ASSOCIATE-AC with 128 contexts takes some 20 KB; the answers to C-STORE and C-ECHO some hundred bytes.
 _LONGEST_ANSWER = 1 << 20
+_ENDING_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +48,26 @@ class _BoundedSocket(AssociationSocket):
         super().__init__(association, address=address)
         self._timeout = timeout
         self._taken = 0
+        self._writing = threading.Lock()
 
     def send(self, bytestream: bytes) -> None:
-        """Send, and allow the answer its length anew."""
+        """Send a PDU; a connection that cannot take it has ended."""
+        try:
+            self.write_pdu(bytestream)
+        except OSError:
+            self.event_queue.put(CONNECTION_CLOSED)
+
+    def write_pdu(self, pdu: bytes | memoryview) -> None:
+        """Send a PDU as a whole, and allow the answer its length anew.
+
+        Raises
+        ------
+        OSError
+            When the connection has ended, or the peer did not take it in time.
+        """
         self._taken = 0
-        super().send(bytestream)
+        with self._writing:
+            write_pdu(self.socket, pdu, self._timeout)
 
     def recv(self, nr_bytes: int) -> bytearray:
         """Read exactly so many bytes, or what came in time; fewer end the connection."""
@@ -75,6 +94,13 @@ class _BoundedSocket(AssociationSocket):
         return buffer
 
 
+def ended(association: Association) -> bool:
+    """Whether an association has ended, or its peer asks for its release; for its own thread may not know yet."""
+    if association._kill or association._sent_abort or not association.dul.is_alive():
+        return True
+    return isinstance(association.dul.peek_next_pdu(), (A_ABORT, A_P_ABORT, A_RELEASE))
+
+
 class Entity(AE):
     """Our side of associations; keeps hold of its sockets, which pynetdicom leaves open where a connection fails."""
 
@@ -90,23 +116,13 @@ class Entity(AE):
         self.heard: Heard | None = None
         self._sockets: list[socket.socket] = []
 
-    def forget(self) -> None:
-        """Forget what was heard: a request follows."""
-        self.heard = None
-
-    def was_answered(self, message_id: int, sop_instance_uid: str) -> bool:
-        """Whether the last message is C-STORE-RSP to this request (PS3.7 9.3.1.2: it need not name the instance)."""
-        return (
-            self.heard is not None
-            and (self.heard.kind, self.heard.message_id) == ("C_STORE_RSP", message_id)
-            and self.heard.sop_instance_uid in ("", sop_instance_uid)
-        )
-
     def _create_socket(self, assoc: Association, address: AddressInformation, _tls: Any) -> AssociationSocket:
         transport = _BoundedSocket(assoc, address, cast(float, self.network_timeout))
         assert transport.socket is not None
         # Nagle's algorithm would keep the last, small segment back until the peer's delayed acknowledgement.
         transport.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # A peer that does not read must not keep the sender for ever.
+        transport.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(cast(float, self.network_timeout)))
         self._sockets.append(transport.socket)
         return transport
 
@@ -130,6 +146,9 @@ class Entity(AE):
                 evt_handlers=[(evt.EVT_DIMSE_RECV, self._hear)],
             )
             yield association
+            if association.is_established and ended(association):
+                # Its own thread notes it.
+                association.join(_ENDING_SECONDS)
             if association.is_established:
                 association.release()
         finally:

@@ -7,17 +7,19 @@ deadline, so that a peer that sends a byte now and then does not stay.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
 import struct
+import threading
 import time
 from typing import cast
 
 from pynetdicom.association import Association
 from pynetdicom.transport import AssociationSocket
 
-__all__ = ["CONNECTION_CLOSED", "IDLE_SECONDS", "QuickSocket", "TooLong"]
+__all__ = ["CONNECTION_CLOSED", "IDLE_SECONDS", "QuickSocket", "TooLong", "timeval", "write_pdu"]
 
 CONNECTION_CLOSED = "Evt17"
 IDLE_SECONDS = 0.1
@@ -55,8 +57,8 @@ class QuickSocket(AssociationSocket):
     ) -> None:
         connection.setblocking(True)
         # Kernel limits rather than settimeout(), which would cost a poll(2) beside every read.
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(timeout))
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(timeout))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(timeout))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(timeout))
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._longest = longest
@@ -64,6 +66,7 @@ class QuickSocket(AssociationSocket):
         self._longest_data = longest_data
         self._timeout = timeout
         self._limit = timeout
+        self._writing = threading.Lock()
         self._requested_by = time.monotonic() + (association.acse_timeout or timeout)
         self._deadline = 0.0
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -75,6 +78,24 @@ class QuickSocket(AssociationSocket):
         self._poll.register(self._connection, select.POLLIN)
         self._poll.register(self._wake, select.POLLIN)
         super().__init__(association, client_socket=connection)
+
+    def send(self, bytestream: bytes) -> None:
+        """Send a PDU; a connection that cannot take it has ended."""
+        try:
+            self.write_pdu(bytestream)
+        except OSError:
+            self.event_queue.put(CONNECTION_CLOSED)
+
+    def write_pdu(self, pdu: bytes | memoryview) -> None:
+        """Send a PDU as a whole, whichever threads send.
+
+        Raises
+        ------
+        OSError
+            When the connection has ended, or the peer did not take it in time.
+        """
+        with self._writing:
+            write_pdu(self.socket, pdu, self._timeout)
 
     def wake(self) -> None:
         """End the wait of whoever waits in ``ready``."""
@@ -181,10 +202,32 @@ class QuickSocket(AssociationSocket):
         if self._timeout - left < min(1.0, self._timeout / 10):
             left = self._timeout
         if left != self._limit:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(left))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(left))
             self._limit = left
 
 
-def _timeval(seconds: float) -> bytes:
+def write_pdu(connection: socket.socket | None, pdu: bytes | memoryview, seconds: float) -> None:
+    """Send a PDU over a connection whose writes have a limit (SO_SNDTIMEO), in so many seconds altogether.
+
+    Raises
+    ------
+    OSError
+        When the connection has ended, or the peer did not take all of it in time.
+    """
+    if connection is None:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+    deadline = time.monotonic() + seconds
+    left = memoryview(pdu)
+    while left:
+        try:
+            left = left[connection.send(left) :]
+        except BlockingIOError:
+            raise TimeoutError("a PDU was not taken in time") from None
+        if left and time.monotonic() > deadline:
+            raise TimeoutError("a PDU was not taken in time")
+
+
+def timeval(seconds: float) -> bytes:
+    """Return a limit as SO_RCVTIMEO and SO_SNDTIMEO want it."""
     microseconds = max(1, int(seconds * 1_000_000))
     return struct.pack("@ll", *divmod(microseconds, 1_000_000))
