@@ -24,6 +24,7 @@ from inference.card import Card
 from inference.registry import Registry
 from node.delivery.factory import make_destination
 from node.dimse.access import Access
+from node.dimse.providers import handlers
 from node.dimse.scp import bind, run_receiver
 from node.errors import ConfigurationError
 from node.listening import listen
@@ -151,7 +152,16 @@ def _processes(
         inlet = archive(database)
         try:
             access = Access(settings.dimse, settings.peers)
-            run_receiver(dimse, inlet, settings.dimse, access, directory.incoming, room(database), stop)
+            run_receiver(
+                dimse,
+                inlet,
+                settings.dimse,
+                access,
+                directory.incoming,
+                room(database),
+                stop,
+                handlers=handlers(settings, database, directory.blobs),
+            )
         finally:
             inlet.close()
             database.close()

@@ -9,6 +9,10 @@
     +-- WorkitemUnfit        a workitem that no try can perform: its model or its images have changed
     +-- InvalidMessage       a report that cannot be said in the receiver's format
     +-- NotTranscoded        an object that cannot be had in another transfer syntax; names the kind of error
+    +-- BadIdentifier        a retrieve request whose identifier does not match its SOP Class
+    +-- UnreadableIdentifier one whose identifier is no dataset
+    +-- TooManyMatches       one that more objects match than a response can count
+    +-- UnknownDestination   one that would move objects to where the node sends nothing
     +-- AlreadyRunning       another node holds the data directory or a port
     +-- BackupError          a backup that cannot be taken or restored; nothing is left half done
     +-- RequestError         an HTTP request that cannot be served; ``node/web/problems.py`` gives each its status
@@ -51,6 +55,22 @@ class InvalidMessage(NodeError):
 
 class NotTranscoded(NodeError):
     """An object could not be put into another transfer syntax: says what kind of error, and nothing of the object."""
+
+
+class BadIdentifier(NodeError):
+    """A retrieve request's Identifier does not match its SOP Class: names the key, never its value."""
+
+
+class UnreadableIdentifier(NodeError):
+    """A retrieve request's Identifier cannot be read as a dataset."""
+
+
+class TooManyMatches(NodeError):
+    """A retrieve request matches more objects than its responses can count."""
+
+
+class UnknownDestination(NodeError):
+    """A C-MOVE names a destination that is no peer with an address."""
 
 
 class AlreadyRunning(NodeError):

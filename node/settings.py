@@ -73,6 +73,8 @@ class DimseSettings(Section):
     transfer_syntaxes: tuple[TransferSyntax, ...] = ()
     private_sop_classes: bool | tuple[UIDPrefix, ...] = True
     maximum_associations: Annotated[int, Field(ge=1, le=1 << 16)] = 64
+    #: C-MOVE and C-GET requests that are served at the same time; others wait for their turn.
+    maximum_retrieves: Annotated[int, Field(ge=1, le=1 << 16)] = 8
     maximum_pdu: Annotated[int, Field(ge=4096, le=1 << 20)] = 131072
     #: The association request has to be there within it (ARTIM, PS3.8 9.1.5).
     artim_timeout_seconds: Seconds = 30

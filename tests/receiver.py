@@ -19,9 +19,9 @@ from sqlalchemy import text
 
 from demo.peers import Process, free_port, tcp_open, wait_until
 from node.dimse.access import Access
+from node.dimse.providers import handlers
 from node.dimse.scp import bind, run_receiver
-from node.peers import Peer
-from node.settings import DimseSettings
+from node.settings import Settings
 from storage.blobs import FileBlobs
 from storage.database import Database, migrate
 from storage.intake import Archive
@@ -121,15 +121,25 @@ def receiving(folder: Path, **options: Any) -> Iterator[Receiver]:
         receiver.stop()
 
 
-def _child(listening: Any, folder: Path, settings: DimseSettings, access: Access, minimum_free: int) -> None:
+def _child(listening: Any, settings: Settings, minimum_free: int) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     # However a test ends, no receiver outlives it.
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-    database = Database(f"sqlite:///{folder / 'overread.sqlite'}")
-    archive = Archive(database, FileBlobs(folder / "blobs"), FileBlobs(folder / "quarantine"))
+    folder = settings.data_dir
+    database, blobs = Database(settings.database_url), FileBlobs(folder / "blobs")
+    archive = Archive(database, blobs, FileBlobs(folder / "quarantine"))
     room = Room(disks_of(folder, database), Marks(refuse=Least(minimum_free), refuse_inodes=Least()))
-    run_receiver(listening, archive, settings, access, folder / "incoming", room, stop)
+    run_receiver(
+        listening,
+        archive,
+        settings.dimse,
+        Access(settings.dimse, settings.peers),
+        folder / "incoming",
+        room,
+        stop,
+        handlers=handlers(settings, database, blobs),
+    )
     archive.close()
     database.close()
 
@@ -148,18 +158,21 @@ def main() -> None:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stdout),
     )
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    settings = DimseSettings(**json.loads(arguments.settings))
-    peers = {name: Peer(**values) for name, values in json.loads(arguments.peers).items()}
-    access = Access(settings, peers)
+    settings = Settings(
+        data_dir=arguments.folder,
+        dimse=json.loads(arguments.settings),
+        peers=json.loads(arguments.peers),
+        routes=(),
+    )
     FileBlobs(arguments.folder / "blobs")
     FileBlobs(arguments.folder / "quarantine")
     (arguments.folder / "incoming").mkdir(exist_ok=True)
-    listening = bind(settings.bind, settings.port)
+    listening = bind(settings.dimse.bind, settings.dimse.port)
     children = []
-    for _ in range(settings.receivers):
+    for _ in range(settings.dimse.receivers):
         pid = os.fork()
         if not pid:
-            _child(listening, arguments.folder, settings, access, arguments.minimum_free)
+            _child(listening, settings, arguments.minimum_free)
             os._exit(0)
         children.append(pid)
 

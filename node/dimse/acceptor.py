@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, cast
 import structlog
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.dimse_messages import C_STORE_RQ
+from pynetdicom.dimse_messages import C_FIND_RQ, C_GET_RQ, C_MOVE_RQ, C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu import A_ASSOCIATE_RQ, P_DATA_TF
@@ -45,6 +45,7 @@ PART_SUFFIX = ".part"
 
 _log = structlog.get_logger(__name__)
 _INVALID_PDU = "Evt19"
+_CANCELLABLE = (C_FIND_RQ, C_GET_RQ, C_MOVE_RQ)
 _DATA_TRANSFER = "Sta6"
 _ENDING = "Sta13"
 _DATA_MAY_BE_SENT = (_DATA_TRANSFER, "Sta8")
@@ -321,6 +322,9 @@ class Messages(DIMSEServiceProvider):
         if control & 3 == 3 and self.message is None and (request := read_store_request(data)):
             self._begin(request, context_id)
             return
+        if isinstance(self.message, _CANCELLABLE):
+            # A cancel that came before the request was meant for another.
+            self.cancel_req.clear()
         one = P_DATA()
         one.presentation_data_value_list.append((context_id, bytes([control]) + data))
         super().receive_primitive(one)

@@ -16,6 +16,7 @@ from pynetdicom.presentation import PresentationContext
 
 from node.dimse.services import STORAGE_SERVICE_CLASS, is_private, service_of
 from node.peers import Service
+from node.transcoding import UNCOMPRESSED
 
 __all__ = ["ACCEPTED", "TRANSFER_SYNTAXES", "Proposal", "Related", "Roles", "Rules", "agree", "preferred"]
 
@@ -116,7 +117,8 @@ def agree(
             answers.append(_answer(context, _USER_REJECTION))
             continue
         known = _KNOWN if service is Service.STORE else _NATIVE
-        chosen = next((uid for uid in preferred(proposed, rules.transfer_syntaxes) if uid in known), None)
+        first = UNCOMPRESSED if may.scp and not may.scu else rules.transfer_syntaxes
+        chosen = next((uid for uid in preferred(proposed, first) if uid in known), None)
         if chosen is None:
             answers.append(_answer(context, _TRANSFER_SYNTAXES_NOT_SUPPORTED))
             continue
@@ -131,7 +133,9 @@ def preferred(proposed: Iterable[str], first: Sequence[str] = ()) -> list[str]:
 
     Those of the configuration come first, in its order. Else the sender's own order stands, since it names first what
     it holds, and so its bytes stay as they are; only Implicit VR gives way to Explicit VR Little Endian, which keeps
-    the VR of private elements (PS3.5 6.2.2).
+    the VR of private elements (PS3.5 6.2.2). A requestor that only takes objects in a context gets an uncompressed
+    one where it proposes any: that is what every object can be put into, and what is compressed alike has its own
+    context where the requestor wants it as it is.
     """
     order = list(proposed)
     if order and order[0] == ImplicitVRLittleEndian and str(ExplicitVRLittleEndian) in order:

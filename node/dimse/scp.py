@@ -20,7 +20,7 @@ import structlog
 from pynetdicom import AE, _config, evt
 from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.association import Association
-from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.dimse_primitives import C_GET, C_MOVE, C_STORE
 from pynetdicom.transport import AddressInformation, AssociationServer, RequestHandler
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -44,6 +44,9 @@ __all__ = ["Handlers", "bind", "run_receiver"]
 
 #: Who answers the messages of the services beside Verification and Storage.
 Handlers = Sequence[tuple[evt.EventType, Callable[[evt.Event], Any]]]
+
+#: Requests whose handlers give every response themselves: pynetdicom's own procedure is passed over.
+_WHOLE: dict[type, evt.EventType] = {C_MOVE: evt.EVT_C_MOVE, C_GET: evt.EVT_C_GET}
 
 _log = structlog.get_logger(__name__)
 _BACKLOG = 128
@@ -318,10 +321,19 @@ class Intake(Association):
             self._end()
 
     def _serve_request(self, msg: Any, context_id: int) -> None:
+        event = _WHOLE.get(type(msg))
         if isinstance(msg, C_STORE) and context_id in self._accepted_cx:
             self._answer_missing(msg, context_id)
+        elif event is not None and context_id in self._accepted_cx and self._has_handler(event):
+            context = self._accepted_cx[context_id]
+            evt.trigger(self, event, {"request": msg, "context": context.as_tuple})
         else:
             super()._serve_request(msg, context_id)
+        # What took long was no idleness of the peer's.
+        self.dul._idle_timer.restart()
+
+    def _has_handler(self, event: evt.EventType) -> bool:
+        return any(one == event for one, _ in self._server.handlers)
 
     def _answer_missing(self, request: C_STORE, context_id: int) -> None:
         answer = self._refused(status.MISSING_DATASET)

@@ -80,6 +80,12 @@ _STORAGE_ROOT = "1.2.840.10008.5.1.4.1.1."
 #: What is no storage.
 _OTHERS: dict[str, Service] = {
     str(Verification): Service.ECHO,
+    "1.2.840.10008.5.1.4.1.2.1.2": Service.MOVE,  # Patient Root
+    "1.2.840.10008.5.1.4.1.2.2.2": Service.MOVE,  # Study Root
+    "1.2.840.10008.5.1.4.1.2.3.2": Service.MOVE,  # Patient/Study Only, retired
+    "1.2.840.10008.5.1.4.1.2.1.3": Service.GET,
+    "1.2.840.10008.5.1.4.1.2.2.3": Service.GET,
+    "1.2.840.10008.5.1.4.1.2.3.3": Service.GET,
 }
 
 

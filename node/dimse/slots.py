@@ -1,4 +1,4 @@
-"""Counts the associations of all receivers of a node together."""
+"""Counts the associations, or the retrieves, of all receivers of a node together."""
 
 from __future__ import annotations
 

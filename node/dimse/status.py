@@ -1,7 +1,8 @@
 """The one table that says which DIMSE status answers what: exceptions on the way out, categories on the way in.
 
-Sources: PS3.4 Table B.2-1 (C-STORE response status values), PS3.7 Annex C (general status codes), PS3.7 C.4.2 for
-the Error Comment (0000,0902), which is LO and so at most 64 characters. No comment quotes a dataset.
+Sources: PS3.4 Table B.2-1 (C-STORE response status values), Tables C.4-2 and C.4-3 (C-MOVE and C-GET), PS3.7 Annex C
+(general status codes), PS3.7 C.4.2 for the Error Comment (0000,0902), which is LO and so at most 64 characters. No
+comment quotes a dataset.
 """
 
 from __future__ import annotations
@@ -10,11 +11,27 @@ import errno
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
+from node.errors import BadIdentifier, TooManyMatches, UnknownDestination, UnreadableIdentifier
 from storage.errors import Mismatch, NotDicom
 
-__all__ = ["MISSING_DATASET", "SUCCESS", "WRONG_CONTEXT", "Category", "Status", "category", "meaning", "status_for"]
+__all__ = [
+    "CANCELED",
+    "MISSING_DATASET",
+    "PENDING",
+    "SOME_FAILED",
+    "SUCCESS",
+    "TOO_BUSY",
+    "UNABLE_TO_PERFORM",
+    "WRONG_CONTEXT",
+    "Category",
+    "Status",
+    "category",
+    "meaning",
+    "retrieve_status_for",
+    "status_for",
+]
 
 _COMMENT_LENGTH = 64
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
@@ -46,6 +63,13 @@ SUCCESS = Status(0x0000)
 WRONG_CONTEXT = Status(0x0122, "SOP Class is not the one of the presentation context")
 MISSING_DATASET = Status(0xC000, "the request announced no dataset")
 
+#: Of a retrieve.
+PENDING = Status(0xFF00)
+CANCELED = Status(0xFE00)
+SOME_FAILED = Status(0xB000)
+UNABLE_TO_PERFORM = Status(0xA702)
+TOO_BUSY = Status(0xA702, "as many retrieves run as may; ask again later")
+
 _OUT_OF_RESOURCES = Status(0xA700, "no room to store the object")
 _DATABASE_BUSY = Status(0xA700, "the index cannot take the object now; send it again")
 _PROCESSING_FAILURE = Status(0x0110, "the object could not be stored")
@@ -55,6 +79,17 @@ _TABLE: tuple[tuple[type[BaseException], int], ...] = (
     (Mismatch, 0xA900),
     (NotDicom, 0xC000),
 )
+
+
+#: What answers a retrieve request that comes to no sub-operation.
+_RETRIEVE_TABLE: tuple[tuple[type[BaseException], int], ...] = (
+    (TooManyMatches, 0xA701),
+    (UnknownDestination, 0xA801),
+    (BadIdentifier, 0xA900),
+    (UnreadableIdentifier, 0xC000),
+)
+_NOT_COUNTED = Status(0xA701, "the index cannot be asked now; ask again later")
+_NOT_PROCESSED = Status(0xC001, "the request could not be processed")
 
 
 def status_for(error: BaseException) -> Status:
@@ -68,6 +103,16 @@ def status_for(error: BaseException) -> Status:
         # Locked, full, or not to be reached: what may pass, and the sender tries again.
         return _DATABASE_BUSY
     return _PROCESSING_FAILURE
+
+
+def retrieve_status_for(error: BaseException) -> Status:
+    """Choose the status that answers an exception met before the first sub-operation of a C-MOVE or C-GET."""
+    for kind, code in _RETRIEVE_TABLE:
+        if isinstance(error, kind):
+            return Status(code, _short(str(error)))
+    if isinstance(error, (SQLAlchemyError, MemoryError, OSError)):
+        return _NOT_COUNTED
+    return _NOT_PROCESSED
 
 
 def category(code: int) -> Category:

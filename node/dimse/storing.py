@@ -115,8 +115,9 @@ class Storing:
     priority, originator
         Of the C-MOVE that the objects are sent for.
     given_up
-        Asked meanwhile: whether nobody wants the objects any more. Where sending was then broken off within an
-        object, the association is aborted.
+        Asked meanwhile: whether nobody wants the objects any more.
+    break_off
+        Whether an object may then be left half sent, which ends the association.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class Storing:
         priority: int = _MEDIUM,
         originator: Originator | None = None,
         given_up: Callable[[], bool] = lambda: False,
+        break_off: bool = True,
     ) -> None:
         self._association = association
         self._name = name
@@ -139,6 +141,7 @@ class Storing:
         self._priority = priority
         self._originator = originator
         self._given_up = given_up
+        self._break_off = break_off
         self._message_id = 0
         #: What the peer asks in between; kept for whoever serves the association.
         self.deferred: list[tuple[int, Any]] = []
@@ -209,8 +212,8 @@ class Storing:
             for pdu in data_pdus(context_id, store_request(request, self._priority, self._originator), longest):
                 connection.write_pdu(pdu)
             while True:
-                if self._given_up():
-                    raise _Over("was told no more")
+                if self._break_off and self._given_up():
+                    raise _Over("was sent only a part of the object: nobody wants it any more")
                 count = _read(file, buffer[_PDU_HEAD:][:left])
                 left -= count
                 buffer[:_PDU_HEAD] = data_pdu_head(context_id, count, last=not left)
@@ -235,7 +238,7 @@ class Storing:
             elif messages.empty():
                 if ended(self._association):
                     raise _Over(_ENDED)
-                if not given_up and self._given_up():
+                if self._break_off and not given_up and self._given_up():
                     given_up = True
                     deadline = min(deadline, time.monotonic() + _LAST_ANSWER_SECONDS)
                 if time.monotonic() > deadline:
