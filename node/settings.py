@@ -109,6 +109,12 @@ class CompletionSettings(Section):
     #: So long may a study grow before a revision is opened all the same.
     maximum_seconds: Seconds = 14400
 
+    @model_validator(mode="after")
+    def _can_be_quiet(self) -> CompletionSettings:
+        if self.maximum_seconds <= self.quiet_seconds:
+            raise ValueError("maximum_seconds: expected more than quiet_seconds, or no study could ever be quiet")
+        return self
+
 
 class RetrySettings(Section):
     """How deliveries and notifications are tried again."""

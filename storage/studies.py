@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from pydicom.uid import generate_uid
 from sqlalchemy import Connection, func, insert, select, update
@@ -25,6 +25,7 @@ __all__ = [
     "last_revision",
     "lock",
     "open_revision",
+    "park",
     "record_decision",
     "reopen",
     "report_again",
@@ -34,6 +35,9 @@ __all__ = [
     "series_of",
     "settle_without_revision",
 ]
+
+#: What one period of receiving has left is not for the next.
+_NOT_LOOKED_AT: Final[Mapping[str, Any]] = {"looked_at": None, "look_at": None, "waiting_for": "", "asked_by": ""}
 
 
 def device_uid(connection: Connection) -> str:
@@ -170,10 +174,14 @@ def settle_without_revision(connection: Connection, study: Study, reason: str) -
         study_id=study.id,
         reason=reason,
         evidence_changed=False,
-        looked_at=None,
-        look_at=None,
-        waiting_for="",
-        asked_by="",
+        **_NOT_LOOKED_AT,
+    )
+
+
+def park(connection: Connection, study: Study, reason: str) -> None:
+    """Set a study aside, with the reason; ``overread retry`` has it judged anew."""
+    lifecycle.transition(
+        connection, "study", study.id, lifecycle.PARKED, study_id=study.id, reason=reason, **_NOT_LOOKED_AT
     )
 
 
@@ -182,7 +190,9 @@ def reopen(connection: Connection, study: Study, reason: str) -> None:
     at = now(connection)
     if study.state == lifecycle.RECEIVING:
         connection.execute(
-            update(schema.study).where(schema.study.c.id == study.id).values(quiet_from=at, receiving_from=at)
+            update(schema.study)
+            .where(schema.study.c.id == study.id)
+            .values(quiet_from=at, receiving_from=at, **_NOT_LOOKED_AT)
         )
         return
     lifecycle.transition(
@@ -194,6 +204,7 @@ def reopen(connection: Connection, study: Study, reason: str) -> None:
         reason=reason,
         quiet_from=at,
         receiving_from=at,
+        **_NOT_LOOKED_AT,
     )
 
 

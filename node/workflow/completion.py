@@ -14,7 +14,7 @@ from node.workflow import testimony
 from node.workflow.routing import candidates_of, could_select
 from node.workflow.testimony import Ask, Testimony
 from node.workflow.way import Way
-from storage import flags, inquiries, lifecycle, receiving, studies
+from storage import flags, inquiries, receiving, studies
 from storage.database import now
 from storage.records import Instance, Revision, Study
 
@@ -134,7 +134,7 @@ def put_off(connection: Connection, study: Study, verdict: Verdict) -> None:
 def carry_out(connection: Connection, study: Study, verdict: Verdict) -> None:
     """Do what a verdict says, in the caller's write transaction."""
     if verdict.outcome == "parked":
-        lifecycle.transition(connection, "study", study.id, lifecycle.PARKED, study_id=study.id, reason=verdict.reason)
+        studies.park(connection, study, verdict.reason)
     elif verdict.outcome == "unchanged":
         studies.settle_without_revision(connection, study, verdict.reason)
     else:

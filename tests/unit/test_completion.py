@@ -400,6 +400,20 @@ def test_a_parked_or_excluded_study_is_not_judged_by_an_operators_word(embedded:
         assert why in done.unchanged[0]
 
 
+def test_an_operators_word_is_not_kept_for_the_next_time(holding: Holding, tmp_path: Path) -> None:
+    way, study = way_of(holding), holding.study(tmp_path)
+    more(holding, tmp_path, study, PatientName="Another^One")
+    control.complete(holding.database, study.study_instance_uid, by="ann")
+    assert looked_at(holding, way, study, ago=0).state == "PARKED", "two patients are no matter of patience"
+    with holding.database.read() as connection:
+        series = studies.series_of(connection, study.id)[-1].series_instance_uid
+    control.exclude(holding.database, study.study_instance_uid, by="ann", series_instance_uid=series)
+    control.retry(holding.database, study.study_instance_uid, by="ann")
+    assert looked_at(holding, way, study, ago=30).state == "RECEIVING", "a full quiet period anew"
+    assert looked_at(holding, way, study, ago=31).state == "COMPLETE"
+    assert revisions(holding, study)[0].verdict["because"] == "quiet"
+
+
 def test_a_study_that_keeps_growing_is_judged_at_last_and_the_rest_opens_the_next_revision(
     holding: Holding, tmp_path: Path
 ) -> None:

@@ -37,6 +37,7 @@ def _study(**attributes: Any) -> Study:
         state="COMPLETE",
         patient_id="",
         patient_name="",
+        patient_name_folded="",
         patient_birth_date="",
         patient_sex="",
         accession_number="",

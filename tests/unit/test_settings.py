@@ -157,6 +157,8 @@ ROUTE = "{name: a, match: {Modality: CT}, models: [m], deliver: [%s], notify: [%
         ("http: {bind: a..b}", r"http.bind: expected a host name or an address"),
         ("notifiers: {e: {kind: hl7, host: 'a b', port: 1}}", r"notifiers.e.host: expected a host name or an address"),
         ("completion: {quiet_seconds: .inf}", r"completion.quiet_seconds: .*finite"),
+        ("completion: {quiet_seconds: 20000}", r"completion: maximum_seconds: expected more than quiet_seconds"),
+        ("peers: {a: {ae_title: A, count: true}}", r"peers.a.count: .*no host and port"),
         ("http: {token: ''}", r"http.token: expected a token"),
         ("destinations: {a: {kind: stow, url: 'http://'}}", r"destinations.a.stow.url: expected http:// .*a host"),
         ("destinations: {a: {kind: stow, url: 'http://h:99999'}}", r"destinations.a.stow.url: .*up to 65535"),
