@@ -9,7 +9,7 @@
     +-- WorkitemUnfit        a workitem that no try can perform: its model or its images have changed
     +-- InvalidMessage       a report that cannot be said in the receiver's format
     +-- NotTranscoded        an object that cannot be had in another transfer syntax; names the kind of error
-    +-- BadIdentifier        a retrieve request whose identifier does not match its SOP Class
+    +-- BadIdentifier        a search or retrieve request whose identifier does not match its SOP Class
     +-- UnreadableIdentifier one whose identifier is no dataset
     +-- TooManyMatches       one that more objects match than a response can count
     +-- UnknownDestination   one that would move objects to where the node sends nothing
@@ -58,11 +58,11 @@ class NotTranscoded(NodeError):
 
 
 class BadIdentifier(NodeError):
-    """A retrieve request's Identifier does not match its SOP Class: names the key, never its value."""
+    """A search or retrieve request's Identifier does not match its SOP Class: names the key, never its value."""
 
 
 class UnreadableIdentifier(NodeError):
-    """A retrieve request's Identifier cannot be read as a dataset."""
+    """A search or retrieve request's Identifier cannot be read as a dataset."""
 
 
 class TooManyMatches(NodeError):

@@ -52,30 +52,36 @@ def find(connection: Connection, level: Level, query: Query) -> list[dict[str, A
     return list(_answers(lambda: nullcontext(connection), level, query))
 
 
-def search(database: Database, level: Level, query: Query) -> Iterator[dict[str, Any]]:
+def search(
+    database: Database, level: Level, query: Query, stopped: Callable[[], bool] | None = None
+) -> Iterator[dict[str, Any]]:
     """Give what matches every key, as :func:`find` does, while it is read.
 
     Between answers no transaction is open and no more than some hundred rows are held, so whoever asks may take any
-    time. What is deleted meanwhile is left out.
+    time. What is deleted meanwhile is left out. ``stopped`` is asked now and then, also while nothing matches.
 
     Raises
     ------
     InvalidQuery
         At once, when a key is not indexed at this level, or its value cannot be read.
     """
-    return _answers(database.read, level, query)
+    return _answers(database.read, level, query, stopped)
 
 
-def _answers(read: _Read, level: Level, query: Query) -> Iterator[dict[str, Any]]:
+def _answers(
+    read: _Read, level: Level, query: Query, stopped: Callable[[], bool] | None = None
+) -> Iterator[dict[str, Any]]:
     keys = [key for key in query.keys if not is_universal(key.value)]
     for key in query.keys:
         if key.path[0] not in KNOWN[level]:
             raise InvalidQuery(f"{'.'.join(key.path)} cannot be searched by at {level.name.lower()} level")
     compiled(keys, query)  # a value that cannot be read is refused, rows or no rows
-    return islice(_read_on(read, level, query, keys), query.limit)
+    return islice(_read_on(read, level, query, keys, stopped or (lambda: False)), query.limit)
 
 
-def _read_on(read: _Read, level: Level, query: Query, keys: list[Key]) -> Iterator[dict[str, Any]]:
+def _read_on(
+    read: _Read, level: Level, query: Query, keys: list[Key], stopped: Callable[[], bool]
+) -> Iterator[dict[str, Any]]:
     ids: list[int] = []
     position = 0
     rows = _FIRST_ROWS if query.limit is None else max(_FIRST_ROWS, min(query.limit, _ROWS))
@@ -83,7 +89,7 @@ def _read_on(read: _Read, level: Level, query: Query, keys: list[Key]) -> Iterat
     wanted = None if query.include is None else sorted(query.include)
     skip = query.offset
     last: PatientKey | None = None
-    while True:
+    while not stopped():
         with read() as connection:
             if window is None:
                 window = _Window(connection, level, query, keys)

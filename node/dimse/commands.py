@@ -17,6 +17,7 @@ __all__ = [
     "StoreRequest",
     "data_pdu_head",
     "data_pdus",
+    "find_response",
     "read_store_request",
     "store_request",
     "store_response",
@@ -39,6 +40,7 @@ _MOVE_ORIGINATOR_AE_TITLE = 0x1030
 _MOVE_ORIGINATOR_MESSAGE_ID = 0x1031
 
 _C_STORE_RQ, _C_STORE_RSP = 0x0001, 0x8001
+_C_FIND_RSP = 0x8020
 _NO_DATA_SET = 0x0101
 _DATA_SET = 0x0001
 _NUMBERS = frozenset({_COMMAND_FIELD, _MESSAGE_ID, _COMMAND_DATA_SET_TYPE})
@@ -47,6 +49,7 @@ _P_DATA_TF = 0x04
 _LAST_OF_COMMAND = 0x03
 _COMMAND = 0x01
 _LAST_OF_DATA_SET = 0x02
+_OF_DATA_SET = 0x00
 #: What stands before a fragment in a P-DATA-TF PDU of one item: its length, context and control header (PS3.8 9.3.5).
 _PDV_HEAD = 6
 
@@ -131,18 +134,36 @@ def store_response(request: StoreRequest, status: int, comment: str = "") -> byt
     return _ELEMENT.pack(0, 0, 4) + struct.pack("<L", len(elements)) + elements
 
 
-def data_pdus(context_id: int, command: bytes, maximum_length: int) -> Iterator[bytes]:
-    """Write a command set as P-DATA-TF PDUs (PS3.8 9.3.5), none longer than the peer takes; 0 means any length."""
-    most = max(1, maximum_length - _PDV_HEAD) if maximum_length else len(command)
-    for at in range(0, len(command), most):
-        piece = command[at : at + most]
-        control = _LAST_OF_COMMAND if at + most >= len(command) else _COMMAND
+def find_response(message_id: int, sop_class_uid: str, status: int) -> bytes:
+    """Write the command set of a C-FIND-RSP that an Identifier follows (PS3.7 Table 9.3-4)."""
+    elements = (
+        _text(_AFFECTED_SOP_CLASS_UID, sop_class_uid, b"\0")
+        + _number(_COMMAND_FIELD, _C_FIND_RSP)
+        + _number(_MESSAGE_ID_BEING_RESPONDED_TO, message_id)
+        + _number(_COMMAND_DATA_SET_TYPE, _DATA_SET)
+        + _number(_STATUS, status)
+    )
+    return _ELEMENT.pack(0, 0, 4) + struct.pack("<L", len(elements)) + elements
+
+
+def data_pdus(context_id: int, content: bytes, maximum_length: int, *, dataset: bool = False) -> Iterator[bytes]:
+    """Write a command set, or a dataset, as P-DATA-TF PDUs (PS3.8 9.3.5).
+
+    None is longer than the peer takes; 0 means any length.
+    """
+    last, other = (_LAST_OF_DATA_SET, _OF_DATA_SET) if dataset else (_LAST_OF_COMMAND, _COMMAND)
+    most = max(1, maximum_length - _PDV_HEAD) if maximum_length else len(content)
+    for at in range(0, len(content), most):
+        piece = content[at : at + most]
+        control = last if at + most >= len(content) else other
         yield _PDV.pack(_P_DATA_TF, len(piece) + _PDV_HEAD, len(piece) + 2, context_id, control) + piece
 
 
 def data_pdu_head(context_id: int, length: int, *, last: bool) -> bytes:
     """Write what stands before a fragment of a dataset, of so many bytes, in a PDU of its own."""
-    return _PDV.pack(_P_DATA_TF, length + _PDV_HEAD, length + 2, context_id, _LAST_OF_DATA_SET if last else 0)
+    return _PDV.pack(
+        _P_DATA_TF, length + _PDV_HEAD, length + 2, context_id, _LAST_OF_DATA_SET if last else _OF_DATA_SET
+    )
 
 
 def _number(element: int, value: int) -> bytes:

@@ -23,6 +23,7 @@ from pynetdicom.pdu_primitives import (
 
 from node.dimse.access import Admitted, Identity, Rejected, Request
 from node.dimse.contexts import ACCEPTED, Proposal, Related, Roles, Rules, agree
+from node.dimse.models import FIND_OPTIONS
 from node.dimse.services import service_of
 from node.peers import Service
 
@@ -36,7 +37,7 @@ LOCAL_LIMIT_EXCEEDED = (0x02, 0x03, 0x02)
 _STORAGE_SUPPORT = bytes([2, 0, 3, 0, 0, 0])
 #: Query/Retrieve (PS3.4 C.5.1.1.1): which of the options there are, in their order; what is longer gets 0.
 _OPTIONS: dict[Service, bytes] = {
-    Service.FIND: bytes([1, 0, 0, 0, 0]),
+    Service.FIND: FIND_OPTIONS,
     Service.MOVE: bytes([1, 0]),
     Service.GET: bytes([1, 0]),
 }

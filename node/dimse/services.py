@@ -8,6 +8,7 @@ from pydicom.uid import UID_dictionary  # type: ignore[attr-defined]
 from pynetdicom import AllStoragePresentationContexts
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from node.dimse.models import FIND_MODELS
 from node.peers import Service
 
 __all__ = ["NON_PATIENT_OBJECTS", "STORAGE_SERVICE_CLASS", "STORAGE_SOP_CLASSES", "is_private", "service_of"]
@@ -80,6 +81,7 @@ _STORAGE_ROOT = "1.2.840.10008.5.1.4.1.1."
 #: What is no storage.
 _OTHERS: dict[str, Service] = {
     str(Verification): Service.ECHO,
+    **dict.fromkeys(FIND_MODELS, Service.FIND),
     "1.2.840.10008.5.1.4.1.2.1.2": Service.MOVE,  # Patient Root
     "1.2.840.10008.5.1.4.1.2.2.2": Service.MOVE,  # Study Root
     "1.2.840.10008.5.1.4.1.2.3.2": Service.MOVE,  # Patient/Study Only, retired

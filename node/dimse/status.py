@@ -14,12 +14,13 @@ from enum import StrEnum
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from node.errors import BadIdentifier, TooManyMatches, UnknownDestination, UnreadableIdentifier
-from storage.errors import Mismatch, NotDicom
+from storage.errors import InvalidQuery, Mismatch, NotDicom
 
 __all__ = [
     "CANCELED",
     "MISSING_DATASET",
     "PENDING",
+    "PENDING_UNSUPPORTED",
     "SOME_FAILED",
     "SUCCESS",
     "TOO_BUSY",
@@ -28,6 +29,7 @@ __all__ = [
     "Category",
     "Status",
     "category",
+    "find_status_for",
     "meaning",
     "retrieve_status_for",
     "status_for",
@@ -63,9 +65,12 @@ SUCCESS = Status(0x0000)
 WRONG_CONTEXT = Status(0x0122, "SOP Class is not the one of the presentation context")
 MISSING_DATASET = Status(0xC000, "the request announced no dataset")
 
-#: Of a retrieve.
+#: Of a search or a retrieve.
 PENDING = Status(0xFF00)
 CANCELED = Status(0xFE00)
+#: Of a search: some of what was asked for there is not (PS3.4 Table C.4-1).
+PENDING_UNSUPPORTED = Status(0xFF01)
+#: Of a retrieve.
 SOME_FAILED = Status(0xB000)
 UNABLE_TO_PERFORM = Status(0xA702)
 TOO_BUSY = Status(0xA702, "as many retrieves run as may; ask again later")
@@ -88,6 +93,14 @@ _RETRIEVE_TABLE: tuple[tuple[type[BaseException], int], ...] = (
     (BadIdentifier, 0xA900),
     (UnreadableIdentifier, 0xC000),
 )
+
+#: What answers a search that comes to nothing (PS3.4 Table C.4-1).
+_FIND_TABLE: tuple[tuple[type[BaseException], int], ...] = (
+    (BadIdentifier, 0xA900),
+    (UnreadableIdentifier, 0xC000),
+    (InvalidQuery, 0xC002),
+)
+_SEARCH_BUSY = Status(0xA700, "the index cannot be searched now; ask again later")
 _NOT_COUNTED = Status(0xA701, "the index cannot be asked now; ask again later")
 _NOT_PROCESSED = Status(0xC001, "the request could not be processed")
 
@@ -103,6 +116,14 @@ def status_for(error: BaseException) -> Status:
         # Locked, full, or not to be reached: what may pass, and the sender tries again.
         return _DATABASE_BUSY
     return _PROCESSING_FAILURE
+
+
+def find_status_for(error: BaseException) -> Status:
+    """Choose the status that answers an exception met while searching."""
+    for kind, code in _FIND_TABLE:
+        if isinstance(error, kind):
+            return Status(code, _short(str(error)))
+    return _SEARCH_BUSY if isinstance(error, (OperationalError, MemoryError)) else _NOT_PROCESSED
 
 
 def retrieve_status_for(error: BaseException) -> Status:
