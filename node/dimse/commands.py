@@ -134,14 +134,17 @@ def store_response(request: StoreRequest, status: int, comment: str = "") -> byt
     return _ELEMENT.pack(0, 0, 4) + struct.pack("<L", len(elements)) + elements
 
 
-def find_response(message_id: int, sop_class_uid: str, status: int) -> bytes:
-    """Write the command set of a C-FIND-RSP that an Identifier follows (PS3.7 Table 9.3-4)."""
+def find_response(
+    message_id: int, sop_class_uid: str, status: int, comment: str = "", *, identifier: bool = False
+) -> bytes:
+    """Write the command set of C-FIND-RSP (PS3.7 Table 9.3-4); ``identifier`` says whether one follows."""
     elements = (
         _text(_AFFECTED_SOP_CLASS_UID, sop_class_uid, b"\0")
         + _number(_COMMAND_FIELD, _C_FIND_RSP)
         + _number(_MESSAGE_ID_BEING_RESPONDED_TO, message_id)
-        + _number(_COMMAND_DATA_SET_TYPE, _DATA_SET)
+        + _number(_COMMAND_DATA_SET_TYPE, _DATA_SET if identifier else _NO_DATA_SET)
         + _number(_STATUS, status)
+        + (_text(_ERROR_COMMENT, comment, b" ") if comment else b"")
     )
     return _ELEMENT.pack(0, 0, 4) + struct.pack("<L", len(elements)) + elements
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pynetdicom import evt
 
-from node.dimse.find import finder
+from node.dimse.find import Finder
 from node.dimse.retrieve import Retriever
 from node.dimse.scp import Handlers
 from node.settings import Settings
@@ -26,7 +26,7 @@ def handlers(settings: Settings, database: Database, blobs: Blobs) -> Handlers:
     """
     retriever = Retriever(settings, database, blobs)
     return [
-        (evt.EVT_C_FIND, finder(database, settings.dimse.ae_title)),
+        (evt.EVT_C_FIND, Finder(database, settings.dimse.ae_title).find),
         (evt.EVT_C_MOVE, retriever.move),
         (evt.EVT_C_GET, retriever.get),
     ]

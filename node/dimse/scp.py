@@ -20,7 +20,7 @@ import structlog
 from pynetdicom import AE, _config, evt
 from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.association import Association
-from pynetdicom.dimse_primitives import C_GET, C_MOVE, C_STORE
+from pynetdicom.dimse_primitives import C_FIND, C_GET, C_MOVE, C_STORE
 from pynetdicom.transport import AddressInformation, AssociationServer, RequestHandler
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -46,7 +46,11 @@ __all__ = ["Handlers", "bind", "run_receiver"]
 Handlers = Sequence[tuple[evt.EventType, Callable[[evt.Event], Any]]]
 
 #: Requests whose handlers give every response themselves: pynetdicom's own procedure is passed over.
-_WHOLE: dict[type, evt.EventType] = {C_MOVE: evt.EVT_C_MOVE, C_GET: evt.EVT_C_GET}
+_WHOLE: dict[type, evt.EventType] = {
+    C_FIND: evt.EVT_C_FIND,
+    C_MOVE: evt.EVT_C_MOVE,
+    C_GET: evt.EVT_C_GET,
+}
 
 _log = structlog.get_logger(__name__)
 _BACKLOG = 128
