@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, insert, select
@@ -11,7 +12,10 @@ from storage import schema
 from storage.database import now
 from storage.records import Change
 
-__all__ = ["append", "of_study", "since"]
+__all__ = ["append", "append_stored", "of_study", "since"]
+
+
+_INSERT = insert(schema.change)
 
 
 def append(
@@ -37,6 +41,26 @@ def append(
             reason=reason,
             detail=dict(detail or {}),
         )
+    )
+
+
+def append_stored(connection: Connection, instances: Sequence[tuple[int, int, bool]], at: datetime) -> None:
+    """Add that instances were stored: each one's id, its study's id, and whether it was made here."""
+    connection.execute(
+        _INSERT,
+        [
+            {
+                "at": at,
+                "kind": "instance",
+                "object_id": instance_id,
+                "study_id": study_id,
+                "before": None,
+                "after": "STORED",
+                "reason": "",
+                "detail": {"made_here": made_here},
+            }
+            for instance_id, study_id, made_here in instances
+        ],
     )
 
 

@@ -7,9 +7,10 @@ of failing half-way. Commits are durable when they return: ``synchronous=FULL`` 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -18,12 +19,12 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, QueuePool, create_engine, event, text
+from sqlalchemy import Connection, Engine, QueuePool, Select, Table, create_engine, event, func, select, text
 
 from storage import namesearch
 from storage.errors import StorageError
 
-__all__ = ["Database", "Watch", "migrate", "now", "schema_versions"]
+__all__ = ["Database", "Watch", "migrate", "now", "reserve_ids", "schema_versions"]
 
 _WATCH_SECONDS = 0.03
 _KEPT_CONNECTIONS = 40
@@ -111,6 +112,21 @@ def now(connection: Connection) -> datetime:
         return datetime.fromisoformat(stamp).replace(tzinfo=UTC)
     value: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
     return value.astimezone(UTC)
+
+
+def reserve_ids(connection: Connection, table: Table, count: int) -> Sequence[int]:
+    """Return ids for rows that the caller inserts in the same write transaction."""
+    if connection.dialect.name == "sqlite":
+        # Nobody else writes before this transaction has ended; it is what SQLite itself would choose.
+        last = connection.execute(_last_id(table)).scalar_one() or 0
+        return range(last + 1, last + 1 + count)
+    sequence = text("SELECT nextval(pg_get_serial_sequence(:name, 'id')) FROM generate_series(1, :count)")
+    return connection.execute(sequence, {"name": table.name, "count": count}).scalars().all()
+
+
+@cache
+def _last_id(table: Table) -> Select[Any]:
+    return select(func.max(table.c.id))
 
 
 def migrate(url: str) -> None:

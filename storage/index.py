@@ -6,34 +6,36 @@ Identity is the SOP Instance UID; sameness is the digest of the dataset without 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Table, insert, select, update
+from sqlalchemy import Connection, RowMapping, Table, bindparam, insert, select, update
 
-from storage import changefeed, flags, lifecycle, schema
-from storage.attributes import SERIES_KEYWORDS, STUDY_KEYWORDS, attribute_value
-from storage.database import now
+from storage import changefeed, flags, schema
+from storage.database import now, reserve_ids
 from storage.flags import contradicting, spoken
 from storage.headers import Header
-from storage.matching import folded
+from storage.rows import series_row, study_row, text_of
 
 __all__ = [
     "MANUFACTURER",
+    "Arrival",
     "Indexed",
     "Origin",
     "Outcome",
-    "describe_anew",
+    "insert_group",
     "insert_instance",
     "is_made_here",
     "quarantine_blob",
 ]
 
-#: What a searchable column keeps of a value: PostgreSQL refuses to index much more. The whole stands in attributes.
-_COLUMN_CHARACTERS = 512
 #: The manufacturer by which nodes of this software know each other's work.
 MANUFACTURER = "Overread"
+_KNOWN = select(schema.instance.c.sop_instance_uid).where(
+    schema.instance.c.sop_instance_uid.in_(bindparam("uids", expanding=True))
+)
+_INSERT_INSTANCE = insert(schema.instance)
 
 
 class Outcome(enum.StrEnum):
@@ -52,6 +54,16 @@ class Origin:
     """Who offered an object: the calling AE title, or what stands in its place over HTTP."""
 
     calling_ae_title: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """An object whose bytes are durable, to be indexed; see :func:`insert_instance`."""
+
+    header: Header
+    blob: str
+    origin: Origin
+    made_here: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,8 +110,8 @@ def insert_instance(
             i.identity,
             i.made_here,
             i.blob,
-            _series_uid(),
-            _study_uid(),
+            schema.series.c.series_instance_uid,
+            schema.study.c.study_instance_uid,
         )
         .select_from(schema.instance.join(schema.series).join(schema.study, i.study_id == schema.study.c.id))
         .where(i.sop_instance_uid == header.sop_instance_uid)
@@ -114,25 +126,17 @@ def insert_instance(
             return Indexed(outcome=outcome, instance_id=row["id"], made_here=row["made_here"])
         others.append(row)
     made_here = made_here or any(row["made_here"] for row in others)
-    study_id = _study_row(connection, header, evidence=not made_here)
-    series_id = _series_row(connection, header, study_id)
+    at = now(connection)
+    study_id = study_row(connection, [header], [] if made_here else [header], at)
+    series_id = series_row(connection, [header], study_id)
     key = connection.execute(
         insert(schema.instance).values(
             study_id=study_id,
             series_id=series_id,
-            sop_instance_uid=header.sop_instance_uid,
-            sop_class_uid=header.sop_class_uid,
-            transfer_syntax_uid=header.transfer_syntax_uid,
-            instance_number=_text(header.instance, "InstanceNumber"),
-            attributes=header.instance,
-            identity=header.identity,
-            digest=header.digest,
-            size=header.size,
-            blob=blob,
+            **_instance_columns(header, blob, origin),
             made_here=made_here,
             conflicting=bool(others),
-            calling_ae_title=origin.calling_ae_title,
-            received_at=now(connection),
+            received_at=at,
         )
     ).inserted_primary_key
     assert key is not None
@@ -165,6 +169,86 @@ def insert_instance(
     return Indexed(outcome=Outcome.CONFLICT, instance_id=instance_id, made_here=made_here)
 
 
+def insert_group(
+    connection: Connection, arrivals: Sequence[Arrival], holds: Callable[[str], bool] | None = None
+) -> list[Indexed]:
+    """Index several objects as :func:`insert_instance` does one by one; those that are new share their statements."""
+    known = set(connection.execute(_KNOWN, {"uids": [one.header.sop_instance_uid for one in arrivals]}).scalars().all())
+    new: list[Arrival] = []
+    for one in arrivals:
+        if one.header.sop_instance_uid not in known:
+            known.add(one.header.sop_instance_uid)
+            new.append(one)
+    ids = dict(zip(map(id, new), _insert_new(connection, new), strict=True))
+    return [
+        Indexed(outcome=Outcome.STORED, instance_id=ids[id(one)], made_here=one.made_here)
+        if id(one) in ids
+        else insert_instance(connection, one.header, one.blob, one.origin, made_here=one.made_here, holds=holds)
+        for one in arrivals
+    ]
+
+
+def _insert_new(connection: Connection, arrivals: Sequence[Arrival]) -> Iterable[int]:
+    """Insert instances whose UIDs are not known, and return their ids."""
+    if not arrivals:
+        return ()
+    at = now(connection)
+    studies: dict[str, int] = {}
+    series: dict[tuple[str, str], int] = {}
+    # In the order of their UIDs: two receivers lock the same studies in the same order.
+    for uid, of_study in sorted(_grouped(arrivals, lambda one: one.header.study_instance_uid).items()):
+        headers = [one.header for one in of_study]
+        evidence = [one.header for one in of_study if not one.made_here]
+        studies[uid] = study_row(connection, headers, evidence, at)
+        for series_uid, of_series in _grouped(of_study, lambda one: one.header.series_instance_uid).items():
+            found = series_row(connection, [one.header for one in of_series], studies[uid])
+            series[uid, series_uid] = found
+    ids = reserve_ids(connection, schema.instance, len(arrivals))
+    connection.execute(
+        _INSERT_INSTANCE,
+        [
+            {
+                "id": key,
+                "study_id": studies[one.header.study_instance_uid],
+                "series_id": series[one.header.study_instance_uid, one.header.series_instance_uid],
+                **_instance_columns(one.header, one.blob, one.origin),
+                "made_here": one.made_here,
+                "conflicting": False,
+                "received_at": at,
+            }
+            for key, one in zip(ids, arrivals, strict=True)
+        ],
+    )
+    changefeed.append_stored(
+        connection,
+        [(key, studies[one.header.study_instance_uid], one.made_here) for key, one in zip(ids, arrivals, strict=True)],
+        at,
+    )
+    return ids
+
+
+def _instance_columns(header: Header, blob: str, origin: Origin) -> dict[str, Any]:
+    return {
+        "sop_instance_uid": header.sop_instance_uid,
+        "sop_class_uid": header.sop_class_uid,
+        "transfer_syntax_uid": header.transfer_syntax_uid,
+        "instance_number": text_of(header.instance, "InstanceNumber"),
+        "attributes": header.instance,
+        "identity": header.identity,
+        "digest": header.digest,
+        "size": header.size,
+        "blob": blob,
+        "calling_ae_title": origin.calling_ae_title,
+    }
+
+
+def _grouped(arrivals: Iterable[Arrival], key: Callable[[Arrival], str]) -> dict[str, list[Arrival]]:
+    groups: dict[str, list[Arrival]] = {}
+    for one in arrivals:
+        groups.setdefault(key(one), []).append(one)
+    return groups
+
+
 def quarantine_blob(connection: Connection, blob: str, size: int, reason: str, origin: Origin) -> None:
     """Record refused bytes."""
     connection.execute(
@@ -177,28 +261,6 @@ def quarantine_blob(connection: Connection, blob: str, size: int, reason: str, o
         )
     )
     changefeed.append(connection, "quarantine", None, study_id=None, after="REFUSED", reason=reason)
-
-
-def describe_anew(connection: Connection, study_id: int, headers: Sequence[Header]) -> None:
-    """Let a study and its series be described by these instances alone, in the order given.
-
-    For when an operator has changed what counts: what was taken out must not name the patient or steer a route.
-    """
-    attributes: dict[str, Any] = {}
-    of_series: dict[str, dict[str, Any]] = {}
-    for header in headers:
-        attributes |= _added(attributes, header, STUDY_KEYWORDS)
-        known = of_series.setdefault(header.series_instance_uid, {})
-        known |= _added(known, header, SERIES_KEYWORDS)
-    s = schema.series.c
-    if headers:
-        connection.execute(update(schema.study).where(schema.study.c.id == study_id).values(_study_columns(attributes)))
-    for uid, known in of_series.items():
-        connection.execute(
-            update(schema.series)
-            .where(s.study_id == study_id, s.series_instance_uid == uid)
-            .values(_series_columns(known))
-        )
 
 
 def _again(
@@ -278,127 +340,3 @@ def _restore(connection: Connection, table: Table, row: RowMapping, header: Head
         reason="the bytes that were kept were gone; the same object came again and took their place",
         detail={"gone": gone, "blob": blob},
     )
-
-
-def _study_row(connection: Connection, header: Header, *, evidence: bool) -> int:
-    """Find or make the study; only evidence starts its quiet period anew or opens it again.
-
-    The row stays locked to the end of the transaction, so that no verdict on the study comes in between, and the
-    ids of its instances follow each other as their commits do.
-    """
-    s = schema.study.c
-    row = connection.execute(
-        select(s.id, s.state, s.attributes).where(s.study_instance_uid == header.study_instance_uid).with_for_update()
-    ).first()
-    at = now(connection)
-    if row is None:
-        state = lifecycle.RECEIVING if evidence else lifecycle.COMPLETE
-        key = connection.execute(
-            insert(schema.study).values(
-                study_instance_uid=header.study_instance_uid,
-                state=state,
-                **_study_columns(header.study),
-                first_received_at=at,
-                last_received_at=at,
-                quiet_from=at,
-                receiving_from=at,
-            )
-        ).inserted_primary_key
-        assert key is not None
-        lifecycle.record_creation(connection, "study", int(key[0]), state, study_id=int(key[0]))
-        return int(key[0])
-    if evidence:
-        added = _added(row.attributes, header, STUDY_KEYWORDS)
-        values = _study_columns({**row.attributes, **added}) if added else {}
-        connection.execute(
-            update(schema.study).where(s.id == row.id).values(last_received_at=at, quiet_from=at, **values)
-        )
-        if row.state == lifecycle.COMPLETE:
-            lifecycle.transition(
-                connection,
-                "study",
-                row.id,
-                lifecycle.RECEIVING,
-                study_id=row.id,
-                reason="a further instance came",
-                receiving_from=at,
-            )
-    return int(row.id)
-
-
-def _added(known: dict[str, Any], header: Header, keywords: Sequence[str]) -> dict[str, Any]:
-    """Return what an instance says that none before it has said: the first that is not empty counts."""
-    silent = [keyword for keyword in keywords if attribute_value(known, keyword) is None]
-    return header.elements(silent) if silent else {}
-
-
-def _study_columns(attributes: dict[str, Any]) -> dict[str, Any]:
-    name = _name(attributes)
-    return {
-        "patient_id": _text(attributes, "PatientID"),
-        "patient_name": name,
-        "patient_name_folded": folded(name)[:_COLUMN_CHARACTERS],
-        "patient_birth_date": _text(attributes, "PatientBirthDate"),
-        "patient_sex": _text(attributes, "PatientSex"),
-        "accession_number": _text(attributes, "AccessionNumber"),
-        "study_date": _text(attributes, "StudyDate"),
-        "study_time": _text(attributes, "StudyTime"),
-        "study_description": _text(attributes, "StudyDescription"),
-        "attributes": attributes,
-    }
-
-
-def _series_columns(attributes: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "modality": _text(attributes, "Modality"),
-        "series_number": _text(attributes, "SeriesNumber"),
-        "series_description": _text(attributes, "SeriesDescription"),
-        "attributes": attributes,
-    }
-
-
-def _series_row(connection: Connection, header: Header, study_id: int) -> int:
-    s = schema.series.c
-    found = connection.execute(
-        select(s.id, s.attributes).where(s.study_id == study_id, s.series_instance_uid == header.series_instance_uid)
-    ).one_or_none()
-    if found is not None:
-        if added := _added(found.attributes, header, SERIES_KEYWORDS):
-            connection.execute(
-                update(schema.series).where(s.id == found.id).values(_series_columns({**found.attributes, **added}))
-            )
-        return int(found.id)
-    key = connection.execute(
-        insert(schema.series).values(
-            study_id=study_id,
-            series_instance_uid=header.series_instance_uid,
-            **_series_columns(header.series),
-        )
-    ).inserted_primary_key
-    assert key is not None
-    return int(key[0])
-
-
-def _series_uid() -> Any:
-    return schema.series.c.series_instance_uid
-
-
-def _study_uid() -> Any:
-    return schema.study.c.study_instance_uid
-
-
-def _text(attributes: Any, keyword: str) -> str:
-    value = attribute_value(attributes, keyword)
-    if value is None:
-        return ""
-    text = "\\".join(str(one) for one in value) if isinstance(value, list) else str(value)
-    return text[:_COLUMN_CHARACTERS]
-
-
-def _name(attributes: Any) -> str:
-    """Return the patient's name with all its groups, joined as PS3.5 6.2.1 joins them."""
-    values = attributes.get("00100010", {}).get("Value", [])
-    if not values or not isinstance(values[0], dict):
-        return ""
-    groups = [values[0].get(group, "") for group in ("Alphabetic", "Ideographic", "Phonetic")]
-    return "=".join(groups).rstrip("=")[:_COLUMN_CHARACTERS]

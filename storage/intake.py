@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import queue
 import threading
+from collections import deque
 from collections.abc import Collection, Iterable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from storage import receiving
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.errors import Mismatch, NotDicom, StorageError
-from storage.headers import Header, read_header
-from storage.index import Indexed, Origin, Outcome, insert_instance, is_made_here, quarantine_blob
+from storage.headers import Header, Written, read_header
+from storage.index import Arrival, Indexed, Origin, Outcome, insert_group, is_made_here, quarantine_blob
 
 __all__ = ["Archive", "Receipt"]
 
@@ -36,19 +35,36 @@ class Receipt:
     made_here: bool
 
 
+def _held_lock() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
 @dataclass(slots=True)
 class _Entry:
     header: Header
-    blob: str
+    path: Path
     origin: Origin
     made_here: bool
-    done: Future[Indexed] = field(default_factory=Future)
+    blob: str = ""
+    found: Indexed | None = None
+    error: BaseException | None = None
     #: No row can name the blob: said only where its transaction ended before the COMMIT.
     unindexed: bool = False
+    #: Held until the entry is dealt with, or its own thread is to lead.
+    wake: threading.Lock = field(default_factory=_held_lock)
+
+    @property
+    def is_done(self) -> bool:
+        return self.found is not None or self.error is not None
 
 
 class Archive:
     """The one way in. Safe to call from many threads; commits are shared between them.
+
+    Who comes while nothing is being committed leads: it commits what has been offered, its own object and those of
+    others, and then hands on to the first of those that came meanwhile. Alone, nobody waits for another thread.
 
     Parameters
     ----------
@@ -68,13 +84,19 @@ class Archive:
         self._blobs = blobs
         self._refused = refused
         self._device_uids = frozenset(device_uids)
-        self._entries: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
-        self._offering = threading.Lock()
+        self._entries: deque[_Entry] = deque()
+        self._changing = threading.Condition()
+        self._is_led = False
         self._ended = False
-        self._committer = threading.Thread(target=self._commit_groups, name="committer", daemon=True)
-        self._committer.start()
 
-    def receive(self, path: Path, origin: Origin, announced: tuple[str, str] | None = None) -> Receipt:
+    def receive(
+        self,
+        path: Path,
+        origin: Origin,
+        announced: tuple[str, str] | None = None,
+        written: Written | None = None,
+        descriptor: int | None = None,
+    ) -> Receipt:
         """Take over a Part 10 file; durable on return.
 
         The file is gone from where it was afterwards, whatever the outcome.
@@ -88,32 +110,39 @@ class Archive:
         announced
             The SOP Class and SOP Instance UID that the sender named beside the dataset, where the protocol has that.
 
+        written
+            What is known of the file from its writing, where this process has just written it.
+        descriptor
+            Open for writing to it, where it still is.
+
         Raises
         ------
         NotDicom
             The bytes are in quarantine, with the reason; ``Mismatch`` when they are not what was announced.
         StorageError
-            When the archive was closed, or its committer has ended.
+            When the archive was closed.
         """
         try:
-            header = read_header(path)
+            header = read_header(path, written)
             if announced is not None:
                 _compare(header, announced)
         except NotDicom as error:
             self._quarantine(path, str(error), origin)
             raise
-        blob = self._blobs.adopt(path)
-        entry = _Entry(header, blob, origin, is_made_here(header, self._device_uids))
-        self._offer(entry)
-        try:
-            indexed = entry.done.result()
-        except Exception:
+        self._blobs.settle(path, descriptor)
+        entry = _Entry(header, path, origin, is_made_here(header, self._device_uids))
+        self._take_in(entry)
+        if entry.error is not None:
+            if not entry.blob:
+                path.unlink(missing_ok=True)
             # After a COMMIT that failed the row may stand all the same: then start-up finds what is to become of it.
-            if entry.unindexed:
-                self._blobs.delete(blob)
-            raise
+            elif entry.unindexed:
+                self._blobs.delete(entry.blob)
+            raise entry.error
+        indexed = entry.found
+        assert indexed is not None
         if indexed.outcome is Outcome.DUPLICATE:
-            self._blobs.delete(blob)
+            self._blobs.delete(entry.blob)
         return Receipt(
             outcome=indexed.outcome,
             study_instance_uid=header.study_instance_uid,
@@ -139,16 +168,9 @@ class Archive:
 
     def close(self) -> None:
         """Finish what was offered and stop."""
-        self._entries.put(None)
-        self._committer.join()
-
-    def _offer(self, entry: _Entry) -> None:
-        with self._offering:
-            if not self._ended:
-                self._entries.put(entry)
-                return
-        entry.unindexed = True
-        entry.done.set_exception(StorageError(_ENDED))
+        with self._changing:
+            self._ended = True
+            self._changing.wait_for(lambda: not self._is_led)
 
     def _quarantine(self, path: Path, reason: str, origin: Origin) -> None:
         size = path.stat().st_size
@@ -156,77 +178,81 @@ class Archive:
         with self._database.write() as connection:
             quarantine_blob(connection, blob, size, reason, origin)
 
-    def _commit_groups(self) -> None:
-        try:
-            while (entry := self._entries.get()) is not None:
-                group = [entry]
-                last = False
-                while len(group) < _COMMIT_ROWS:
-                    try:
-                        following = self._entries.get_nowait()
-                    except queue.Empty:
-                        break
-                    if following is None:
-                        last = True
-                        break
-                    group.append(following)
-                try:
-                    self._commit(group)
-                finally:
-                    _give_up(group)
-                if last:
-                    return
-        finally:
-            self._end()
-
-    def _end(self) -> None:
-        """Leave nobody waiting, however the committer has come to its end."""
-        with self._offering:
-            self._ended = True
-        while True:
-            try:
-                left = self._entries.get_nowait()
-            except queue.Empty:
+    def _take_in(self, entry: _Entry) -> None:
+        """Have an entry committed, by this thread or by the one that leads."""
+        with self._changing:
+            if self._ended:
+                entry.error = StorageError(_ENDED)
                 return
-            if left is not None:
-                left.unindexed = True
-                left.done.set_exception(StorageError(_ENDED))
+            self._entries.append(entry)
+            leads, self._is_led = not self._is_led, True
+        if not leads:
+            entry.wake.acquire()
+        if not entry.is_done:
+            self._lead()
 
-    def _commit(self, group: Sequence[_Entry], again: int = 3, *, in_doubt: bool = False) -> None:
+    def _lead(self) -> None:
+        """Commit what has been offered, first of all the own entry, and hand on."""
+        with self._changing:
+            group = [self._entries.popleft() for _ in range(min(_COMMIT_ROWS, len(self._entries)))]
+        try:
+            self._commit(group)
+        finally:
+            with self._changing:
+                following = self._entries[0] if self._entries else None
+                if following is None:
+                    self._is_led = False
+                    self._changing.notify_all()
+            if following is not None:
+                following.wake.release()
+            for one in group:
+                if not one.is_done:
+                    one.error = StorageError(_ENDED)
+                one.wake.release()
+
+    def _commit(self, group: Sequence[_Entry]) -> None:
+        """Let the files of a group have their names, then rows that say so."""
+        try:
+            names = self._blobs.adopt_settled([one.path for one in group])
+        except OSError as error:
+            if len(group) == 1:
+                group[0].error = error
+                return
+            for one in group:
+                self._commit([one])
+            return
+        for one, name in zip(group, names, strict=True):
+            one.blob = name
+        self._index(group)
+
+    def _index(self, group: Sequence[_Entry], again: int = 3, *, in_doubt: bool = False) -> None:
         committing = in_doubt
         try:
             with self._database.write() as connection:
-                found = [
-                    insert_instance(
-                        connection, one.header, one.blob, one.origin, made_here=one.made_here, holds=self._holds
-                    )
+                arrivals = [
+                    Arrival(header=one.header, blob=one.blob, origin=one.origin, made_here=one.made_here)
                     for one in group
                 ]
+                found = insert_group(connection, arrivals, self._holds)
                 committing = True
         except BaseException as error:  # noqa: BLE001 - whoever waits must learn of it, whatever it is
             if len(group) > 1:
                 # One bad row must not refuse its neighbours. Where the COMMIT has worked, each finds its own row.
                 for one in group:
-                    self._commit([one], in_doubt=committing)
+                    self._index([one], in_doubt=committing)
                 return
             if isinstance(error, IntegrityError) and again:
                 # Another receiver made the same study, series or instance first: now it is there to be found.
-                self._commit(group, again - 1, in_doubt=committing)
+                self._index(group, again - 1, in_doubt=committing)
                 return
             group[0].unindexed = not committing
-            group[0].done.set_exception(error)
+            group[0].error = error
             return
         for one, indexed in zip(group, found, strict=True):
-            one.done.set_result(indexed)
+            one.found = indexed
 
     def _holds(self, blob: str) -> bool:
         return self._blobs.path(blob).is_file()
-
-
-def _give_up(group: Sequence[_Entry]) -> None:
-    for one in group:
-        if not one.done.done():
-            one.done.set_exception(StorageError(_ENDED))
 
 
 def _compare(header: Header, announced: tuple[str, str]) -> None:

@@ -12,16 +12,12 @@ What differs from pynetdicom's own classes, and why:
 
 from __future__ import annotations
 
-import errno
-import os
 import queue
 import struct
 import time
-import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import structlog
 from pynetdicom.association import Association
@@ -34,14 +30,12 @@ from pynetdicom.pdu_primitives import P_DATA
 
 from node.dimse.commands import StoreRequest, data_pdus, read_store_request, store_response
 from node.dimse.partten import file_head
+from node.dimse.received import Received
 from node.dimse.status import Status
 from node.dimse.transport import CONNECTION_CLOSED, IDLE_SECONDS, QuickSocket, TooLong
 from storage.space import Room
 
-__all__ = ["PART_SUFFIX", "Messages", "Received", "UpperLayer"]
-
-#: How the file of a dataset that is still arriving ends.
-PART_SUFFIX = ".part"
+__all__ = ["Messages", "UpperLayer"]
 
 _log = structlog.get_logger(__name__)
 _INVALID_PDU = "Evt19"
@@ -56,79 +50,6 @@ _PDV = struct.Struct(">LBB")
 #: A command set has some hundred bytes; no message but C-STORE-RQ that we serve has a dataset at all.
 _LONGEST_COMMAND_SET = 64 * 1024
 _LONGEST_DATASET_IN_MEMORY = 1 << 20
-#: After so many bytes of one dataset, the disk is looked at again.
-_LOOK_BYTES = 16 << 20
-
-
-@dataclass(slots=True)
-class Received:
-    """One dataset as it came in: a Part 10 file, or the error that kept it from becoming one."""
-
-    path: Path
-    size: int = 0
-    error: OSError | None = None
-    _file: BinaryIO | None = None
-    _room: Room | None = None
-    _look_at: int = _LOOK_BYTES
-
-    @classmethod
-    def begin(cls, folder: Path, head: bytes, room: Room) -> Received:
-        """Open a file in the folder and write its head; an error, or too little room, is kept for the answer."""
-        received = cls(folder / f"{os.getpid()}-{uuid.uuid4().hex}{PART_SUFFIX}", _room=room)
-        try:
-            if refusal := room.refusal():
-                raise OSError(errno.ENOSPC, refusal)
-            received._file = received.path.open("xb", buffering=0)
-            received._file.write(head)
-        except OSError as error:
-            received._fail(error)
-        return received
-
-    def write(self, data: memoryview) -> None:
-        """Add a fragment of the dataset; after an error the rest is only counted."""
-        self.size += len(data)
-        if self.size >= self._look_at:
-            self._look()
-        while self._file is not None and len(data):
-            try:
-                data = data[self._file.write(data) :]
-            except OSError as error:
-                self._fail(error)
-
-    def _look(self) -> None:
-        """See now and then whether there is room for what is so large."""
-        self._look_at = self.size + _LOOK_BYTES
-        try:
-            refusal = self._room.refusal() if self._room is not None and self._file is not None else ""
-        except OSError as error:
-            self._fail(error)
-        else:
-            if refusal:
-                self._fail(OSError(errno.ENOSPC, refusal))
-
-    def end(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            file, self._file = self._file, None
-            try:
-                file.close()
-            except OSError as error:
-                self._fail(error)
-
-    def discard(self) -> None:
-        """Close and remove the file."""
-        self.end()
-        self.path.unlink(missing_ok=True)
-
-    def _fail(self, error: OSError) -> None:
-        self.error = error
-        file, self._file = self._file, None
-        if file is not None:
-            try:
-                file.close()
-            except OSError as closing:
-                _log.warning("dataset file could not be closed", error=closing.strerror)
-        self.path.unlink(missing_ok=True)
 
 
 class UpperLayer(DULServiceProvider):
@@ -361,11 +282,10 @@ class Messages(DIMSEServiceProvider):
         received, self._arriving = self._arriving, None
         assert received is not None
         assert self._request is not None
-        received.end()
         try:
             answer = self._store(self._request, self._context_id, received)
         finally:
-            received.path.unlink(missing_ok=True)
+            received.discard()
         response = store_response(self._request, answer.code, answer.comment)
         for pdu in data_pdus(self._context_id, response, self.maximum_pdu_size):
             cast(QuickSocket, self.dul.socket).send(pdu)

@@ -25,12 +25,13 @@ from pynetdicom.transport import AddressInformation, AssociationServer, RequestH
 from sqlalchemy.exc import SQLAlchemyError
 
 from node.dimse import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, status
-from node.dimse.acceptor import Messages, Received, UpperLayer
+from node.dimse.acceptor import Messages, UpperLayer
 from node.dimse.access import EVERYONE, Access, Admitted, Rejected, Request
 from node.dimse.carried import Carried
 from node.dimse.commands import StoreRequest
 from node.dimse.contexts import Rules
 from node.dimse.negotiation import LOCAL_LIMIT_EXCEEDED, TEMPORARY_CONGESTION, Negotiation
+from node.dimse.received import Received
 from node.dimse.slots import Slots
 from node.dimse.transport import QuickSocket
 from node.listening import listen
@@ -360,7 +361,13 @@ class Intake(Association):
             if request.sop_class_uid != context.abstract_syntax:
                 self._archive.refuse(received.path, status.WRONG_CONTEXT.comment, origin)
                 return self._refused(status.WRONG_CONTEXT)
-            receipt = self._archive.receive(received.path, origin, (request.sop_class_uid, request.sop_instance_uid))
+            receipt = self._archive.receive(
+                received.path,
+                origin,
+                (request.sop_class_uid, request.sop_instance_uid),
+                received.written,
+                received.descriptor,
+            )
         except Exception as error:  # noqa: BLE001 - this is the edge: every error becomes a status
             return self._refused(status.status_for(error), error)
         self._outcomes[receipt.outcome] += 1

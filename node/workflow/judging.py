@@ -13,8 +13,8 @@ from node.workflow import completion, routing
 from node.workflow.way import Way
 from storage import control, lifecycle, studies, worklist
 from storage.headers import read_header
-from storage.index import describe_anew
 from storage.records import Revision, Study
+from storage.rows import describe_anew
 
 __all__ = ["judge", "park_revision", "route_revision"]
 

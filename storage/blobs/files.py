@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 __all__ = ["FileBlobs", "fsync_directory"]
@@ -27,19 +27,39 @@ class FileBlobs:
                 (root / f"{number:02x}").mkdir(exist_ok=True)
             fsync_directory(root)
 
-    def adopt(self, path: Path) -> str:
-        """Make a written file durable, move it into the folder and return its name.
-
-        The order is the promise: fsync of the file, rename, fsync of the directory. A crash in between leaves
-        either the old name or an orphan that the next start finds; never a name without its bytes.
-        """
-        name = uuid.uuid4().hex
-        target = self.path(name)
+    def settle(self, path: Path, descriptor: int | None = None) -> None:
+        """Make a written file durable where it is."""
+        if descriptor is not None:
+            os.fsync(descriptor)
+            return
         with path.open("rb+") as file:
             os.fsync(file.fileno())
-        path.rename(target)
-        fsync_directory(target.parent)
-        return name
+
+    def adopt_settled(self, paths: Sequence[Path]) -> list[str]:
+        """Move settled files into the folder and return their names.
+
+        They come into one subfolder, so that one fsync makes all the names durable. A crash leaves either the old name
+        or an orphan that the next start finds; never a name without its bytes.
+        """
+        folder = uuid.uuid4().hex[:2]
+        names = [folder + uuid.uuid4().hex[2:] for _ in paths]
+        moved: list[tuple[Path, Path]] = []
+        try:
+            for path, name in zip(paths, names, strict=True):
+                target = self.path(name)
+                path.rename(target)
+                moved.append((path, target))
+            fsync_directory(self._root / folder)
+        except OSError:
+            for path, target in moved:
+                target.rename(path)
+            raise
+        return names
+
+    def adopt(self, path: Path) -> str:
+        """Make a written file durable, move it into the folder and return its name: fsync, rename, fsync."""
+        self.settle(path)
+        return self.adopt_settled([path])[0]
 
     def path(self, name: str) -> Path:
         """Return the file of a name."""

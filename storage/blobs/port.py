@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +12,12 @@ class Blobs(Protocol):
 
     def adopt(self, path: Path) -> str:
         """Take a file over as it is and return its name; durable on return."""
+
+    def settle(self, path: Path, descriptor: int | None = None) -> None:
+        """Make a file durable before it is taken over; ``descriptor`` is open for writing to it, where one is."""
+
+    def adopt_settled(self, paths: Sequence[Path]) -> list[str]:
+        """Take settled files over and return their names; durable on return, and none is taken on an error."""
 
     def path(self, name: str) -> Path:
         """Return a local file that holds the bytes."""

@@ -645,7 +645,7 @@ def test_bytes_stay_when_a_shared_commit_was_not_heard_of_and_the_database_then_
             # The first waits for its transaction; the others share the next.
             wait_until(lambda: begun, 20, "one")
             sent += [pool.submit(holding.receive, [one]) for one in files[1:]]
-            wait_until(lambda: holding.archive._entries.qsize() == 2, 20, "two that wait")
+            wait_until(lambda: len(holding.archive._entries) == 2, 20, "two that wait")
         answers = [one.exception(30) for one in sent]
     event.remove(engine, "commit", lose_the_second_answer)
     event.remove(engine, "begin", be_away)
