@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import faulthandler
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from demo.peers import Process, free_port, tcp_open, wait_until
 from node.dimse.access import Access
 from node.dimse.providers import handlers
 from node.dimse.scp import bind, run_receiver
+from node.ops.logging import configure_logging
 from node.settings import Settings
 from storage.blobs import FileBlobs
 from storage.database import Database, migrate
@@ -107,7 +109,8 @@ class Receiver:
         return self.rows("SELECT * FROM instance ORDER BY id")
 
     def log(self) -> list[dict[str, Any]]:
-        lines = self.process.log_path.read_text(errors="replace").splitlines()
+        # The last line may be half there; and a name may hold a separator that str.splitlines() knows.
+        lines = self.process.log_path.read_text(errors="replace").split("\n")[:-1]
         return [json.loads(line) for line in lines if line.startswith("{")]
 
 
@@ -145,19 +148,16 @@ def _child(listening: Any, settings: Settings, minimum_free: int) -> None:
 
 
 def main() -> None:
-    import structlog
-
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--minimum-free", type=int, required=True)
     parser.add_argument("--peers", required=True)
     parser.add_argument("settings")
     arguments = parser.parse_args()
-    structlog.configure(
-        processors=[structlog.processors.format_exc_info, structlog.processors.JSONRenderer()],
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stdout),
-    )
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    configure_logging()
+    # To see where its threads are: kill -USR1.
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     settings = Settings(
         data_dir=arguments.folder,
         dimse=json.loads(arguments.settings),

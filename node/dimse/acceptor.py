@@ -22,11 +22,12 @@ from typing import Any, cast
 import structlog
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.dimse_messages import C_FIND_RQ, C_GET_RQ, C_MOVE_RQ, C_STORE_RQ
+from pynetdicom.dimse_messages import C_FIND_RQ, C_GET_RQ, C_MOVE_RQ, C_STORE_RQ, DIMSEMessage
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dul import DULServiceProvider
+from pynetdicom.fsm import StateMachine
 from pynetdicom.pdu import A_ASSOCIATE_RQ, P_DATA_TF
-from pynetdicom.pdu_primitives import P_DATA
+from pynetdicom.pdu_primitives import A_P_ABORT, P_DATA
 
 from node.dimse.commands import StoreRequest, data_pdus, read_store_request, store_response
 from node.dimse.partten import file_head
@@ -41,6 +42,8 @@ _log = structlog.get_logger(__name__)
 _INVALID_PDU = "Evt19"
 _CANCELLABLE = (C_FIND_RQ, C_GET_RQ, C_MOVE_RQ)
 _DATA_TRANSFER = "Sta6"
+#: No connection, or one that is only waited for to close.
+_ENDED = frozenset({"Sta1", "Sta13"})
 _ENDING = "Sta13"
 _DATA_MAY_BE_SENT = (_DATA_TRANSFER, "Sta8")
 _P_DATA_TF = 0x04
@@ -61,6 +64,21 @@ class UpperLayer(DULServiceProvider):
         # A peer that hangs must not keep the process from ending.
         self.daemon = True
         self.to_user_queue = _Announcing(association)
+        self.state_machine = _States(self)
+
+    def _process_recv_primitive(self) -> bool:
+        """Take what this node has to say, once what has come is dealt with, and while there is someone to say it to.
+
+        PS3.8 Table 9-10 has no place for a request of ours once the association is ending: an answer that was ready
+        just when the peer was refused is said to nobody.
+        """
+        if self.event_queue.queue:
+            return False
+        if self.state_machine.current_state in _ENDED:
+            while self.to_provider_queue.queue:
+                self.to_provider_queue.get_nowait()
+            return False
+        return super()._process_recv_primitive()
 
     def send_pdu(self, primitive: Any) -> None:
         """Send data at once, from whichever thread has it; hand what else there is to the reading thread and wake it.
@@ -142,9 +160,27 @@ class UpperLayer(DULServiceProvider):
             primitive = super().receive_pdu(wait=True, timeout=min(IDLE_SECONDS, left))
             if primitive is not None:
                 return primitive
-            # Back in its first state with nothing to do: the connection was closed before it asked for anything.
-            gone = gone + 1 if self.state_machine.current_state == "Sta1" and self.event_queue.empty() else 0
+            # Ended, or in its first state with nothing to do: the connection was closed before it asked for anything.
+            idle = self.state_machine.current_state == "Sta1" and self.event_queue.empty()
+            gone = gone + 1 if idle or not self.is_alive() else 0
         return None
+
+
+class _States(StateMachine):
+    """The upper layer's states, where a PDU that no action can deal with ends the association and nothing else."""
+
+    def do_action(self, event: str) -> None:
+        """Do what PS3.8 Table 9-10 has for an event; hang up where that cannot be done."""
+        try:
+            super().do_action(event)
+        except Exception as error:  # noqa: BLE001 - a value that pynetdicom does not know, an event out of place
+            _log.warning("association given up", error=type(error).__name__, event_id=event, state=self.current_state)
+            self.current_state = "Sta1"
+            cast(QuickSocket, self.dul.socket).close()
+            ended = A_P_ABORT()
+            ended.provider_reason = 0x00
+            self.dul.to_user_queue.put(ended)
+            self.dul.kill_dul()
 
 
 class _Announcing(queue.Queue[Any]):
@@ -159,8 +195,8 @@ class _Announcing(queue.Queue[Any]):
         self._association.dimse.msg_queue.put((None, None))
 
 
-class _TooMuch(ValueError):
-    """A message that is longer than any of ours."""
+class _Unexpected(ValueError):
+    """A message that is none, or is longer than any of ours; its text quotes nothing."""
 
 
 class Messages(DIMSEServiceProvider):
@@ -211,11 +247,11 @@ class Messages(DIMSEServiceProvider):
                 length, context_id, control = _PDV.unpack_from(items, at)
                 end = at + 4 + length
                 if length < 2 or end > len(items):
-                    raise ValueError("an item that is longer than its PDU")
+                    raise _Unexpected("an item that is longer than its PDU")
                 self._receive_fragment(context_id, control, items[at + _PDV.size : end])
                 at = end
         except Exception as error:  # noqa: BLE001 - whatever the bytes were, they are no DIMSE message
-            reason = str(error) if isinstance(error, _TooMuch) else None
+            reason = str(error) if isinstance(error, _Unexpected) else None
             _log.warning("invalid message", calling_ae_title=self._calling, error=type(error).__name__, reason=reason)
             self.message = None
             self.dul.event_queue.put(_INVALID_PDU)
@@ -234,11 +270,13 @@ class Messages(DIMSEServiceProvider):
         # PS3.8 E.2: bit 0 command, bit 1 last fragment
         if self._arriving is not None:
             if control & 1:
-                raise ValueError("a command within a dataset")
+                raise _Unexpected("a command within a dataset")
             self._arriving.write(data)
             if control & 2:
                 self._finish()
             return
+        if not control & 1 and (self.message is None or type(self.message) is DIMSEMessage):
+            raise _Unexpected("a dataset without a command")
         self._limit(control, len(data))
         if control & 3 == 3 and self.message is None and (request := read_store_request(data)):
             self._begin(request, context_id)
@@ -263,7 +301,7 @@ class Messages(DIMSEServiceProvider):
             size = held.data_set.tell() if held is not None and held.data_set is not None else 0
             what, longest = "dataset of a message that is no C-STORE request", _LONGEST_DATASET_IN_MEMORY
         if size + more > longest:
-            raise _TooMuch(f"a {what} of more than {longest} bytes")
+            raise _Unexpected(f"a {what} of more than {longest} bytes")
 
     def _begin(self, request: StoreRequest, context_id: int) -> None:
         self._request, self._context_id = request, context_id

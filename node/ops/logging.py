@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import MutableMapping
 from typing import Any, TextIO
 
@@ -107,12 +108,15 @@ def configure_logging(level: str = "INFO", stream: TextIO | None = None) -> None
     root.addHandler(handler)
     root.setLevel(level)
     logging.captureWarnings(True)
+    # Its warnings quote what they warn of; and each that differs from the others would be remembered for good.
+    warnings.filterwarnings("ignore", module=r"pydicom\.")
     for name in _QUIET:
         library = logging.getLogger(name)
         library.setLevel(logging.WARNING)
         # Some bring a handler of their own: everything goes one way.
         library.handlers.clear()
         library.propagate = True
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True

@@ -103,7 +103,7 @@ def answer_of(connection: socket.socket) -> int | None:
     [
         ([pdu(COMMAND_ENDS, echo_request(dataset=True))], DATA, "dataset of a message that is no C-STORE request"),
         ([], COMMAND, "command set"),
-        ([], DATA, "dataset of a message that is no C-STORE request"),
+        ([], DATA, "a dataset without a command"),
     ],
     ids=["a dataset behind C-ECHO-RQ", "a command set", "a dataset without a command"],
 )
