@@ -21,7 +21,7 @@ def of_study(connection: Connection, study_id: int) -> list[Inquiry]:
 
 
 def ask(connection: Connection, study_id: int, peer: str, after_seconds: float, *, anew: bool) -> None:
-    """Have a peer be asked about a study, in the caller's write transaction; what is to be asked already stays so.
+    """Have a peer be asked about a study, in the caller's write transaction; what is to be asked sooner stays so.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def ask(connection: Connection, study_id: int, peer: str, after_seconds: float, 
         connection.execute(insert(schema.inquiry).values(study_id=study_id, peer=peer, due_at=due_at))
         return
     values = {"asked": 0, "failures": 0} if anew else {}
-    if found.due_at is None:
+    if found.due_at is None or found.due_at > due_at:
         values["due_at"] = due_at  # type: ignore[assignment]
     if values:
         connection.execute(update(schema.inquiry).where(q.id == found.id).values(values))

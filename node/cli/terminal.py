@@ -23,7 +23,7 @@ __all__ = ["show_checks", "show_done", "show_status", "show_story", "show_studie
 
 _GOOD = frozenset({"COMPLETED", "DELIVERED", "ACKNOWLEDGED", "SUCCEEDED", "COMPLETE", "REPORTED"})
 #: What a verdict keeps that is shown in lines of its own, or that the flags say.
-_TOLD_APART = frozenset({"weighed", "missing", "flags"})
+_TOLD_APART = frozenset({"reason", "weighed", "missing", "flags"})
 _BAD = frozenset({"PARKED", "FAILED", "LOST", "CANCELED"})
 
 
@@ -78,15 +78,7 @@ def _add_revision(tree: Tree, revision: RevisionTold, workitems: Sequence[Workit
     if revision.trouble:
         branch.add(f"[red]parked: {escape(revision.trouble)}[/]; overread retry {revision.target}")
     if not asked:
-        why = branch.add("why complete")
-        for key, value in revision.verdict.items():
-            if key in _TOLD_APART or value in ("", []):
-                continue
-            why.add(escape(f"{key.replace('_', ' ')}: {_value(value)}"))
-        for one in revision.verdict.get("weighed", []):
-            why.add(escape(str(one.get("says"))))
-        for missing in revision.verdict.get("missing", []):
-            why.add(f"[yellow]missing: {escape(missing)}[/]")
+        _add_verdict(branch.add("why complete"), revision.verdict)
     for decision in revision.decisions:
         _add_decision(branch, decision)
     for workitem in workitems:
@@ -96,6 +88,20 @@ def _add_revision(tree: Tree, revision: RevisionTold, workitems: Sequence[Workit
     for message in revision.notifications:
         text = f"{message.target} to {message.receiver}, {message.control_id}"
         _add_tries(branch.add(f"{escape(text)}  {_state(message.state)}  {_outgoing(message)}"), message)
+
+
+def _add_verdict(why: Tree, verdict: Mapping[str, Any]) -> None:
+    """Show what was decisive, then what else was weighed and what is missing, then the figures."""
+    if verdict.get("reason"):
+        why.add(f"[bold]{escape(str(verdict['reason']))}[/]")
+    for one in verdict.get("weighed", []):
+        if one.get("says") != verdict.get("reason"):
+            why.add(escape(str(one.get("says"))))
+    for missing in verdict.get("missing", []):
+        why.add(f"[yellow]missing: {escape(missing)}[/]")
+    for key, value in verdict.items():
+        if key not in _TOLD_APART and value not in ("", []):
+            why.add(escape(f"{key.replace('_', ' ')}: {_value(value)}"), style="dim")
 
 
 def _add_decision(branch: Tree, decision: DecisionTold) -> None:

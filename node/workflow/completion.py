@@ -215,7 +215,7 @@ def _judged(connection: Connection, seen: _Seen, way: Way, because: str, reason:
         outcome="revision",
         reason=reason,
         evidence={
-            **_evidence_of(seen, because),
+            **_evidence_of(seen, because, reason),
             "missing": missing,
             "flags": [one.reason for one in raised if one.study_id == study.id],
         },
@@ -272,12 +272,13 @@ def _trouble(evidence: Sequence[Instance]) -> str:
     return ""
 
 
-def _evidence_of(seen: _Seen, because: str) -> dict[str, Any]:
+def _evidence_of(seen: _Seen, because: str, reason: str) -> dict[str, Any]:
     evidence = seen.evidence
     longest = max(((b.received_at - a.received_at).total_seconds() for a, b in pairwise(evidence)), default=0.0)
     (quiet,) = (one for one in seen.told if one.kind == "quiet")
     return {
         "because": because,
+        "reason": reason,
         "asked_by": seen.study.asked_by,
         **quiet.kept,
         "quiet_from": seen.study.quiet_from.isoformat(),

@@ -16,7 +16,7 @@ import structlog
 
 from node.delivery.port import Delivered, Destination
 from node.delivery.port import Refused as DeliveryRefused
-from node.dimse.finder import count_instances
+from node.dimse.finder import Counted, count_instances
 from node.notify.mllp import Accepted, Silent, Unreachable
 from node.notify.receivers import Receiver
 from node.workflow import completion
@@ -50,9 +50,13 @@ def count(way: Way, name: str) -> int:
     for inquiry, study_instance_uid in due:
         with way.database.read() as connection:
             asked_at = now(connection)
-        counted = count_instances(
-            peer.address, way.settings.dimse.ae_title, study_instance_uid, timeout=peer.timeout_seconds
-        )
+        try:
+            counted = count_instances(
+                peer.address, way.settings.dimse.ae_title, study_instance_uid, timeout=peer.timeout_seconds
+            )
+        except Exception as error:  # noqa: BLE001 - one answer that cannot be read must not hold up the others
+            _log.exception("count broke", peer=name)
+            counted = Counted(count=None, answer=f"it could not be asked: {type(error).__name__}")
         with way.database.write() as connection:
             inquiries.answered(connection, inquiry, asked_at=asked_at, count=counted.count, answer=counted.answer)
         _log.info("peer counted", peer=name, study=study_instance_uid, count=counted.count)

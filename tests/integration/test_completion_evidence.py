@@ -53,6 +53,12 @@ def stored(association: Association, *files: Path) -> None:
         assert association.send_c_store(pydicom.dcmread(file)).Status == 0
 
 
+def story_of(node: Node, uid: str) -> dict[str, Any]:
+    """Ask the node what became of a study: quicker than the command."""
+    told: dict[str, Any] = httpx.get(f"{node.url}/api/v1/studies/{uid}/story", timeout=10).raise_for_status().json()
+    return told
+
+
 # what a PACS counts
 
 
@@ -254,7 +260,7 @@ def test_the_node_weighs_counts_releases_and_an_operators_word(
     )
 
     def reported(uid: str) -> bool:
-        revisions = node.story(uid)["revisions"]
+        revisions = story_of(node, uid)["revisions"]
         return len(revisions) == 1 and revisions[0]["state"] == "REPORTED"
 
     # The PACS forwards a study in two parts, of which neither is long enough after the other for the quiet period.
@@ -262,12 +268,12 @@ def test_the_node_weighs_counts_releases_and_an_operators_word(
     push(files, pacs.dimse_port, called=pacs.ae_title)
     push(files[:20], node.dimse_port, calling=pacs.ae_title)
     waited = f"peer pacs has {len(files)} instances, of which 20 are here"
-    wait_until(lambda: node.story(uid)["waiting_for"] == waited, 30, "the count", interval=0.2)
+    wait_until(lambda: story_of(node, uid)["waiting_for"] == waited, 30, "the count", interval=0.2)
     assert waited in node.run("status").stdout
-    assert node.story(uid)["revisions"] == []
+    assert story_of(node, uid)["revisions"] == []
     push(files[20:], node.dimse_port, calling=pacs.ae_title)
     wait_until(lambda: reported(uid), 60, "the report", interval=0.3)
-    (revision,) = node.story(uid)["revisions"]
+    (revision,) = story_of(node, uid)["revisions"]
     assert revision["verdict"]["because"] == "release"
     assert revision["instances"] == len(files)
     told = node.run("explain", uid).stdout
@@ -289,4 +295,36 @@ def test_the_node_weighs_counts_releases_and_an_operators_word(
         association.release()
     again = node.run("complete", other)
     assert "complete already" in again.stdout
-    assert len(node.story(other)["revisions"]) == 1
+    assert len(story_of(node, other)["revisions"]) == 1
+
+
+def test_a_study_that_keeps_growing_is_read_as_it_stands_and_again_when_it_is_whole_and_nothing_runs_twice(
+    start_node: Callable[..., Node], tmp_path: Path
+) -> None:
+    node = start_node(options={"completion": {"quiet_seconds": 4, "maximum_seconds": 4.5}})
+    uid, files = chest_ct(tmp_path, seed=23)
+
+    def states() -> list[str]:
+        return [one["state"] for one in story_of(node, uid)["revisions"]]
+
+    with sending(node.dimse_port) as association:
+        stored(association, *files[:10])
+        rest = iter(files[10:22])
+
+        def opened() -> bool:
+            if (file := next(rest, None)) is not None:
+                stored(association, file)
+            return bool(story_of(node, uid)["revisions"])
+
+        # One more with every look, so that it is never quiet.
+        wait_until(opened, 30, "a revision although it grows", interval=0.35)
+        assert story_of(node, uid)["revisions"][0]["verdict"]["because"] == "maximum"
+        stored(association, *rest, *files[22:])
+        wait_until(lambda: len(states()) > 1 and set(states()) == {"REPORTED"}, 60, "the last revision", interval=0.3)
+        assert association.is_established, "it never ended"
+    told = story_of(node, uid)
+    assert told["revisions"][-1]["instances"] == len(files)
+    inputs = [str(one["input_set"]) for one in told["workitems"]]
+    assert len(inputs) == len(set(inputs)) == len(told["revisions"])
+    assert all(len(one["attempts"]) == 1 for one in told["workitems"])
+    assert [one["kind"] for one in told["flags"]] == ["incomplete"]
