@@ -371,7 +371,8 @@ class Intake(Association):
         except Exception as error:  # noqa: BLE001 - this is the edge: every error becomes a status
             return self._refused(status.status_for(error), error)
         self._outcomes[receipt.outcome] += 1
-        if receipt.study_instance_uid not in self._studies:
+        # What a node made says nothing about the study's coming to its end, however it comes back.
+        if not receipt.made_here and receipt.study_instance_uid not in self._studies:
             self._studies.add(receipt.study_instance_uid)
             self._server.carried.begin(receipt.study_instance_uid)
         return status.SUCCESS
