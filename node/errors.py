@@ -13,6 +13,7 @@
     +-- UnreadableIdentifier one whose identifier is no dataset
     +-- TooManyMatches       one that more objects match than a response can count
     +-- UnknownDestination   one that would move objects to where the node sends nothing
+    +-- OperationRefused     a DIMSE-N request that cannot be served; carries the status that answers it
     +-- AlreadyRunning       another node holds the data directory or a port
     +-- BackupError          a backup that cannot be taken or restored; nothing is left half done
     +-- RequestError         an HTTP request that cannot be served; ``node/web/problems.py`` gives each its status
@@ -71,6 +72,14 @@ class TooManyMatches(NodeError):
 
 class UnknownDestination(NodeError):
     """A C-MOVE names a destination that is no peer with an address."""
+
+
+class OperationRefused(NodeError):
+    """A DIMSE-N request that cannot be served, with the status (0000,0900) that answers it."""
+
+    def __init__(self, code: int, comment: str) -> None:
+        super().__init__(comment)
+        self.code = code
 
 
 class AlreadyRunning(NodeError):

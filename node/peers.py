@@ -59,6 +59,11 @@ class Peer(Section):
     quiet_seconds: Seconds | None = None
     #: Whether it is asked by C-FIND how many instances it has of a study that came from it.
     count: bool = False
+    #: How it hears what the node commits to: over the association on which it asked, where that is still open a
+    #: moment later, else over one of the node's; or always over one of the node's.
+    commitment_report: Literal["either", "new"] = "either"
+    #: Whether it is told of each study that has come in (Instance Availability Notification).
+    availability: bool = False
 
     @property
     def address(self) -> Address | None:
@@ -73,4 +78,8 @@ class Peer(Section):
             raise ValueError("host and port: give both, or neither for a peer that only calls")
         if self.passcode is not None and self.username is None:
             raise ValueError("passcode: give the username that it belongs to")
+        if self.host is None and self.availability:
+            raise ValueError("availability: a peer that is told of studies needs a host and a port")
+        if self.host is None and self.commitment_report == "new":
+            raise ValueError("commitment_report: a peer that is called with its report needs a host and a port")
         return self

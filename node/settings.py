@@ -168,6 +168,10 @@ class DimseDestination(Section):
 
     kind: Literal["dimse"]
     peer: str
+    #: Whether a document counts as delivered only once the PACS has committed to keeping it.
+    commit: bool = False
+    #: How long its report may take before it is asked again.
+    commit_seconds: Seconds = 600
 
 
 class StowDestination(Section):
@@ -315,6 +319,11 @@ class Settings(BaseSettings):
                 )
             if self.peers[destination.peer].address is None:
                 raise ValueError(f"destinations.{name}.peer: peer {destination.peer!r} has no host and port to call")
+            if destination.commit and Service.COMMIT not in self.peers[destination.peer].services:
+                raise ValueError(
+                    f"destinations.{name}.commit: the PACS reports over associations of its own; "
+                    f"add commit to peers.{destination.peer}.services"
+                )
         for name, peer in self.peers.items():
             if peer.count and peer.address is None:
                 raise ValueError(f"peers.{name}.count: it has no host and port to be asked at")

@@ -6,12 +6,12 @@ the report. What an unreported one names is not deleted.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, exists, func, insert, select, update
+from sqlalchemy import Connection, Select, bindparam, exists, insert, select, update
 
 from storage import lifecycle, outbox, schema
 from storage.blobs import Blobs
@@ -24,13 +24,14 @@ __all__ = [
     "NO_SUCH_INSTANCE",
     "PROCESSING_FAILURE",
     "Reference",
+    "are_unreachable",
     "due",
     "get",
     "is_needed",
+    "is_reported",
     "make_due",
     "park_unreachable",
     "record",
-    "reference_count",
     "weigh",
 ]
 
@@ -81,7 +82,9 @@ def record(
         select(c.id, c.state).where(c.calling_ae_title == calling_ae_title, c.transaction_uid == transaction_uid)
     ).one_or_none()
     if known is not None:
-        if sorted(_pair(one) for one in references) != sorted(_pair(one) for one in _references(connection, known.id)):
+        if sorted(_pair(one) for one in references) != sorted(
+            _pair(one) for one in _references(connection, known.id).values()
+        ):
             raise AlreadyThere("the Transaction UID stands for other references already")
         anew: dict[str, Any] = {"tries": 0, "refusals": 0, "weighed_at": None, "ended_at": None, **clock}
         if known.state == lifecycle.PENDING:
@@ -145,16 +148,14 @@ def make_due(connection: Connection, commitment_id: int) -> None:
     )
 
 
+def are_unreachable(connection: Connection, reachable: Collection[str]) -> bool:
+    """Whether something is due to AEs that nobody can call."""
+    return connection.execute(_unreachable(connection, reachable).limit(1)).first() is not None
+
+
 def park_unreachable(connection: Connection, reachable: Collection[str]) -> int:
     """Park what is due to AEs that nobody can call. Returns how many."""
-    c = schema.commitment.c
-    rows = connection.execute(
-        select(c.id, c.calling_ae_title).where(
-            c.state == lifecycle.PENDING,
-            c.next_at <= now(connection),
-            c.calling_ae_title.not_in(list(reachable)),
-        )
-    ).all()
+    rows = connection.execute(_unreachable(connection, reachable)).all()
     for row in rows:
         outbox.park(
             connection,
@@ -167,6 +168,13 @@ def park_unreachable(connection: Connection, reachable: Collection[str]) -> int:
     return len(rows)
 
 
+def _unreachable(connection: Connection, reachable: Collection[str]) -> Select[tuple[int, str]]:
+    c = schema.commitment.c
+    return select(c.id, c.calling_ae_title).where(
+        c.state == lifecycle.PENDING, c.next_at <= now(connection), c.calling_ae_title.not_in(list(reachable))
+    )
+
+
 def weigh(database: Database, blobs: Blobs, commitment: Commitment) -> list[Reference]:
     """Look what is held of a commitment, once; return its references with what was found.
 
@@ -175,22 +183,22 @@ def weigh(database: Database, blobs: Blobs, commitment: Commitment) -> list[Refe
     """
     if commitment.weighed_at is not None:
         with database.read() as connection:
-            return _references(connection, commitment.id)
+            return list(_references(connection, commitment.id).values())
     with database.read() as connection:
         references = _references(connection, commitment.id)
-        held = _held(connection, references)
+        held = _held(connection, references.values())
     whole = {blob for rows in held.values() for _, blob, size in rows if _is_whole(blobs, blob, size)}
     with database.write() as connection:
         # Rows that were found are locked, so that a deletion that did not see this commitment is over by now.
-        still = _held(connection, references)
-        found = [
-            Reference(
+        still = _held(connection, references.values())
+        found = {
+            key: Reference(
                 one.sop_class_uid, one.sop_instance_uid, _failure(one, still.get(one.sop_instance_uid, ()), whole)
             )
-            for one in references
-        ]
+            for key, one in references.items()
+        }
         _store(connection, commitment.id, found)
-    return found
+    return list(found.values())
 
 
 def is_needed(connection: Connection, sop_instance_uid: str) -> bool:
@@ -200,31 +208,31 @@ def is_needed(connection: Connection, sop_instance_uid: str) -> bool:
     return bool(connection.execute(select(owed)).scalar_one())
 
 
-def reference_count(connection: Connection, commitment_id: int) -> int:
-    """Return how many instances a commitment is about."""
-    r = schema.commitment_reference.c
-    return int(connection.execute(select(func.count()).where(r.commitment_id == commitment_id)).scalar_one())
+def is_reported(connection: Connection, commitment_id: int) -> bool:
+    """Whether the peer has acknowledged the report."""
+    return get(connection, commitment_id).state == lifecycle.ACKNOWLEDGED
 
 
 def _pair(one: Reference) -> tuple[str, str]:
     return one.sop_class_uid, one.sop_instance_uid
 
 
-def _references(connection: Connection, commitment_id: int) -> list[Reference]:
+def _references(connection: Connection, commitment_id: int) -> dict[int, Reference]:
+    """Return what a commitment names, by row, in the order of the request."""
     r = schema.commitment_reference.c
     rows = connection.execute(
-        select(r.sop_class_uid, r.sop_instance_uid, r.failure_reason)
+        select(r.id, r.sop_class_uid, r.sop_instance_uid, r.failure_reason)
         .where(r.commitment_id == commitment_id)
         .order_by(r.id)
     )
-    return [Reference(*row) for row in rows]
+    return {row[0]: Reference(*row[1:]) for row in rows}
 
 
 #: (SOP Class UID, blob, size) of what is indexed under a SOP Instance UID.
 _Held = dict[str, list[tuple[str, str, int]]]
 
 
-def _held(connection: Connection, references: Sequence[Reference]) -> _Held:
+def _held(connection: Connection, references: Iterable[Reference]) -> _Held:
     i = schema.instance.c
     found: _Held = {}
     for uids in _some(sorted({one.sop_instance_uid for one in references})):
@@ -255,24 +263,18 @@ def _failure(one: Reference, rows: Sequence[tuple[str, str, int]], whole: Collec
     return None if any(blob in whole for blob in of_class) else PROCESSING_FAILURE
 
 
-def _store(connection: Connection, commitment_id: int, found: Sequence[Reference]) -> None:
+def _store(connection: Connection, commitment_id: int, found: Mapping[int, Reference]) -> None:
     c, r = schema.commitment.c, schema.commitment_reference.c
     connection.execute(
         update(schema.commitment_reference).where(r.commitment_id == commitment_id).values(failure_reason=None)
     )
     failed = [
-        {"uid": one.sop_instance_uid, "class": one.sop_class_uid, "reason": one.failure_reason}
-        for one in found
-        if one.failure_reason is not None
+        {"row": key, "reason": one.failure_reason} for key, one in found.items() if one.failure_reason is not None
     ]
     if failed:
         connection.execute(
             update(schema.commitment_reference)
-            .where(
-                r.commitment_id == commitment_id,
-                r.sop_instance_uid == bindparam("uid"),
-                r.sop_class_uid == bindparam("class"),
-            )
+            .where(r.id == bindparam("row"))
             .values(failure_reason=bindparam("reason")),
             failed,
         )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from node.delivery.port import Delivered, Outcome, ProbeResult, Refused, Unreachable
+from node.dimse.commitment_messages import Report
+from node.dimse.commitment_scu import Requested, request_commitment
 from node.dimse.scu import echo, send
 from node.dimse.status import Category, meaning
 from node.peers import Peer
+from storage.commitments import Reference
 
-__all__ = ["DimseAdapter"]
+__all__ = ["CommittingDimseAdapter", "DimseAdapter"]
 
 
 class DimseAdapter:
@@ -54,3 +58,38 @@ class DimseAdapter:
         """Send a C-ECHO."""
         result = echo(self._peer, self._calling, self._timeout)
         return ProbeResult(result.reached, result.answer)
+
+
+class CommittingDimseAdapter(DimseAdapter):
+    """A PACS that is asked to commit to what it has taken (Storage Commitment, PS3.4 Annex J).
+
+    Parameters
+    ----------
+    commit_seconds
+        How long its report may take.
+    """
+
+    def __init__(self, name: str, peer: Peer, calling_ae_title: str, commit_seconds: float) -> None:
+        super().__init__(name, peer, calling_ae_title)
+        self.commit_seconds = commit_seconds
+
+    def commit(
+        self,
+        transaction_uid: str,
+        references: Sequence[Reference],
+        take: Callable[[Report], bool],
+        *,
+        accepted: Callable[[], None],
+        is_answered: Callable[[], bool],
+    ) -> Requested:
+        """Send N-ACTION, and give the report a moment to come on the same association."""
+        return request_commitment(
+            self._peer,
+            self._calling,
+            transaction_uid,
+            references,
+            take,
+            accepted=accepted,
+            is_answered=is_answered,
+            timeout=self._timeout,
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from node.delivery.dimse import DimseAdapter
+from node.delivery.dimse import CommittingDimseAdapter, DimseAdapter
 from node.delivery.folder import FolderAdapter
 from node.delivery.port import Destination
 from node.delivery.stow import StowAdapter
@@ -35,7 +35,10 @@ def make_destination(
     """
     match settings:
         case DimseDestination():
-            return DimseAdapter(name, peers[settings.peer], calling_ae_title)
+            peer = peers[settings.peer]
+            if settings.commit:
+                return CommittingDimseAdapter(name, peer, calling_ae_title, settings.commit_seconds)
+            return DimseAdapter(name, peer, calling_ae_title)
         case StowDestination():
             return StowAdapter(name, settings)
         case FolderDestination():

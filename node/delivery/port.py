@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-__all__ = ["Delivered", "Destination", "Outcome", "ProbeResult", "Refused", "Unreachable"]
+from node.dimse.commitment_messages import Report
+from node.dimse.commitment_scu import Requested
+from storage.commitments import Reference
+
+__all__ = ["Committing", "Delivered", "Destination", "Outcome", "ProbeResult", "Refused", "Unreachable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +84,27 @@ class Destination(Protocol):
 
     def probe(self) -> ProbeResult:
         """Ask whether it is there, without leaving anything."""
+
+
+@runtime_checkable
+class Committing(Destination, Protocol):
+    """A destination that is asked to commit to what it has taken: only then is a document delivered."""
+
+    @property
+    def commit_seconds(self) -> float:
+        """How long its report may take."""
+
+    def commit(
+        self,
+        transaction_uid: str,
+        references: Sequence[Reference],
+        take: Callable[[Report], bool],
+        *,
+        accepted: Callable[[], None],
+        is_answered: Callable[[], bool],
+    ) -> Requested:
+        """Ask for commitment; never raises for what the destination does.
+
+        ``take`` keeps a report that comes at once, ``accepted`` is called once the request is taken, ``is_answered``
+        says whether a report has come by another way.
+        """

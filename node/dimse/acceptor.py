@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import queue
 import struct
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,17 @@ from typing import Any, cast
 import structlog
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.dimse_messages import C_FIND_RQ, C_GET_RQ, C_MOVE_RQ, C_STORE_RQ, DIMSEMessage
+from pynetdicom.dimse_messages import (
+    C_FIND_RQ,
+    C_GET_RQ,
+    C_MOVE_RQ,
+    C_STORE_RQ,
+    N_ACTION_RQ,
+    N_CREATE_RQ,
+    N_EVENT_REPORT_RQ,
+    N_SET_RQ,
+    DIMSEMessage,
+)
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.fsm import StateMachine
@@ -30,6 +41,7 @@ from pynetdicom.pdu import A_ASSOCIATE_RQ, P_DATA_TF
 from pynetdicom.pdu_primitives import A_P_ABORT, P_DATA
 
 from node.dimse.commands import StoreRequest, data_pdus, read_store_request, store_response
+from node.dimse.invoking import Invocations
 from node.dimse.partten import file_head
 from node.dimse.received import Received
 from node.dimse.status import Status
@@ -50,9 +62,12 @@ _P_DATA_TF = 0x04
 _PDU_HEAD_LENGTH = 6
 #: Length, context and message control header (PS3.8 9.3.5.1, E.2) of what stands in a data PDU.
 _PDV = struct.Struct(">LBB")
-#: A command set has some hundred bytes; no message but C-STORE-RQ that we serve has a dataset at all.
+#: A command set has some hundred bytes; a query is hardly longer.
 _LONGEST_COMMAND_SET = 64 * 1024
 _LONGEST_DATASET_IN_MEMORY = 1 << 20
+#: What lists instances, each with some 140 bytes: a commitment, its report, a procedure step of 100,000 instances.
+_LONGEST_LIST_IN_MEMORY = 16 << 20
+_LISTS = (N_ACTION_RQ, N_CREATE_RQ, N_EVENT_REPORT_RQ, N_SET_RQ)
 
 
 class UpperLayer(DULServiceProvider):
@@ -229,15 +244,29 @@ class Messages(DIMSEServiceProvider):
         self._arriving: Received | None = None
         self._request: StoreRequest | None = None
         self._context_id = 0
+        self._sending = threading.Lock()
+        self.invocations = Invocations(association)
 
     def get_msg(self, block: bool = False) -> Any:
-        """Return the next request; where none is there, wait a moment for one."""
+        """Return the next request, or what is to be done now; where there is none, wait a moment for one."""
         if block:
             return super().get_msg(block=True)
+        if (job := self.invocations.due()) is not None:
+            return None, job
         try:
             return self.msg_queue.get(timeout=IDLE_SECONDS)
         except queue.Empty:
             return None, None
+
+    def send_msg(self, primitive: Any, context_id: int) -> None:
+        """Send a message whole: no other thread's comes in between."""
+        with self._sending:
+            super().send_msg(primitive, context_id)
+
+    def send_pdus(self, content: bytes) -> None:
+        """Send the data PDUs of whole messages."""
+        with self._sending:
+            cast(QuickSocket, self.dul.socket).send(content)
 
     def receive_data(self, items: memoryview) -> None:
         """Take the items of a data PDU (PS3.8 9.3.5.1): commands to pynetdicom, C-STORE's datasets to disk."""
@@ -299,7 +328,8 @@ class Messages(DIMSEServiceProvider):
             what, longest = "command set", _LONGEST_COMMAND_SET
         else:
             size = held.data_set.tell() if held is not None and held.data_set is not None else 0
-            what, longest = "dataset of a message that is no C-STORE request", _LONGEST_DATASET_IN_MEMORY
+            what = "dataset of a message that is no C-STORE request"
+            longest = _LONGEST_LIST_IN_MEMORY if isinstance(held, _LISTS) else _LONGEST_DATASET_IN_MEMORY
         if size + more > longest:
             raise _Unexpected(f"a {what} of more than {longest} bytes")
 
@@ -325,5 +355,4 @@ class Messages(DIMSEServiceProvider):
         finally:
             received.discard()
         response = store_response(self._request, answer.code, answer.comment)
-        for pdu in data_pdus(self._context_id, response, self.maximum_pdu_size):
-            cast(QuickSocket, self.dul.socket).send(pdu)
+        self.send_pdus(b"".join(data_pdus(self._context_id, response, self.maximum_pdu_size)))

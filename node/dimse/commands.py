@@ -71,6 +71,17 @@ class StoreRequest:
             str(primitive.AffectedSOPInstanceUID or ""),
         )
 
+    def answered(self, code: int, comment: str) -> C_STORE:
+        """Return pynetdicom's object of a response."""
+        response = C_STORE()
+        response.MessageIDBeingRespondedTo = self.message_id
+        response.AffectedSOPClassUID = self.sop_class_uid
+        response.AffectedSOPInstanceUID = self.sop_instance_uid
+        response.Status = code
+        if comment:
+            response.ErrorComment = comment  # type: ignore[assignment]
+        return response
+
 
 @dataclass(frozen=True, slots=True)
 class Originator:

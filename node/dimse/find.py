@@ -12,11 +12,11 @@ from pynetdicom.dimse_primitives import C_FIND
 from sqlalchemy.exc import SQLAlchemyError
 
 from node.dimse import status
+from node.dimse.acceptor import Messages
 from node.dimse.answers import AnswerWriter
 from node.dimse.commands import data_pdus, find_response
 from node.dimse.models import FIND_MODELS, negotiated
 from node.dimse.searches import Asked, read_search
-from node.dimse.transport import QuickSocket
 from node.errors import NodeError
 from storage.database import Database
 from storage.errors import StorageError
@@ -134,5 +134,5 @@ class _Responses:
 
     def _flush(self) -> None:
         if self._association.is_established:
-            cast(QuickSocket, self._association.dul.socket).send(b"".join(self._held))
+            cast(Messages, self._association.dimse).send_pdus(b"".join(self._held))
         self._held, self._size, self._flushed = [], 0, time.monotonic()

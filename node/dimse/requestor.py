@@ -6,7 +6,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,7 +15,7 @@ import structlog
 from pydicom.uid import UID
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
-from pynetdicom.pdu_primitives import A_ABORT, A_P_ABORT, A_RELEASE
+from pynetdicom.pdu_primitives import A_ABORT, A_P_ABORT, A_RELEASE, SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
@@ -127,8 +127,22 @@ class Entity(AE):
         return transport
 
     @contextmanager
-    def association(self, peer: Address, contexts: list[PresentationContext]) -> Iterator[Association]:
+    def association(
+        self,
+        peer: Address,
+        contexts: list[PresentationContext],
+        *,
+        roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
+        handlers: Sequence[tuple[evt.EventType, Callable[[evt.Event], Any]]] = (),
+    ) -> Iterator[Association]:
         """Give an association, established or not; released at the end, aborted when the block ends by an error.
+
+        Parameters
+        ----------
+        roles
+            What is proposed beside the contexts, where we are to be the SCP (PS3.7 D.3.3.4).
+        handlers
+            For what the peer asks of us on it.
 
         Raises
         ------
@@ -143,7 +157,8 @@ class Entity(AE):
                 contexts=contexts,
                 ae_title=peer.ae_title,
                 max_pdu=_MAXIMUM_PDU,
-                evt_handlers=[(evt.EVT_DIMSE_RECV, self._hear)],
+                ext_neg=list(roles),
+                evt_handlers=[(evt.EVT_DIMSE_RECV, self._hear), *handlers],
             )
             yield association
             if association.is_established and ended(association):

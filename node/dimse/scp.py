@@ -327,7 +327,11 @@ class Intake(Association):
 
     def _serve_request(self, msg: Any, context_id: int) -> None:
         event = _WHOLE.get(type(msg))
-        if isinstance(msg, C_STORE) and context_id in self._accepted_cx:
+        if callable(msg):
+            msg()
+        elif self.dimse.invocations.take(msg):
+            return
+        elif isinstance(msg, C_STORE) and context_id in self._accepted_cx:
             self._answer_missing(msg, context_id)
         elif event is not None and context_id in self._accepted_cx and self._has_handler(event):
             context = self._accepted_cx[context_id]
@@ -342,13 +346,7 @@ class Intake(Association):
 
     def _answer_missing(self, request: C_STORE, context_id: int) -> None:
         answer = self._refused(status.MISSING_DATASET)
-        response = C_STORE()
-        response.MessageIDBeingRespondedTo = request.MessageID
-        response.AffectedSOPClassUID = request.AffectedSOPClassUID
-        response.AffectedSOPInstanceUID = request.AffectedSOPInstanceUID
-        response.Status = answer.code
-        response.ErrorComment = answer.comment  # type: ignore[assignment]
-        self.dimse.send_msg(response, context_id)
+        self.dimse.send_msg(StoreRequest.of(request).answered(answer.code, answer.comment), context_id)
 
     def _store(self, request: StoreRequest, context_id: int, received: Received) -> status.Status:
         """Make the object durable and say what to answer."""
@@ -402,6 +400,7 @@ class Intake(Association):
             self.dul.join()
         self._quick.end()
         self.dimse.discard()
+        self.dimse.invocations.end()
         self._free_slots()
         try:
             alone = self._server.carried.end(self._studies)

@@ -23,7 +23,20 @@ from node.peers import Address
 from node.transcoder import Transcoders
 from node.transcoding import UNCOMPRESSED
 
-__all__ = ["EchoResult", "Identity", "SendReport", "Sent", "Skipped", "echo", "identify", "send", "sending"]
+__all__ = [
+    "EchoResult",
+    "Identity",
+    "SendReport",
+    "Sent",
+    "Skipped",
+    "echo",
+    "identify",
+    "is_final",
+    "name_of",
+    "send",
+    "sending",
+    "why_not",
+]
 
 #: Presentation context ids are the odd numbers of one byte (PS3.8 9.3.2.2).
 _CONTEXTS = 128
@@ -76,12 +89,12 @@ def echo(peer: Address, calling_ae_title: str, timeout: float = 10) -> EchoResul
     entity = Entity(calling_ae_title, timeout)
     with entity.association(peer, [build_context(Verification)]) as association:
         if not association.is_established:
-            return EchoResult(reached=False, answer=_why_not(association, peer))
+            return EchoResult(reached=False, answer=why_not(association, peer))
         status = association.send_c_echo()
         of_ours = entity.heard is not None and entity.heard.kind == "C_ECHO_RSP"
     if "Status" not in status or not of_ours:
-        return EchoResult(reached=False, answer=f"{_name(peer)} accepted the association and did not answer C-ECHO")
-    return EchoResult(reached=status.Status == 0x0000, answer=f"{_name(peer)} answered 0x{status.Status:04X}")
+        return EchoResult(reached=False, answer=f"{name_of(peer)} accepted the association and did not answer C-ECHO")
+    return EchoResult(reached=status.Status == 0x0000, answer=f"{name_of(peer)} answered 0x{status.Status:04X}")
 
 
 def send(
@@ -171,8 +184,8 @@ def sending(
             continue
         with entity.association(peer, contexts) as association:
             if not association.is_established:
-                why = _why_not(association, peer)
-                if _accepts_nothing(association) or _is_final(association):
+                why = why_not(association, peer)
+                if _accepts_nothing(association) or is_final(association):
                     yield from (not_stored(one, why) for one in batch)
                 else:
                     absent = why
@@ -180,13 +193,13 @@ def sending(
                 continue
             with on_its_own(association):
                 storing = Storing(
-                    association, _name(peer), timeout=timeout, transcoders=transcoders, given_up=given_up, **options
+                    association, name_of(peer), timeout=timeout, transcoders=transcoders, given_up=given_up, **options
                 )
                 for one in batch:
                     if given_up():
                         return
                     if ended(association):
-                        absent = f"{_name(peer)} ended the association before this object"
+                        absent = f"{name_of(peer)} ended the association before this object"
                     yield storing.send(one) if absent is None else not_reached(one, absent)
 
 
@@ -209,18 +222,19 @@ def _batches(objects: Sequence[Identity]) -> Iterator[tuple[list[Identity], list
         yield batch, [build_context(*pair) for pair in pairs]
 
 
-def _why_not(association: Association, peer: Address) -> str:
+def why_not(association: Association, peer: Address) -> str:
+    """Say in words why a peer did not associate."""
     answer = association.acceptor.primitive
     if association.is_rejected and answer is not None:
-        return f"{_name(peer)} rejected the association: {answer.reason_str}"
+        return f"{name_of(peer)} rejected the association: {answer.reason_str}"
     if _accepts_nothing(association):
-        return f"{_name(peer)} takes none of these SOP Classes"
+        return f"{name_of(peer)} takes none of these SOP Classes"
     if association.is_aborted and answer is not None:
-        return f"{_name(peer)} aborted the association"
-    return f"no answer from {_name(peer)}"
+        return f"{name_of(peer)} aborted the association"
+    return f"no answer from {name_of(peer)}"
 
 
-def _is_final(association: Association) -> bool:
+def is_final(association: Association) -> bool:
     """Whether a peer that did not associate would say the same again (PS3.8 Table 9-21: rejected-permanent)."""
     answer = association.acceptor.primitive
     return association.is_rejected and answer is not None and answer.result == _REJECTED_PERMANENT
@@ -230,5 +244,6 @@ def _accepts_nothing(association: Association) -> bool:
     return bool(association.rejected_contexts) and not association.accepted_contexts
 
 
-def _name(peer: Address) -> str:
+def name_of(peer: Address) -> str:
+    """Name a peer and where it is."""
     return f"{peer.ae_title} at {peer.host}:{peer.port}"

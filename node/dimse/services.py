@@ -6,7 +6,11 @@ from collections.abc import Collection
 
 from pydicom.uid import UID_dictionary  # type: ignore[attr-defined]
 from pynetdicom import AllStoragePresentationContexts
-from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    ModalityPerformedProcedureStep,
+    StorageCommitmentPushModel,
+    Verification,
+)
 
 from node.dimse.models import FIND_MODELS
 from node.peers import Service
@@ -88,6 +92,8 @@ _OTHERS: dict[str, Service] = {
     "1.2.840.10008.5.1.4.1.2.1.3": Service.GET,
     "1.2.840.10008.5.1.4.1.2.2.3": Service.GET,
     "1.2.840.10008.5.1.4.1.2.3.3": Service.GET,
+    str(StorageCommitmentPushModel): Service.COMMIT,
+    str(ModalityPerformedProcedureStep): Service.MPPS,
 }
 
 

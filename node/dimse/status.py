@@ -11,10 +11,11 @@ import errno
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pydicom.dataset import Dataset
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from node.errors import BadIdentifier, TooManyMatches, UnknownDestination, UnreadableIdentifier
-from storage.errors import InvalidQuery, Mismatch, NotDicom
+from node.errors import BadIdentifier, OperationRefused, TooManyMatches, UnknownDestination, UnreadableIdentifier
+from storage.errors import AlreadyThere, IllegalTransition, InvalidQuery, Mismatch, NotDicom, Unknown
 
 __all__ = [
     "CANCELED",
@@ -31,6 +32,7 @@ __all__ = [
     "category",
     "find_status_for",
     "meaning",
+    "operation_status_for",
     "retrieve_status_for",
     "status_for",
 ]
@@ -43,11 +45,23 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.
 class Status:
     """A status to answer with.
 
-    ``code`` is (0000,0900) and ``comment`` (0000,0902), already short enough.
+    ``code`` is (0000,0900), ``comment`` (0000,0902), already short enough, and ``error_id`` (0000,0903).
     """
 
     code: int
     comment: str = ""
+    error_id: int | None = None
+
+    @property
+    def dataset(self) -> Dataset:
+        """As pynetdicom takes it from a handler."""
+        dataset = Dataset()
+        dataset.Status = self.code
+        if self.comment:
+            dataset.ErrorComment = self.comment
+        if self.error_id is not None:
+            dataset.ErrorID = self.error_id
+        return dataset
 
 
 class Category(StrEnum):
@@ -83,6 +97,13 @@ _PROCESSING_FAILURE = Status(0x0110, "the object could not be stored")
 _TABLE: tuple[tuple[type[BaseException], int], ...] = (
     (Mismatch, 0xA900),
     (NotDicom, 0xC000),
+)
+
+#: What answers a DIMSE-N request: status and Error ID. A710 is of PS3.4 Table F.7.2-2.
+_OPERATIONS: tuple[tuple[type[BaseException], int, int | None], ...] = (
+    (AlreadyThere, 0x0111, None),
+    (Unknown, 0x0112, None),
+    (IllegalTransition, 0x0110, 0xA710),
 )
 
 
@@ -134,6 +155,18 @@ def retrieve_status_for(error: BaseException) -> Status:
     if isinstance(error, (SQLAlchemyError, MemoryError, OSError)):
         return _NOT_COUNTED
     return _NOT_PROCESSED
+
+
+def operation_status_for(error: BaseException) -> Status:
+    """Choose the status that answers an exception met in an N-ACTION, N-CREATE, N-EVENT-REPORT or N-SET request."""
+    if isinstance(error, OperationRefused):
+        return Status(error.code, _short(str(error)))
+    for kind, code, error_id in _OPERATIONS:
+        if isinstance(error, kind):
+            return Status(code, _short(str(error)), error_id)
+    if isinstance(error, (MemoryError, OperationalError)) or (isinstance(error, OSError) and error.errno in _FULL):
+        return Status(0x0213, "no room, or the database is busy; ask again")
+    return Status(0x0110, "the request could not be processed")
 
 
 def category(code: int) -> Category:

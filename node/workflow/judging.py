@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from inference.card import Card
 from node.workflow import completion, routing
 from node.workflow.way import Way
-from storage import control, lifecycle, studies, worklist
+from storage import availability, control, lifecycle, studies, worklist
 from storage.headers import read_header
 from storage.records import Revision, Study
 from storage.rows import describe_anew
@@ -59,6 +59,9 @@ def _settle(way: Way, study: Study, verdict: completion.Verdict) -> int:
         if current.quiet_from != study.quiet_from and not verdict.forced:
             return 0  # an instance came: a full quiet period anew
         completion.carry_out(connection, current, verdict)
+        if verdict.outcome == "revision" and (revision := studies.last_revision(connection, study.id)) is not None:
+            told = [name for name, peer in way.settings.peers.items() if peer.availability]
+            availability.add(connection, revision, told)
     _log.info("study judged", study=study.study_instance_uid, outcome=verdict.outcome)
     return 1
 

@@ -69,7 +69,14 @@ def report_revision(way: Way, revision: Revision, receivers: Mapping[str, Receiv
 
 
 def record(
-    way: Way, kind: outbox.Kind, row: outbox.Outgoing, study_id: int, *, arrived: bool, refused: bool, answer: str
+    way: Way,
+    kind: outbox.Kind,
+    row: outbox.Outgoing,
+    study_id: int | None,
+    *,
+    arrived: bool,
+    refused: bool,
+    answer: str,
 ) -> None:
     """Write down what became of a try: it arrived, waits for the next one, or is parked with the peer's answer."""
     with way.database.write() as connection:

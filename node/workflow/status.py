@@ -273,7 +273,15 @@ def _delivery_items(connection: Connection, state: str, limit: int) -> list[Item
     ).all()
     held = control.paused(connection, "destination")
     return [
-        _outgoing("delivery", row, f"{row.kind} to {row.destination}", row.answer, "destination", row.destination, held)
+        _outgoing(
+            "delivery",
+            row,
+            f"{row.kind} to {row.destination}" + (", stored there and not committed yet" if row.stored_at else ""),
+            row.answer,
+            "destination",
+            row.destination,
+            held,
+        )
         for row in rows
     ]
 

@@ -1,5 +1,7 @@
 """The way of a study, one function an arrow: complete, route, perform (and document), deliver, notify, send.
 
+Beside it: commit, what peers are owed about what they have stored, and announce, that a study is there.
+
 ::
 
     receive -> complete -> route -> perform -> document -> deliver -> notify -> send
@@ -14,20 +16,23 @@ from collections.abc import Mapping
 
 import structlog
 
-from node.delivery.port import Delivered, Destination
+from node.delivery.port import Committing, Delivered, Destination
 from node.delivery.port import Refused as DeliveryRefused
 from node.dimse.finder import Counted, count_instances
 from node.notify.mllp import Accepted, Silent, Unreachable
 from node.notify.receivers import Receiver
+from node.peers import Peer
 from node.workflow import completion
+from node.workflow.announcing import announce_revision
+from node.workflow.committing import ask_to_commit, report_commitment, store
 from node.workflow.judging import judge, route_revision
 from node.workflow.performing import Run, attempt_workitem
 from node.workflow.reporting import record, report_revision
 from node.workflow.way import Way
-from storage import attempts, control, inquiries, lifecycle, outbox, receiving, studies
+from storage import attempts, availability, commitments, control, inquiries, lifecycle, outbox, receiving, studies
 from storage.database import now
 
-__all__ = ["complete", "count", "deliver", "notify", "perform", "route", "send"]
+__all__ = ["announce", "commit", "complete", "count", "deliver", "notify", "perform", "route", "send"]
 
 _log = structlog.get_logger("overread.workflow")
 
@@ -106,21 +111,28 @@ def deliver(way: Way, destination: Destination) -> int:
         if destination.name in control.paused(connection, "destination"):
             return 0
         due = outbox.due_deliveries(connection, destination.name)
+    stored = []
     for delivery, document, study_id in due:
+        if delivery.stored_at is not None:
+            stored.append((delivery, document, study_id))
+            continue
         try:
             outcome = destination.deliver(way.blobs.path(document.blob))
         except Exception as error:  # noqa: BLE001 - one document must not hold up the others
             _log.exception("delivery broke", document=document.sop_instance_uid)
             outcome = DeliveryRefused(f"it could not be sent: {type(error).__name__}")
-        record(
-            way,
-            "delivery",
-            delivery,
-            study_id,
-            arrived=isinstance(outcome, Delivered),
-            refused=isinstance(outcome, DeliveryRefused),
-            answer=outcome.answer,
-        )
+        if isinstance(outcome, Delivered) and isinstance(destination, Committing):
+            stored.append((store(way, delivery, study_id, outcome.answer), document, study_id))
+        else:
+            record(
+                way,
+                "delivery",
+                delivery,
+                study_id,
+                arrived=isinstance(outcome, Delivered),
+                refused=isinstance(outcome, DeliveryRefused),
+                answer=outcome.answer,
+            )
         _log.info(
             "delivery tried",
             document=document.sop_instance_uid,
@@ -128,6 +140,26 @@ def deliver(way: Way, destination: Destination) -> int:
             outcome=type(outcome).__name__,
             answer=outcome.summary,
         )
+    if stored:
+        ask_to_commit(way, destination, stored)
+    return len(due)
+
+
+def commit(way: Way, peer: Peer) -> int:
+    """Report to one peer what of it the node holds that it has asked about. Returns how many reports were tried."""
+    with way.database.read() as connection:
+        due = commitments.due(connection, peer.ae_title.strip())
+    for one in due:
+        report_commitment(way, peer, one)
+    return len(due)
+
+
+def announce(way: Way, name: str, peer: Peer) -> int:
+    """Tell one peer of every study that has come in. Returns how many notifications were tried."""
+    with way.database.read() as connection:
+        due = availability.due(connection, name)
+    for one, study_id in due:
+        announce_revision(way, peer, one, study_id)
     return len(due)
 
 

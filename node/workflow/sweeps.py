@@ -9,8 +9,9 @@ import structlog
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
+from node.dimse.commitment_scp import reported_to
 from node.workflow.way import Way
-from storage import attempts
+from storage import attempts, commitments
 
 __all__ = ["sweeping"]
 
@@ -25,12 +26,24 @@ def sweeping(way: Way) -> Iterator[None]:
     every = max(1.0, way.settings.perform.lease_seconds / 3)
     options = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}
     scheduler.add_job(_expire_leases, "interval", [way], seconds=every, **options)
+    scheduler.add_job(_park_unreachable, "interval", [way], seconds=every, **options)
     scheduler.add_job(way.database.checkpoint, "interval", seconds=_CHECKPOINT_SECONDS, **options)
     scheduler.start()
     try:
         yield
     finally:
         scheduler.shutdown()
+
+
+def _park_unreachable(way: Way) -> None:
+    """Park reports of commitment whose association is gone and whose peer cannot be called."""
+    callable_now = {peer.ae_title.strip() for peer in reported_to(way.settings.peers).values()}
+    with way.database.read() as connection:
+        if not commitments.are_unreachable(connection, callable_now):
+            return
+    with way.database.write() as connection:
+        parked = commitments.park_unreachable(connection, callable_now)
+    _log.warning("commitments parked", commitments=parked)
 
 
 def _expire_leases(way: Way) -> None:

@@ -15,6 +15,7 @@ from inference.engine import Job
 from inference.findings import Findings
 from inference.host import EngineHost
 from node.delivery.port import Destination
+from node.dimse.commitment_scp import reported_to
 from node.notify.receivers import Receiver
 from node.workflow import steps
 from node.workflow.sweeps import sweeping
@@ -45,7 +46,14 @@ def run_workflow(
         loops.append((f"deliver-{destination.name}", lambda destination=destination: steps.deliver(way, destination)))  # type: ignore[misc]
     for name, receiver in receivers.items():
         loops.append((f"send-{name}", lambda name=name, receiver=receiver: steps.send(way, name, receiver)))  # type: ignore[misc]
+    peers = way.settings.peers
+    for name, peer in reported_to(peers).items():
+        loops.append((f"commit-{name}", lambda peer=peer: steps.commit(way, peer)))  # type: ignore[misc]
+    told = {name: peer for name, peer in peers.items() if peer.availability}
+    for name, peer in told.items():
+        loops.append((f"announce-{name}", lambda name=name, peer=peer: steps.announce(way, name, peer)))  # type: ignore[misc]
     with way.database.write() as connection:
+        outbox.park_unconfigured(connection, "availability", list(told))
         outbox.park_unconfigured(connection, "delivery", [one.name for one in destinations])
         outbox.park_unconfigured(connection, "notification", list(receivers))
     threads = [threading.Thread(target=_loop, args=(way, name, once, stop), name=name) for name, once in loops]
