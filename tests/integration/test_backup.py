@@ -24,6 +24,7 @@ from storage import attempts, outbox, schema, studies
 from storage.database import Database
 from storage.headers import read_header
 from storage.index import Origin
+from storage.receiving import due_for_verdict
 from storage.retention import delete_instance, reconcile
 from tests.dicom_factory import ct_series
 from tests.work import Holding
@@ -147,7 +148,7 @@ def test_what_was_under_way_is_parked_after_restoring_and_a_retry_takes_it_up(
         assert outbox.due_deliveries(connection, "pacs") == []
         assert outbox.due_notifications(connection, "emr") == []
         assert attempts.claim(connection, "worker", 30) is None
-        assert studies.due_for_verdict(connection, 0) == []
+        assert due_for_verdict(connection, 0) == []
         assert studies.revisions_in(connection, "OPEN") == studies.revisions_in(connection, "ROUTED") == []
         parked = control.status(connection).parked
     assert len(parked) == 5
@@ -158,7 +159,7 @@ def test_what_was_under_way_is_parked_after_restoring_and_a_retry_takes_it_up(
         assert len(outbox.due_deliveries(connection, "pacs")) == 1
         assert len(outbox.due_notifications(connection, "emr")) == 1
         assert attempts.claim(connection, "worker", 30) is not None
-        assert {one.id for one in studies.due_for_verdict(connection, 0)} == {receiving.id, unrouted.id}
+        assert {one.id for one in due_for_verdict(connection, 0)} == {receiving.id, unrouted.id}
         last = studies.last_revision(connection, unrouted.id)
         assert last is not None
         assert studies.get(connection, unrouted.id).evidence_changed, "it is judged anew"
