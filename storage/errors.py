@@ -5,6 +5,7 @@
     StorageError
     +-- NotDicom            bytes that cannot be read as a DICOM object; carries the reason in plain words
     |   +-- Mismatch        an object that is not the one that its sender announced
+|   +-- Truncated       an object whose bytes end too early
     +-- IllegalTransition   a state change that the lifecycle does not have
     +-- LeaseLost           an attempt's result came after the attempt had been taken away
     +-- AlreadyThere        something that is to be made under a UID that is taken
@@ -25,6 +26,10 @@ class NotDicom(StorageError):
 
 class Mismatch(NotDicom):
     """An object whose SOP Class or SOP Instance UID is not what its sender announced."""
+
+
+class Truncated(NotDicom):
+    """Bytes that end before the dataset does."""
 
 
 class IllegalTransition(StorageError):

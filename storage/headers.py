@@ -7,9 +7,10 @@ an element with an invalid value is kept as it was sent where it can be, and lef
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -37,6 +38,8 @@ _EQUIPMENT = 0x0018A001
 _IDENTIFYING = (0x0020000D, 0x0020000E, 0x00080018, 0x00080016, 0x00100020, 0x00100010, 0x00100030, 0x00100040)
 _CHUNK = 1 << 20
 _UNDEFINED_LENGTH = 0xFFFFFFFF
+#: What stands for a UID in objects of some anonymisers; it can be in an address and in a file's name.
+_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
 
 #: A value's own text must never stop an object from being taken in.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -62,6 +65,8 @@ class Header:
     manufacturers: frozenset[str]
     digest: str
     size: int
+    #: Why nothing is to be analysed on it, in words: it was taken in although it is truncated, or badly named.
+    defect: str = ""
     source: Dataset | Elements = field(repr=False, compare=False)
 
     def elements(self, keywords: Sequence[str]) -> dict[str, Any]:
@@ -110,7 +115,7 @@ def read_header(path: Path, written: Written | None = None) -> Header:
     Raises
     ------
     NotDicom
-        With the reason: no Part 10 file, truncated, nested too deeply, or without an identifying UID.
+        With the reason: no Part 10 file, nested too deeply, or without what identifies it.
     """
     if written is not None:
         elements = read_elements(written.beginning, written.size, WANTED)
@@ -124,7 +129,7 @@ def read_header(path: Path, written: Written | None = None) -> Header:
         digest = _digest_from(file, start)
         size = file.tell()
         file.seek(0)
-        dataset, end = _read(file, size)
+        dataset, end, truncated = _read(file, size)
         transfer_syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", ""))
         if not transfer_syntax:
             raise NotDicom("the file meta information has no Transfer Syntax UID (0002,0010)")
@@ -132,7 +137,7 @@ def read_header(path: Path, written: Written | None = None) -> Header:
             raise NotDicom(
                 "Transfer Syntax UID (0002,0010) is no UID: digits and dots, at most 64 characters (PS3.5 9.1)"
             )
-        _check_complete(file, transfer_syntax, end, size)
+        truncated = truncated or _missing(file, transfer_syntax, end, size)
     uids = {
         keyword: _uid(dataset, keyword)
         for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
@@ -149,6 +154,7 @@ def read_header(path: Path, written: Written | None = None) -> Header:
         manufacturers=frozenset(_text(item, "Manufacturer") for item in equipment) - {""},
         digest=digest,
         size=size,
+        defect="; ".join(filter(None, (truncated, *_badly_named(uids)))),
         source=dataset,
     )
 
@@ -176,8 +182,8 @@ def _plain_header(elements: Elements, digest: str, size: int) -> Header | None:
     )
 
 
-def _read(file: BinaryIO, size: int) -> tuple[Dataset, int]:
-    """Return the elements that are wanted, with the file meta information, and where reading them ended."""
+def _read(file: BinaryIO, size: int) -> tuple[Dataset, int, str]:
+    """Return the wanted elements with the file meta information, where reading them ended, and why so early."""
     try:
         read_preamble(file, False)
         meta = _read_file_meta_info(file)
@@ -186,15 +192,15 @@ def _read(file: BinaryIO, size: int) -> tuple[Dataset, int]:
         if syntax == DeflatedExplicitVRLittleEndian:
             # PS3.5 A.5: inflated piece by piece, as far as the pixel data; the rest is inflated and not kept.
             stream = Inflating(file)
-            found, end = scan(cast(BinaryIO, stream), WANTED, implicit=False, big_endian=False, size=None)
+            found, end, truncated = scan(cast(BinaryIO, stream), WANTED, implicit=False, big_endian=False, size=None)
             stream.finish()
         else:
             # A syntax that is not known is explicit little endian like all but two (PS3.5 10, A.4).
-            found, end = scan(file, WANTED, implicit=implicit, big_endian=big_endian, size=size)
+            found, end, truncated = scan(file, WANTED, implicit=implicit, big_endian=big_endian, size=size)
         dataset = Dataset(cast(dict[BaseTag, DataElement | RawDataElement], found))
         dataset.set_original_encoding(implicit, not big_endian, dataset._character_set)
         dataset.file_meta = meta
-        return dataset, end
+        return dataset, end, truncated
     except NotDicom:
         raise
     except RecursionError:
@@ -207,14 +213,14 @@ def _read(file: BinaryIO, size: int) -> tuple[Dataset, int]:
         raise NotDicom(f"the dataset cannot be read ({type(error).__name__})") from None
 
 
-def _check_complete(file: BinaryIO, syntax: str, position: int, size: int) -> None:
-    """Refuse a dataset whose pixel data is longer than what is there."""
+def _missing(file: BinaryIO, syntax: str, position: int, size: int) -> str:
+    """Say that the pixel data is longer than what is there; empty where it is not."""
     if syntax == DeflatedExplicitVRLittleEndian:
-        return  # a deflated stream that ends early has been refused already
+        return ""  # a deflated stream that ends early has been refused already
     file.seek(position)
     head = file.read(12)
     if position <= size and len(head) < 8:
-        return
+        return ""
     if position <= size:
         # A syntax that is not known is explicit little endian like all but two (PS3.5 10, A.4).
         order = ">" if syntax == ExplicitVRBigEndian else "<"
@@ -225,8 +231,8 @@ def _check_complete(file: BinaryIO, syntax: str, position: int, size: int) -> No
         else:
             length, start = struct.unpack(order + "H", head[6:8])[0], position + 8
         if length == _UNDEFINED_LENGTH or start + length <= size:
-            return
-    raise NotDicom("truncated: an element is longer than what is left")
+            return ""
+    return "truncated: an element is longer than what is left"
 
 
 def _dataset_start(file: BinaryIO) -> int:
@@ -261,9 +267,14 @@ def _uid(dataset: Dataset, keyword: str) -> str:
     value = _text(dataset, keyword).strip("\0 ")
     if not value:
         raise NotDicom(f"the dataset has no {keyword}")
-    if not _is_uid(value):
+    if not _NAME.fullmatch(value):
         raise NotDicom(f"{keyword} is no UID: digits and dots, at most 64 characters (PS3.5 9.1)")
     return value
+
+
+def _badly_named(uids: Mapping[str, str]) -> list[str]:
+    """Say which of the names are no UIDs: findable, but no document of ours could refer to them."""
+    return [f"{keyword} is no UID (PS3.5 9.1)" for keyword, value in uids.items() if not _is_uid(value)]
 
 
 def _is_uid(value: str) -> bool:

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, RowMapping, Table, bindparam, insert, select,
 
 from storage import changefeed, flags, schema
 from storage.database import now, reserve_ids
+from storage.defects import supersede
 from storage.flags import contradicting, spoken
 from storage.headers import Header
 from storage.rows import series_row, study_row, text_of
@@ -110,6 +111,7 @@ def insert_instance(
             i.identity,
             i.made_here,
             i.blob,
+            i.defect,
             schema.series.c.series_instance_uid,
             schema.study.c.study_instance_uid,
         )
@@ -237,6 +239,7 @@ def _instance_columns(header: Header, blob: str, origin: Origin) -> dict[str, An
         "identity": header.identity,
         "digest": header.digest,
         "size": header.size,
+        "defect": header.defect,
         "blob": blob,
         "calling_ae_title": origin.calling_ae_title,
     }
@@ -286,6 +289,9 @@ def _again(
     if kept is not None:
         _restore(connection, table, row, header, blob, kept)
         return Outcome.RESTORED
+    if row["defect"] and not header.defect:
+        supersede(connection, row["id"], _instance_columns(header, blob, origin))
+        return Outcome.VARIANT
     if row["transfer_syntax_uid"] != header.transfer_syntax_uid:
         difference = f"transfer syntax {header.transfer_syntax_uid}"
     elif row["identity"] != header.identity:

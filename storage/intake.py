@@ -33,6 +33,7 @@ class Receipt:
     sop_class_uid: str
     sop_instance_uid: str
     made_here: bool
+    defect: str = ""
 
 
 def _held_lock() -> threading.Lock:
@@ -149,6 +150,7 @@ class Archive:
             sop_class_uid=header.sop_class_uid,
             sop_instance_uid=header.sop_instance_uid,
             made_here=indexed.made_here,
+            defect=header.defect,
         )
 
     def refuse(self, path: Path, reason: str, origin: Origin) -> None:

@@ -94,6 +94,7 @@ class Instance:
     blob: str
     made_here: bool
     conflicting: bool
+    defect: str
     excluded: bool
     calling_ae_title: str
     received_at: datetime
@@ -120,6 +121,7 @@ class Quarantined:
     id: int
     blob: str
     size: int
+    digest: str | None
     reason: str
     calling_ae_title: str
     received_at: datetime

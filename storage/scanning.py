@@ -14,7 +14,7 @@ from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import BaseTag
 
-from storage.errors import NotDicom
+from storage.errors import NotDicom, Truncated
 
 __all__ = ["scan"]
 
@@ -35,7 +35,7 @@ _UNSEEN = 2
 
 def scan(
     file: BinaryIO, wanted: frozenset[int], *, implicit: bool, big_endian: bool, size: int | None
-) -> tuple[dict[BaseTag, RawDataElement], int]:
+) -> tuple[dict[BaseTag, RawDataElement], int, str]:
     """Go through a dataset up to its pixel data.
 
     Parameters
@@ -51,16 +51,22 @@ def scan(
 
     Returns
     -------
-    dict, int
-        The elements, not converted, and where the first byte lies that was not looked at.
+    dict, int, str
+        The elements, not converted; where the first byte lies that was not looked at; and where the bytes end within
+        an element, that in words: what stands before it is returned all the same.
 
     Raises
     ------
     NotDicom
-        When the bytes end within an element, when sequences are nested more than 1,000 deep, or when there are more
-        than 4 million elements.
+        When sequences are nested more than 1,000 deep, or when there are more than 4 million elements.
     """
-    return _Scan(file, big_endian=big_endian, size=size).top(wanted, implicit=implicit)
+    scanner = _Scan(file, big_endian=big_endian, size=size)
+    found: dict[BaseTag, RawDataElement] = {}
+    try:
+        scanner.top(found, wanted, implicit=implicit)
+    except Truncated as error:
+        return found, scanner.at, str(error)
+    return found, scanner.at, ""
 
 
 class _Scan:
@@ -72,16 +78,15 @@ class _Scan:
         self._tag_length = struct.Struct(order + "HHL").unpack
         self._tag_vr_length = struct.Struct(order + "HH2sH").unpack
         self._length = struct.Struct(order + "L").unpack
-        self._at = file.tell()
+        self.at = file.tell()
         self._left = _MAXIMUM_ELEMENTS
 
-    def top(self, wanted: frozenset[int], *, implicit: bool) -> tuple[dict[BaseTag, RawDataElement], int]:
-        found: dict[BaseTag, RawDataElement] = {}
+    def top(self, found: dict[BaseTag, RawDataElement], wanted: frozenset[int], *, implicit: bool) -> None:
         first = True
         while len(head := self._read(8)) == 8:
             if first:
                 implicit, first = not _is_vr(head[4:6]), False
-            start = self._at - 8
+            start = self.at - 8
             tag, vr, length = self._element(head, implicit=implicit)
             if tag in _PIXELS:
                 self._seek(start)
@@ -89,15 +94,17 @@ class _Scan:
             if tag == _ITEM_ENDS:
                 break
             if length == _UNDEFINED:
-                value_at = self._at
+                value_at = self.at
                 self._pass_over()
                 if tag in wanted and _is_sequence(tag, vr):
-                    self._keep(found, tag, "SQ", value_at, self._at - value_at, implicit=implicit)
+                    self._keep(found, tag, "SQ", value_at, self.at - value_at, implicit=implicit)
             elif tag in wanted:
-                self._keep(found, tag, vr, self._at, length, implicit=implicit)
+                self._keep(found, tag, vr, self.at, length, implicit=implicit)
             else:
-                self._seek(self._at + length)
-        return found, self._at
+                self._seek(self.at + length)
+        # Zeros are padding.
+        if len(head) < 8 and head.strip(b"\0"):
+            raise Truncated("truncated: the bytes end within an element")
 
     def _element(self, head: bytes, *, implicit: bool) -> tuple[int, str | None, int]:
         """Return tag, VR and length of the element of this head; the file stands at its value afterwards."""
@@ -139,7 +146,7 @@ class _Scan:
                 elif length == _UNDEFINED:
                     opened.append(_UNSEEN)
                 else:
-                    self._seek(self._at + length)
+                    self._seek(self.at + length)
                 continue
             if implicit == _UNSEEN:
                 implicit = opened[-1] = not _is_vr(head[4:6])
@@ -149,7 +156,7 @@ class _Scan:
             elif length == _UNDEFINED:
                 opened.append(None)
             else:
-                self._seek(self._at + length)
+                self._seek(self.at + length)
 
     def _item(self, head: bytes) -> tuple[int, int]:
         tag, _, length = self._element(head, implicit=True)
@@ -157,21 +164,21 @@ class _Scan:
 
     def _read(self, count: int) -> bytes:
         data = self._file.read(count)
-        self._at += len(data)
+        self.at += len(data)
         return data
 
     def _read_all(self, count: int) -> bytes:
         data = self._read(count)
         if len(data) < count:
-            raise NotDicom("truncated: the bytes end within an element")
+            raise Truncated("truncated: the bytes end within an element")
         return data
 
     def _seek(self, target: int) -> None:
         if self._size is not None and target > self._size:
-            raise NotDicom("truncated: an element is longer than what is left")
-        if target != self._at:
+            raise Truncated("truncated: an element is longer than what is left")
+        if target != self.at:
             self._file.seek(target)
-            self._at = target
+            self.at = target
 
 
 def _is_vr(two: bytes) -> bool:

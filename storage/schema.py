@@ -138,6 +138,8 @@ instance = Table(
     Column("made_here", Boolean, nullable=False, server_default=false()),
     # The same SOP Instance UID stands under another Study or Series Instance UID as well.
     Column("conflicting", Boolean, nullable=False, server_default=false()),
+    # Why nothing is to be analysed on it: it was taken in although it is truncated, say. Empty for what is whole.
+    Column("defect", Text, nullable=False, server_default=""),
     Column("excluded", Boolean, nullable=False, server_default=false()),
     Column("calling_ae_title", Text, nullable=False),
     Column("received_at", UtcDateTime, nullable=False),
@@ -222,9 +224,32 @@ quarantine = Table(
     Column("id", _Id, primary_key=True),
     Column("blob", Text, nullable=False, unique=True),
     Column("size", BigInteger, nullable=False),
+    # SHA-256 of all the bytes; what was refused before it was kept has none.
+    Column("digest", String(64), nullable=True),
     Column("reason", Text, nullable=False),
     Column("calling_ae_title", Text, nullable=False),
     Column("received_at", UtcDateTime, nullable=False),
+)
+
+# Bytes that are not what their row says: missing, changed or unreadable; found at a start or by reading them again.
+damage = Table(
+    "damage",
+    metadata,
+    Column("blob", Text, primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("noticed_at", UtcDateTime, nullable=False),
+)
+
+# How far long work in the background has come.
+chore = Table(
+    "chore",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("done", BigInteger, nullable=False),
+    Column("total", BigInteger, nullable=False),
+    Column("found", JSON, nullable=False),
+    Column("began_at", UtcDateTime, nullable=False),
+    Column("ended_at", UtcDateTime, nullable=True),
 )
 
 revision = Table(

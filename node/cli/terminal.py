@@ -47,10 +47,11 @@ def show_story(console: Console, story: Story, *, events: bool) -> None:
     for count, text in (
         (received.variants, "came again under a known UID with other content: kept aside, the first one counts"),
         (received.conflicting, "stand under two Study or Series Instance UIDs"),
+        (received.defective, f"cannot be analysed: {'; '.join(received.defects)}"),
         (received.excluded, "were excluded by an operator"),
     ):
         if count:
-            branch.add(f"[yellow]{count} {text}[/]")
+            branch.add(f"[yellow]{count} {escape(text)}[/]")
     for flag in story.flags:
         tree.add(f"[yellow]flagged {_at(flag.at)}: {escape(flag.reason)}[/]")
     for step in story.procedure_steps:

@@ -39,6 +39,8 @@ PROCESSING_FAILURE = 0x0110
 OUT_OF_RESOURCES = 0xA700
 DOES_NOT_MATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
+#: A warning: stored, and truncated, say.
+STORED_WITH_DEFECT = 0xB007
 
 _AT_ONCE = 8
 _MAXIMUM_PARTS = 10_000
@@ -58,6 +60,8 @@ class _Answer:
     sop_instance_uid: str = ""
     study_instance_uid: str = ""
     failure: int | None = None
+    #: Stored all the same.
+    warning: int | None = None
     #: Whether the bytes of what is bad are kept for someone to look at.
     kept: bool = True
 
@@ -181,7 +185,12 @@ class _Intake:
             outcome=receipt.outcome.value,
             by="STOW-RS",
         )
-        return _Answer(receipt.sop_class_uid, receipt.sop_instance_uid, receipt.study_instance_uid)
+        return _Answer(
+            receipt.sop_class_uid,
+            receipt.sop_instance_uid,
+            receipt.study_instance_uid,
+            warning=STORED_WITH_DEFECT if receipt.defect else None,
+        )
 
     def _badness(self, path: Path, media: MediaType) -> int | None:
         """Return the failure reason of a part that would go to quarantine, without keeping it."""
@@ -352,7 +361,8 @@ def _response(
         if one.failure is None:
             within = series.get((one.study_instance_uid, one.sop_instance_uid), "")
             url = f"{root}/studies/{one.study_instance_uid}/series/{within}/instances/{one.sop_instance_uid}"
-            stored.append(_reference(one) | {"00081190": _element("UR", url)})
+            warning = {} if one.warning is None else {"00081196": _element("US", one.warning)}
+            stored.append(_reference(one) | warning | {"00081190": _element("UR", url)})
         elif one.sop_instance_uid:
             failed.append(_reference(one) | {"00081197": _element("US", one.failure)})
         else:
@@ -368,7 +378,8 @@ def _response(
     studies = {one.study_instance_uid for one in answers if one.failure is None}
     if study is not None or len(studies) == 1:
         body["00081190"] = _element("UR", f"{root}/studies/{study or studies.pop()}")
-    status = 200 if not failed and not unnamed else 202 if stored else 409
+    warned = any(one.warning is not None for one in answers)
+    status = 200 if not failed and not unnamed and not warned else 202 if stored else 409
     headers = {}
     if lost := sum(not one.kept for one in answers):
         headers["Warning"] = f'299 {root} "{lost} of the parts that failed are not kept in quarantine: too many did"'

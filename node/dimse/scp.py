@@ -373,7 +373,7 @@ class Intake(Association):
         if not receipt.made_here and receipt.study_instance_uid not in self._studies:
             self._studies.add(receipt.study_instance_uid)
             self._server.carried.begin(receipt.study_instance_uid)
-        return status.SUCCESS
+        return status.status_of(receipt.defect)
 
     def _refused(self, answer: status.Status, error: BaseException | None = None) -> status.Status:
         self._outcomes["refused"] += 1

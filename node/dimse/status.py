@@ -35,6 +35,7 @@ __all__ = [
     "operation_status_for",
     "retrieve_status_for",
     "status_for",
+    "status_of",
 ]
 
 _COMMENT_LENGTH = 64
@@ -76,6 +77,8 @@ class Category(StrEnum):
 
 
 SUCCESS = Status(0x0000)
+#: Stored, and nothing will be analysed on it (PS3.4 Table B.2-1: Data Set does not match SOP Class, a warning).
+STORED_WITH_DEFECT = 0xB007
 WRONG_CONTEXT = Status(0x0122, "SOP Class is not the one of the presentation context")
 MISSING_DATASET = Status(0xC000, "the request announced no dataset")
 
@@ -167,6 +170,11 @@ def operation_status_for(error: BaseException) -> Status:
     if isinstance(error, (MemoryError, OperationalError)) or (isinstance(error, OSError) and error.errno in _FULL):
         return Status(0x0213, "no room, or the database is busy; ask again")
     return Status(0x0110, "the request could not be processed")
+
+
+def status_of(defect: str) -> Status:
+    """Choose the status that answers an object that was stored: a warning where it is truncated, say."""
+    return Status(STORED_WITH_DEFECT, _short(defect)) if defect else SUCCESS
 
 
 def category(code: int) -> Category:

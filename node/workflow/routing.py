@@ -214,8 +214,14 @@ def _readable(candidates: Sequence[Candidate], role: InputRole) -> tuple[list[Ca
         verdict = evaluate(role.match, one.attributes)
         count = sum(_frames(instance) for instance in one.instances)
         spacing = _slice_spacing(one) if role.kind == "volume" else None
+        defective = [instance.defect for instance in one.instances if instance.defect]
         if not verdict.matched:
             refused.append(f"{one.title}: not for role {role.role}: {', '.join(verdict.reasons)}")
+        elif defective:
+            refused.append(
+                f"{one.title}: not for role {role.role}: {len(defective)} of {len(one.instances)} images cannot be "
+                f"analysed: {defective[0]}"
+            )
         elif role.kind == "volume" and _is_localizer(one):
             refused.append(f"{one.title}: not for role {role.role}: a localizer")
         elif count < role.minimum_instances:

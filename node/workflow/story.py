@@ -117,7 +117,9 @@ def tell(connection: Connection, study_instance_uid: str) -> Story:
 def _received(connection: Connection, study: Study) -> Received:
     i, v, s = schema.instance.c, schema.variant.c, schema.series.c
     rows = connection.execute(
-        select(i.series_id, i.made_here, i.excluded, i.conflicting, i.calling_ae_title).where(i.study_id == study.id)
+        select(i.series_id, i.made_here, i.excluded, i.conflicting, i.defect, i.calling_ae_title).where(
+            i.study_id == study.id
+        )
     ).all()
     variants = connection.execute(
         select(func.count()).select_from(schema.variant.join(schema.instance)).where(i.study_id == study.id)
@@ -150,6 +152,8 @@ def _received(connection: Connection, study: Study) -> Received:
         quiet_from=study.quiet_from,
         variants=variants,
         conflicting=sum(row.conflicting for row in rows),
+        defective=sum(bool(row.defect) for row in rows),
+        defects=sorted({row.defect for row in rows} - {""}),
         excluded=sum(row.excluded for row in rows),
         made_here=sum(row.made_here for row in rows),
     )

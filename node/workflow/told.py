@@ -50,6 +50,9 @@ class Received:
     quiet_from: datetime
     variants: int
     conflicting: int
+    #: Taken in although truncated or badly named; nothing is analysed on them.
+    defective: int
+    defects: list[str]
     excluded: int
     made_here: int
 

@@ -24,6 +24,7 @@ from sqlalchemy.exc import OperationalError
 from node.dimse.scu import echo, send
 from node.dimse.status import Category, category, status_for
 from node.peers import Address
+from storage.headers import read_header
 from tests.dicom_factory import ct_series
 from tests.peers import need_program, wait_until
 from tests.receiver import Receiver, receiving
@@ -121,13 +122,33 @@ def test_another_instance_than_announced_is_answered_does_not_match(receiver: Re
     assert nothing_stored(receiver)
 
 
-@pytest.mark.parametrize("left", [0.9, 0.5, 0.02])
-def test_a_truncated_object_is_answered_cannot_understand_and_kept(
+@pytest.mark.parametrize("left", [0.9, 0.5, 0.1])
+def test_a_truncated_object_is_kept_with_a_warning_until_the_whole_one_comes(
     receiver: Receiver, tmp_path: Path, left: float
 ) -> None:
     path, data = one_ct(tmp_path / "ct")
+    uid = str(pydicom.dcmread(path).SOPInstanceUID)
     association = associate(receiver)
-    response = store_bytes(association, data[: int(len(data) * left)], pydicom.dcmread(path).SOPInstanceUID)
+    response = store_bytes(association, data[: int(len(data) * left)], uid)
+    assert response.Status == 0xB007
+    assert "truncated" in response.ErrorComment
+    (row,) = receiver.instances()
+    assert "truncated" in row["defect"]
+    assert store_bytes(association, data, uid).Status == 0x0000
+    association.release()
+    (row,) = receiver.instances()
+    assert (row["defect"], row["digest"]) == ("", read_header(path).digest)
+    assert len(receiver.rows("SELECT * FROM variant")) == 1
+    assert receiver.rows("SELECT evidence_changed FROM study")[0]["evidence_changed"]
+    assert not quarantined(receiver)
+
+
+def test_a_truncated_object_that_does_not_say_what_it_is_is_answered_cannot_understand_and_kept(
+    receiver: Receiver, tmp_path: Path
+) -> None:
+    path, data = one_ct(tmp_path / "ct")
+    association = associate(receiver)
+    response = store_bytes(association, data[: len(data) // 50], pydicom.dcmread(path).SOPInstanceUID)
     association.release()
     assert response.Status == 0xC000
     assert len(quarantined(receiver)) == 1

@@ -111,6 +111,7 @@ class _Builder:
                     blob=uid,
                     made_here=False,
                     conflicting=False,
+                    defect="",
                     excluded=False,
                     calling_ae_title="CT1",
                     received_at=AT,
