@@ -38,6 +38,9 @@ _SERIES_COUNT, _INSTANCE_COUNT, _SERIES_INSTANCE_COUNT = "00201206", "00201208",
 _MODALITIES, _CLASSES = "00080061", "00080062"
 _CHARACTER_SET, _AVAILABILITY = "00080005", "00080056"
 
+_LISTS = frozenset({_MODALITIES, _CLASSES})
+_decode = json.JSONDecoder().raw_decode
+
 _SUMMARIES = {
     _SERIES_COUNT: "(SELECT count(*) FROM series AS s WHERE s.study_id = study.id)",
     _INSTANCE_COUNT: "(SELECT count(*) FROM instance AS i WHERE i.study_id = study.id)",
@@ -120,24 +123,31 @@ def _merged(level: Level, values: Sequence[Any], computed: tuple[str, ...]) -> d
     for tag, uid in zip(uids, values[tables:], strict=False):
         answer[tag] = {"vr": "UI", "Value": [uid]}
     for tag, value in zip(computed, values[tables + len(uids) :], strict=True):
-        answer[tag] = _summary(tag, value)
+        answer[tag] = _listed(tag, value) if tag in _LISTS else {"vr": "IS", "Value": [int(value)]}
     # DICOM JSON is UTF-8, whatever the object was (PS3.18 F.2.2).
     answer[_CHARACTER_SET] = {"vr": "CS", "Value": ["ISO_IR 192"]}
     answer[_AVAILABILITY] = {"vr": "CS", "Value": ["ONLINE"]}
     return answer
 
 
-def _summary(tag: str, value: Any) -> dict[str, Any]:
-    if tag not in (_MODALITIES, _CLASSES):
-        return {"vr": "IS", "Value": [int(value)]}
+def _listed(tag: str, value: Any) -> dict[str, Any]:
+    return _held(tag, value) if isinstance(value, str) else _sorted(tag, value or ())
+
+
+@lru_cache(maxsize=256)
+def _held(tag: str, text: str) -> dict[str, Any]:
+    return _sorted(tag, _read(text))
+
+
+def _sorted(tag: str, values: Iterable[str | None]) -> dict[str, Any]:
     vr = "CS" if tag == _MODALITIES else "UI"
-    held = sorted(one for one in _read(value or "[]") if one)
+    held = sorted(one for one in values if one)
     return {"vr": vr, "Value": held} if held else {"vr": vr}
 
 
 def _read(value: Any) -> Any:
-    # SQLite gives JSON as text, PostgreSQL's driver reads it.
-    return json.loads(value) if isinstance(value, str) else value
+    # SQLite gives JSON as text, PostgreSQL's driver reads it. No space is around what was written here.
+    return _decode(value)[0] if isinstance(value, str) else value
 
 
 def _count_patients(

@@ -9,6 +9,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydicom.charset import encode_string, python_encoding
@@ -33,6 +34,19 @@ _LONGEST_SHORT = 0xFFFE
 _Encode = Callable[[str, str], bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """One attribute that every answer has: what its bytes begin with, and what they are where it has no value."""
+
+    tag: str
+    vr: str
+    within: Wanted
+    head: bytes
+    #: What is the same in every answer, whole.
+    constant: bytes | None
+    empty: bytes
+
+
 class AnswerWriter:
     """Writes the answers to one request.
 
@@ -50,16 +64,18 @@ class AnswerWriter:
         self._order = "<" if syntax.is_little_endian else ">"
         self._implicit = syntax.is_implicit_VR
         self._deflated = syntax.is_deflated
-        self._wanted = sorted({**asked.wanted, _LEVEL: {}, _RETRIEVE_AE_TITLE: {}}.items(), key=lambda one: one[0])
-        self._constant: dict[str, dict[str, Any]] = {
-            _LEVEL: {"vr": "CS", "Value": [_LEVEL_NAMES[asked.level]]},
-            _RETRIEVE_AE_TITLE: {"vr": "AE", "Value": [ae_title]},
-        }
-        self._vr = {tag: dictionary_VR(int(tag, 16)).split(" ")[0] for tag, _ in self._wanted}
+        self._short = struct.Struct(f"{self._order}H").pack
+        self._long = struct.Struct(f"{self._order}L").pack
+        constants = {_LEVEL: _LEVEL_NAMES[asked.level], _RETRIEVE_AE_TITLE: ae_title}
+        self._fields = [
+            self._field(tag, within, constants.get(tag))
+            for tag, within in sorted({**asked.wanted, _LEVEL: {}, _RETRIEVE_AE_TITLE: {}}.items())
+        ]
         own = _encoder(asked.character_sets)
-        self._ways: list[tuple[tuple[str, ...], _Encode]] = [
-            *([(asked.character_sets, own)] if own else [((), _ascii)]),
-            ((_UTF8,), _utf8),
+        ways = [(asked.character_sets, own) if own else ((), _plain("ascii")), ((_UTF8,), _plain("utf-8"))]
+        self._ways = [
+            (self._element(_CHARACTER_SET, "CS", "\\".join(terms).encode("ascii")) if terms else b"", encode)
+            for terms, encode in ways
         ]
 
     def write(self, answer: Mapping[str, Any]) -> bytes:
@@ -71,16 +87,35 @@ class AnswerWriter:
                 continue
         return self._written(answer, *self._ways[-1])
 
-    def _written(self, answer: Mapping[str, Any], terms: tuple[str, ...], encode: _Encode) -> bytes:
-        pieces = []
-        if terms:
-            pieces.append(self._element(_CHARACTER_SET, "CS", "\\".join(terms).encode("ascii")))
-        for tag, within in self._wanted:
-            element = self._constant.get(tag) or answer.get(tag)
-            if element is None:
-                pieces.append(self._element(tag, self._vr[tag], b""))
+    def _field(self, tag: str, within: Wanted, constant: str | None) -> _Field:
+        vr = dictionary_VR(int(tag, 16)).split(" ")[0]
+        return _Field(
+            tag=tag,
+            vr=vr,
+            within=within,
+            head=self._head(tag, vr),
+            constant=None if constant is None else self._element(tag, vr, constant.encode("ascii")),
+            empty=self._element(tag, vr, b""),
+        )
+
+    def _written(self, answer: Mapping[str, Any], terms: bytes, encode: _Encode) -> bytes:
+        pieces = [terms]
+        for field in self._fields:
+            if field.constant is not None:
+                pieces.append(field.constant)
+                continue
+            element: Mapping[str, Any] = answer.get(field.tag) or {}
+            values = element.get("Value")
+            if not values:
+                pieces.append(field.empty)
+            elif len(values) == 1 and type(values[0]) is str and element["vr"] == field.vr:
+                # Most are so: one text.
+                value = encode(field.vr, values[0])
+                if len(value) & 1:
+                    value += b"\0" if field.vr == "UI" else b" "
+                pieces += (field.head, self._length(field.vr, value), value)
             else:
-                pieces.append(self._element(tag, element["vr"], self._value(element, within, encode)))
+                pieces.append(self._element(field.tag, element["vr"], self._value(element, field.within, encode)))
         content = b"".join(pieces)
         if not self._deflated:
             return content
@@ -113,13 +148,18 @@ class AnswerWriter:
     def _element(self, tag: str, vr: str, value: bytes) -> bytes:
         if len(value) % 2:
             value += b"\0" if vr == "UI" else b" "
+        if len(value) > _LONGEST_SHORT and not self._implicit and vr not in _LONG:
+            value = value[:_LONGEST_SHORT]
+        return self._head(tag, vr) + self._length(vr, value) + value
+
+    def _head(self, tag: str, vr: str) -> bytes:
         group, number = int(tag[:4], 16), int(tag[4:], 16)
         if self._implicit:
-            return struct.pack(f"{self._order}HHL", group, number, len(value)) + value
-        if vr in _LONG:
-            return struct.pack(f"{self._order}HH2sHL", group, number, vr.encode(), 0, len(value)) + value
-        value = value[:_LONGEST_SHORT]
-        return struct.pack(f"{self._order}HH2sH", group, number, vr.encode(), len(value)) + value
+            return struct.pack(f"{self._order}HH", group, number)
+        return struct.pack(f"{self._order}HH2s", group, number, vr.encode()) + (b"\0\0" if vr in _LONG else b"")
+
+    def _length(self, vr: str, value: bytes) -> bytes:
+        return self._long(len(value)) if self._implicit or vr in _LONG else self._short(len(value))
 
 
 def _said(vr: str, value: Any) -> str:
@@ -134,12 +174,8 @@ def _said(vr: str, value: Any) -> str:
     return str(value)
 
 
-def _ascii(_vr: str, text: str) -> bytes:
-    return text.encode("ascii")
-
-
-def _utf8(_vr: str, text: str) -> bytes:
-    return text.encode("utf-8")
+def _plain(codec: str) -> _Encode:
+    return lambda _vr, text: text.encode(codec)
 
 
 def _encoder(terms: tuple[str, ...]) -> _Encode | None:

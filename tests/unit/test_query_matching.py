@@ -7,7 +7,7 @@ import time
 import pytest
 
 from storage.errors import InvalidQuery
-from storage.matching import match_values
+from storage.matching import combined_matcher, match_values, matcher
 from storage.query import parse_key, parse_tag
 
 YAMADA = {"Alphabetic": "Yamada^Tarou", "Ideographic": "山田^太郎", "Phonetic": "やまだ^たろう"}
@@ -42,6 +42,33 @@ YAMADA = {"Alphabetic": "Yamada^Tarou", "Ideographic": "山田^太郎", "Phoneti
         ("TM", ["1012"], "10-1011", False),
         ("TM", ["101112"], "101112.000", True),
         ("DT", ["20260102101112+0100"], "20260102-", True),
+        ("DT", ["20260102101112+0100"], "20260102091112+0000", True),
+        ("DT", ["20260102101112+0100"], "20260102091000+0000-20260102091200+0000", True),
+        ("DT", ["20260102101112+0100"], "20260102100000-0500-", False),
+        ("DT", ["20260102101112"], "20260102101112+0500", True),
+        ("DT", ["20260102101112.5"], "-20260102", True),
+        ("DT", ["2027"], "-20260102", False),
+        ("DT", ["20260102"], "2026-2027", True),
+        ("DT", [None], "2026-", False),
+        ("DA", ["20260102"], "20250101\\20260101-20260103", True),
+        ("DA", ["20260102"], "*", True),
+        ("DA", ["20260102"], "-", True),
+        ("TM", ["235959.999999"], "-23", True),
+        ("LO", ["A"], "B\\A", True),
+        ("LO", ["CHEST"], "HEAD\\CH*", True),
+        ("LT", ["a\\b"], "a\\b", True),
+        ("LT", ["a"], "a\\b", False),
+        ("LO", ["Й"], "И\u0306", True),
+        ("LO", [" CHEST "], "CHEST", True),
+        ("CS", ["CT"], "ct", False),
+        ("CS", ["CT"], "*\\MR", True),
+        ("AS", ["031Y"], "03*", False),
+        ("IS", [7], "8\\7", True),
+        ("SH", [], "*", True),
+        ("PN", [{"Alphabetic": "^Jane"}], "^jane", True),
+        ("PN", [{"Alphabetic": "^Jane"}], "jane", False),
+        ("PN", ["Doe^Jane=山田"], "=山田", True),
+        ("PN", [YAMADA], "Sato\\*Tarou", True),
         ("IS", [7], "7", True),
         ("DS", [0.7], "0.70", True),
         ("US", [512], "511", False),
@@ -64,7 +91,51 @@ def test_a_value_matches_as_the_standard_says(vr: str, values: list[object], wan
     assert match_values(vr, values, wanted) is expected
 
 
-@pytest.mark.parametrize(("vr", "wanted"), [("DA", "yesterday"), ("DA", "2026*"), ("TM", "10-noon"), ("US", "many")])
+@pytest.mark.parametrize(
+    ("vr", "values", "expected"),
+    [
+        ("LO", [], True),
+        ("LO", [None], True),
+        ("LO", ["A"], False),
+        ("PN", [{"Alphabetic": ""}], True),
+        ("DA", [], True),
+    ],
+)
+def test_two_quotation_marks_ask_for_what_has_no_value_where_that_was_agreed(
+    vr: str, values: list[object], expected: bool
+) -> None:
+    assert matcher(vr, '""', empty_values=True)(values) is expected
+
+
+@pytest.mark.parametrize(
+    ("dates", "times", "expected"),
+    [
+        ("20260101-20260103", "1000-1800", True),
+        ("20260102-20260103", "1000-1800", False),
+        ("20260101-20260102", "1000-0900", True),
+        ("20260102", "08-10", True),
+        ("20260102", "0930", True),
+        ("20260102-", "10-", False),
+        ("-20260102", "-09", True),
+        ("-20260102", "-08", False),
+    ],
+)
+def test_a_date_and_its_time_are_one_range_where_that_was_agreed(dates: str, times: str, expected: bool) -> None:
+    assert combined_matcher(dates, times)("20260102", "093000") is expected
+    assert not combined_matcher(dates, times)("", "093000")
+
+
+@pytest.mark.parametrize(
+    ("vr", "wanted"),
+    [
+        ("DA", "yesterday"),
+        ("DA", "2026*"),
+        ("TM", "10-noon"),
+        ("US", "many"),
+        ("DT", "2026-01-02T10:11"),
+        ("DA", "2026-2027-2028"),
+    ],
+)
 def test_a_value_that_cannot_be_read_is_refused(vr: str, wanted: str) -> None:
     with pytest.raises(InvalidQuery):
         match_values(vr, [], wanted)
