@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -25,6 +26,7 @@ from inference.registry import Registry
 from node.delivery.factory import make_destination
 from node.dimse.access import Access
 from node.dimse.providers import handlers
+from node.dimse.retrieve import TRANSCODED
 from node.dimse.scp import bind, run_receiver
 from node.errors import ConfigurationError
 from node.listening import listen
@@ -99,6 +101,7 @@ def serve(settings: Settings) -> int:
 
 def _prepare(settings: Settings, directory: DataDirectory, cards: Mapping[str, Card]) -> None:
     """Bring the schema up to date and put files and rows in agreement, before anything is taken in."""
+    shutil.rmtree(directory.root / TRANSCODED, ignore_errors=True)
     migrate(settings.database_url)
     database = Database(settings.database_url)
     try:

@@ -29,6 +29,9 @@ def write_uncompressed(source: Path, transfer_syntax_uid: str, target: BinaryIO)
     syntax = UID(dataset.file_meta.TransferSyntaxUID)
     if syntax.is_encapsulated and "PixelData" in dataset:
         dataset.decompress(as_rgb=False, generate_instance_uid=False)
+        # Decoders give a colour sample to every pixel; 4:2:2 would have fewer of them (PS3.3 C.7.6.3.1.2).
+        if dataset.get("PhotometricInterpretation") == "YBR_FULL_422":
+            dataset.PhotometricInterpretation = "YBR_FULL"
     elif syntax == ExplicitVRBigEndian:
         _swap_words(dataset)
     dataset.file_meta.TransferSyntaxUID = UID(transfer_syntax_uid)

@@ -39,7 +39,10 @@ from storage.blobs import Blobs
 from storage.database import Database
 from storage.retrieval import find_stored
 
-__all__ = ["Retriever"]
+__all__ = ["TRANSCODED", "Retriever"]
+
+#: The folder, in the data directory, of what is transcoded while it is sent; nothing in it outlives a start.
+TRANSCODED = "transcoded"
 
 _log = structlog.get_logger(__name__)
 #: The counts are US (PS3.7 Annex E).
@@ -75,9 +78,10 @@ class Retriever:
             for name, peer in settings.peers.items()
             if peer.address is not None
         }
-        incoming = settings.data_dir.absolute() / "incoming"
-        self._folder = settings.data_dir.absolute()
-        self._slots = Slots(incoming / ".retrieves", {_RETRIEVES: settings.dimse.maximum_retrieves})
+        root = settings.data_dir.absolute()
+        self._folder = root / TRANSCODED
+        self._folder.mkdir(exist_ok=True)
+        self._slots = Slots(root / "incoming" / ".retrieves", {_RETRIEVES: settings.dimse.maximum_retrieves})
         self._transcoders = Transcoders()
 
     def move(self, event: evt.Event) -> None:

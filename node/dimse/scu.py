@@ -6,7 +6,8 @@ How one object goes over an association is :mod:`node.dimse.storing`'s affair.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ __all__ = [
 #: Presentation context ids are the odd numbers of one byte (PS3.8 9.3.2.2).
 _CONTEXTS = 128
 _REJECTED_PERMANENT = 0x01
+#: So many associations in a row may end without an answer.
+_FRUITLESS = 2
 
 # Nothing of what is sent is logged.
 _config.LOG_HANDLER_LEVEL = "none"
@@ -156,8 +159,9 @@ def sending(
 ) -> Iterator[Sent]:
     """Send objects over as few associations as they need, and give each one's outcome as it is known.
 
-    A peer that could not be reached once is not tried again: the rest fails at once. Where nobody wants the objects any
-    more, the outcomes end.
+    An object at which the peer ends the association fails, and the others go over a new one. A peer that could not be
+    reached once, or ended two in a row without an answer, is not called again: the rest fails at once. Where nobody
+    wants the objects any more, the outcomes end.
 
     Parameters
     ----------
@@ -171,36 +175,62 @@ def sending(
         As of :class:`node.dimse.storing.Storing`.
     """
     entity = Entity(calling_ae_title, timeout)
+
+    def storing(association: Association) -> Storing:
+        return Storing(
+            association, name_of(peer), timeout=timeout, transcoders=transcoders, given_up=given_up, **options
+        )
+
     absent: str | None = None
+    fruitless = 0
     for batch, contexts in _batches(objects):
+        left = deque(batch)
+        while left and absent is None and not given_up():
+            answered, absent = yield from _send_some(entity, peer, contexts, left, storing, given_up)
+            fruitless = 0 if answered else fruitless + 1
+            if fruitless == _FRUITLESS and absent is None:
+                absent = f"{name_of(peer)} ended the association before this object"
         if absent is not None:
-            yield from (not_reached(one, absent) for one in batch)
-            continue
-        try:
-            socket.getaddrinfo(peer.host, peer.port)
-        except OSError as error:
-            absent = f"{peer.host} is no known host: {error.strerror}"
-            yield from (not_reached(one, absent) for one in batch)
-            continue
-        with entity.association(peer, contexts) as association:
-            if not association.is_established:
-                why = why_not(association, peer)
-                if _accepts_nothing(association) or is_final(association):
-                    yield from (not_stored(one, why) for one in batch)
-                else:
-                    absent = why
-                    yield from (not_reached(one, why) for one in batch)
-                continue
-            with on_its_own(association):
-                storing = Storing(
-                    association, name_of(peer), timeout=timeout, transcoders=transcoders, given_up=given_up, **options
-                )
-                for one in batch:
-                    if given_up():
-                        return
-                    if ended(association):
-                        absent = f"{name_of(peer)} ended the association before this object"
-                    yield storing.send(one) if absent is None else not_reached(one, absent)
+            yield from (not_reached(one, absent) for one in left)
+
+
+def _send_some(
+    entity: Entity,
+    peer: Address,
+    contexts: list[PresentationContext],
+    left: deque[Identity],
+    storing: Callable[[Association], Storing],
+    given_up: Callable[[], bool],
+) -> Generator[Sent, None, tuple[bool, str | None]]:
+    """Send over one association what it lives for, taking it from ``left``.
+
+    Returns
+    -------
+    answered
+        Whether the peer answered for anything, or would have.
+    absent
+        Why it makes no sense to call this peer again.
+    """
+    try:
+        socket.getaddrinfo(peer.host, peer.port)
+    except OSError as error:
+        return False, f"{peer.host} is no known host: {error.strerror}"
+    with entity.association(peer, contexts) as association:
+        if not association.is_established:
+            why = why_not(association, peer)
+            if not is_final(association):
+                return False, why
+            while left:
+                yield not_stored(left.popleft(), why)
+            return True, None
+        with on_its_own(association):
+            sender, answered = storing(association), False
+            while left and not given_up() and not ended(association):
+                sent = sender.send(left.popleft())
+                answered = answered or sent.status is not None
+                yield sent
+            # One that is still there was not asked for what it cannot do.
+            return answered or not ended(association), None
 
 
 def _batches(objects: Sequence[Identity]) -> Iterator[tuple[list[Identity], list[PresentationContext]]]:
@@ -237,7 +267,9 @@ def why_not(association: Association, peer: Address) -> str:
 def is_final(association: Association) -> bool:
     """Whether a peer that did not associate would say the same again (PS3.8 Table 9-21: rejected-permanent)."""
     answer = association.acceptor.primitive
-    return association.is_rejected and answer is not None and answer.result == _REJECTED_PERMANENT
+    return _accepts_nothing(association) or (
+        association.is_rejected and answer is not None and answer.result == _REJECTED_PERMANENT
+    )
 
 
 def _accepts_nothing(association: Association) -> bool:
