@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ import pytest
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    ModalityPerformedProcedureStep,
+)
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelFind as StudyRootFind,
 )
@@ -39,6 +42,7 @@ def sending(port: int, called: str = "OVERREAD") -> Iterator[Association]:
     """Hold an association open that can carry CT images."""
     ae = AE(ae_title="CT1")
     ae.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
+    ae.add_requested_context(ModalityPerformedProcedureStep)
     association = ae.associate("127.0.0.1", port, ae_title=called)
     assert association.is_established
     try:
@@ -51,6 +55,41 @@ def sending(port: int, called: str = "OVERREAD") -> Iterator[Association]:
 def stored(association: Association, *files: Path) -> None:
     for file in files:
         assert association.send_c_store(pydicom.dcmread(file)).Status == 0
+
+
+def performing(association: Association, study_uid: str) -> str:
+    """Begin a procedure step (N-CREATE); returns its SOP Instance UID."""
+    scheduled, begun, uid = pydicom.Dataset(), pydicom.Dataset(), generate_uid()
+    scheduled.StudyInstanceUID = study_uid
+    begun.ScheduledStepAttributesSequence = [scheduled]
+    begun.PerformedProcedureStepID = "1"
+    begun.PerformedStationAETitle = "CT1"
+    begun.PerformedProcedureStepStartDate, begun.PerformedProcedureStepStartTime = "20260102", "101112"
+    begun.PerformedProcedureStepStatus = "IN PROGRESS"
+    begun.Modality = "CT"
+    begun.PerformedSeriesSequence = []
+    status, _ = association.send_n_create(begun, ModalityPerformedProcedureStep, uid)
+    assert status.Status == 0
+    return uid
+
+
+def performed(association: Association, step: str, files: Sequence[Path]) -> None:
+    """End a procedure step (N-SET COMPLETED) that has made these images."""
+    series, ended = pydicom.Dataset(), pydicom.Dataset()
+    series.SeriesInstanceUID = pydicom.dcmread(files[0], stop_before_pixels=True).SeriesInstanceUID
+    series.PerformingPhysicianName = series.OperatorsName = series.SeriesDescription = series.RetrieveAETitle = ""
+    series.ProtocolName = "CHEST"
+    series.ReferencedNonImageCompositeSOPInstanceSequence = []
+    series.ReferencedImageSequence = []
+    for file in files:
+        image = pydicom.Dataset()
+        image.ReferencedSOPClassUID, image.ReferencedSOPInstanceUID = CTImageStorage, file.stem
+        series.ReferencedImageSequence.append(image)
+    ended.PerformedProcedureStepStatus = "COMPLETED"
+    ended.PerformedProcedureStepEndDate, ended.PerformedProcedureStepEndTime = "20260102", "101212"
+    ended.PerformedSeriesSequence = [series]
+    status, _ = association.send_n_set(ended, ModalityPerformedProcedureStep, step)
+    assert status.Status == 0
 
 
 def story_of(node: Node, uid: str) -> dict[str, Any]:
@@ -297,6 +336,21 @@ def test_the_node_weighs_counts_releases_and_an_operators_word(
     assert "complete already" in again.stdout
     assert len(story_of(node, other)["revisions"]) == 1
 
+    # A modality says what it has made while its association goes on, and nothing more is waited for.
+    third, images = chest_ct(tmp_path / "c", seed=24)
+    with sending(node.dimse_port) as association:
+        step = performing(association, third)
+        stored(association, *images)
+        wait_until(lambda: story_of(node, third)["procedure_steps"], 10, "the step")
+        assert story_of(node, third)["revisions"] == []
+        performed(association, step, images)
+        wait_until(lambda: reported(third), 60, "the report", interval=0.3)
+        assert association.is_established
+        association.release()
+    (revision,) = story_of(node, third)["revisions"]
+    assert revision["verdict"]["because"] == "procedure step"
+    assert f"{len(images)} of {len(images)} named instances are here" in node.run("explain", third).stdout
+
 
 def test_a_study_that_keeps_growing_is_read_as_it_stands_and_again_when_it_is_whole_and_nothing_runs_twice(
     start_node: Callable[..., Node], tmp_path: Path
@@ -320,11 +374,15 @@ def test_a_study_that_keeps_growing_is_read_as_it_stands_and_again_when_it_is_wh
         wait_until(opened, 30, "a revision although it grows", interval=0.35)
         assert story_of(node, uid)["revisions"][0]["verdict"]["because"] == "maximum"
         stored(association, *rest, *files[22:])
-        wait_until(lambda: len(states()) > 1 and set(states()) == {"REPORTED"}, 60, "the last revision", interval=0.3)
+
+        def whole() -> bool:
+            last = story_of(node, uid)["revisions"][-1]
+            return bool(last["instances"] == len(files) and set(states()) == {"REPORTED"})
+
+        wait_until(whole, 60, "the last revision", interval=0.3)
         assert association.is_established, "it never ended"
     told = story_of(node, uid)
-    assert told["revisions"][-1]["instances"] == len(files)
     inputs = [str(one["input_set"]) for one in told["workitems"]]
     assert len(inputs) == len(set(inputs)) == len(told["revisions"])
     assert all(len(one["attempts"]) == 1 for one in told["workitems"])
-    assert [one["kind"] for one in told["flags"]] == ["incomplete"]
+    assert [told["flags"][0][one] for one in ("kind", "subject")] == ["incomplete", "revision 1"]
