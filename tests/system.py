@@ -165,7 +165,8 @@ class Node:
 
     def database(self) -> Database:
         """Open its database, for reading what it knows."""
-        return Database(f"sqlite:///{self.data_dir / 'overread.sqlite'}")
+        elsewhere = self.options.get("database", {}).get("url")
+        return Database(elsewhere or f"sqlite:///{self.data_dir / 'overread.sqlite'}")
 
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run an ``overread`` command with this node's configuration."""

@@ -56,6 +56,8 @@ _CANCELLABLE = (C_FIND_RQ, C_GET_RQ, C_MOVE_RQ)
 _DATA_TRANSFER = "Sta6"
 #: No connection, or one that is only waited for to close.
 _ENDED = frozenset({"Sta1", "Sta13"})
+#: The association's own thread still waits for a request, and takes whatever it is told for one.
+_NOT_ASKED = frozenset({"Sta1", "Sta2"})
 _ENDING = "Sta13"
 _DATA_MAY_BE_SENT = (_DATA_TRANSFER, "Sta8")
 _P_DATA_TF = 0x04
@@ -189,12 +191,13 @@ class _States(StateMachine):
         try:
             super().do_action(event)
         except Exception as error:  # noqa: BLE001 - a value that pynetdicom does not know, an event out of place
-            _log.warning("association given up", error=type(error).__name__, event_id=event, state=self.current_state)
-            self.current_state = "Sta1"
+            state, self.current_state = self.current_state, "Sta1"
+            _log.warning("association given up", error=type(error).__name__, event_id=event, state=state)
             cast(QuickSocket, self.dul.socket).close()
-            ended = A_P_ABORT()
-            ended.provider_reason = 0x00
-            self.dul.to_user_queue.put(ended)
+            if state not in _NOT_ASKED:
+                ended = A_P_ABORT()
+                ended.provider_reason = 0x00
+                self.dul.to_user_queue.put(ended)
             self.dul.kill_dul()
 
 
