@@ -83,7 +83,7 @@ def in_agreement(node: Node, pushed: list[Pushed]) -> None:
 @pytest.mark.timeout(120 + 15 * KILLS)
 def test_nothing_acknowledged_is_lost_when_processes_of_the_node_are_killed(bare: Callable[..., Node]) -> None:
     node, dice = bare(), Random(SEED)
-    targets = ["everything", "parent", *["receiver-0", "receiver-1", "web"] * 4]
+    targets = ["everything", "parent", *["receiver-0", "receiver-1", "web"] * 5]
     killed: Counter[str] = Counter()
     with pushing([node.dimse_port] * ASSOCIATIONS, node.url) as pushed:
         for number in range(KILLS - KILLS // 4):
