@@ -1,5 +1,6 @@
 # make test      lint, strict types and every test; installs the real peers they talk to where it may
 # make install   an environment in .venv with the command .venv/bin/overread
+# make soak      an hour of deaths and hostile inputs; make soak KILLS=40 INPUTS=20000 SEED=7 for less of it
 # make demo      the whole way on synthetic images, or on your own: make demo DATA=folder
 SHELL := /bin/bash
 VENV := .venv
@@ -7,7 +8,7 @@ VENV := .venv
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: install demo test peers lint
+.PHONY: install demo test soak peers lint
 
 install: $(VENV)/.installed
 
@@ -51,3 +52,6 @@ lint: $(VENV)/.installed-dev
 
 test: peers lint
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
+soak: peers $(VENV)/.installed-dev
+	$(VENV)/bin/python -W ignore -m tests.soak $(if $(KILLS),--kills $(KILLS)) $(if $(INPUTS),--inputs $(INPUTS)) $(if $(SEED),--seed $(SEED))
