@@ -39,7 +39,15 @@ def store(connection: Connection, delivery: Delivery, *, study_id: int, answer: 
         .values(stored_at=at, next_at=at, answer=answer)
     ).rowcount
     if stored:
-        changefeed.append(connection, "delivery", delivery.id, study_id=study_id, after="STORED", reason=answer)
+        changefeed.append(
+            connection,
+            "delivery",
+            delivery.id,
+            study_id=study_id,
+            before=lifecycle.PENDING,
+            after="STORED",
+            reason=answer,
+        )
 
 
 def last_asked(connection: Connection, delivery: Delivery) -> Asked | None:
