@@ -10,12 +10,16 @@ from sqlalchemy import Connection, insert, select
 
 from storage import schema
 from storage.database import now
+from storage.prepared import Prepared
 from storage.records import Change
 
 __all__ = ["append", "append_stored", "of_study", "since"]
 
 
-_INSERT = insert(schema.change)
+_INSERT = Prepared(
+    insert(schema.change).inline(),
+    ("at", "kind", "object_id", "study_id", "before", "after", "reason", "detail"),
+)
 
 
 def append(
@@ -46,8 +50,8 @@ def append(
 
 def append_stored(connection: Connection, instances: Sequence[tuple[int, int, bool]], at: datetime) -> None:
     """Add that instances were stored: each one's id, its study's id, and whether it was made here."""
-    connection.execute(
-        _INSERT,
+    _INSERT.run_many(
+        connection,
         [
             {
                 "at": at,

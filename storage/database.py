@@ -19,12 +19,13 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, QueuePool, Select, Table, create_engine, event, func, select, text
+from sqlalchemy import Connection, Engine, QueuePool, Table, create_engine, event, func, select, text
 
 from storage import namesearch
 from storage.errors import StorageError
+from storage.prepared import Prepared
 
-__all__ = ["Database", "Watch", "migrate", "now", "reserve_ids", "schema_versions"]
+__all__ = ["Database", "Watch", "Writer", "migrate", "now", "reserve_ids", "schema_versions"]
 
 _WATCH_SECONDS = 0.03
 _KEPT_CONNECTIONS = 40
@@ -65,6 +66,37 @@ class Database:
     def close(self) -> None:
         """Close every connection."""
         self.engine.dispose()
+
+
+class Writer:
+    """Write transactions one after the other on a connection that is kept: to fetch one each time takes longer.
+
+    Not for several threads at the same time.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._engine = database.engine
+        self._connection: Connection | None = None
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """Give the connection in a write transaction that is durable once the block is left without an error."""
+        connection = self._connection
+        if connection is None:
+            connection = self._connection = self._engine.connect().execution_options(overread_write=True)
+        try:
+            with connection.begin():
+                yield connection
+        except BaseException:
+            # Whatever state it is in, the next transaction gets another one.
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give the connection back."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
 
 class Watch:
@@ -108,8 +140,9 @@ class Watch:
 def now(connection: Connection) -> datetime:
     """Return the database's own time, the only clock that leases and queues go by."""
     if connection.dialect.name == "sqlite":
-        stamp = connection.exec_driver_sql("SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')").scalar_one()
-        return datetime.fromisoformat(stamp).replace(tzinfo=UTC)
+        row = _SQLITE_NOW.first(connection)
+        assert row is not None
+        return datetime.fromisoformat(row[0]).replace(tzinfo=UTC)
     value: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
     return value.astimezone(UTC)
 
@@ -118,15 +151,19 @@ def reserve_ids(connection: Connection, table: Table, count: int) -> Sequence[in
     """Return ids for rows that the caller inserts in the same write transaction."""
     if connection.dialect.name == "sqlite":
         # Nobody else writes before this transaction has ended; it is what SQLite itself would choose.
-        last = connection.execute(_last_id(table)).scalar_one() or 0
+        row = _last_id(table).first(connection)
+        last = row[0] if row is not None and row[0] is not None else 0
         return range(last + 1, last + 1 + count)
     sequence = text("SELECT nextval(pg_get_serial_sequence(:name, 'id')) FROM generate_series(1, :count)")
     return connection.execute(sequence, {"name": table.name, "count": count}).scalars().all()
 
 
+_SQLITE_NOW = Prepared(select(func.strftime("%Y-%m-%d %H:%M:%f", "now")))
+
+
 @cache
-def _last_id(table: Table) -> Select[Any]:
-    return select(func.max(table.c.id))
+def _last_id(table: Table) -> Prepared:
+    return Prepared(select(func.max(table.c.id)))
 
 
 def migrate(url: str) -> None:

@@ -17,6 +17,7 @@ from storage.database import now, reserve_ids
 from storage.defects import supersede
 from storage.flags import contradicting, spoken
 from storage.headers import Header
+from storage.prepared import Prepared
 from storage.rows import series_row, study_row, text_of
 
 __all__ = [
@@ -33,10 +34,10 @@ __all__ = [
 
 #: The manufacturer by which nodes of this software know each other's work.
 MANUFACTURER = "Overread"
-_KNOWN = select(schema.instance.c.sop_instance_uid).where(
-    schema.instance.c.sop_instance_uid.in_(bindparam("uids", expanding=True))
+_KNOWN = Prepared(select(schema.instance.c.id).where(schema.instance.c.sop_instance_uid == bindparam("uid")))
+_INSERT_INSTANCE = Prepared(
+    insert(schema.instance).inline(), [column.name for column in schema.instance.c if column.name != "excluded"]
 )
-_INSERT_INSTANCE = insert(schema.instance)
 
 
 class Outcome(enum.StrEnum):
@@ -175,7 +176,8 @@ def insert_group(
     connection: Connection, arrivals: Sequence[Arrival], holds: Callable[[str], bool] | None = None
 ) -> list[Indexed]:
     """Index several objects as :func:`insert_instance` does one by one; those that are new share their statements."""
-    known = set(connection.execute(_KNOWN, {"uids": [one.header.sop_instance_uid for one in arrivals]}).scalars().all())
+    uids = {one.header.sop_instance_uid for one in arrivals}
+    known = {uid for uid in uids if _KNOWN.first(connection, uid=uid) is not None}
     new: list[Arrival] = []
     for one in arrivals:
         if one.header.sop_instance_uid not in known:
@@ -206,8 +208,8 @@ def _insert_new(connection: Connection, arrivals: Sequence[Arrival]) -> Iterable
             found = series_row(connection, [one.header for one in of_series], studies[uid])
             series[uid, series_uid] = found
     ids = reserve_ids(connection, schema.instance, len(arrivals))
-    connection.execute(
-        _INSERT_INSTANCE,
+    _INSERT_INSTANCE.run_many(
+        connection,
         [
             {
                 "id": key,

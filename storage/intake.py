@@ -8,11 +8,11 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from storage import receiving
 from storage.blobs import Blobs
-from storage.database import Database
+from storage.database import Database, Writer
 from storage.errors import Mismatch, NotDicom, StorageError
 from storage.headers import Header, Written, read_header
 from storage.index import Arrival, Indexed, Origin, Outcome, insert_group, is_made_here, quarantine_blob
@@ -85,6 +85,7 @@ class Archive:
         self._blobs = blobs
         self._refused = refused
         self._device_uids = frozenset(device_uids)
+        self._writer = Writer(database)
         self._entries: deque[_Entry] = deque()
         self._changing = threading.Condition()
         self._is_led = False
@@ -173,6 +174,7 @@ class Archive:
         with self._changing:
             self._ended = True
             self._changing.wait_for(lambda: not self._is_led)
+        self._writer.close()
 
     def _quarantine(self, path: Path, reason: str, origin: Origin) -> None:
         size = path.stat().st_size
@@ -230,7 +232,7 @@ class Archive:
     def _index(self, group: Sequence[_Entry], again: int = 3, *, in_doubt: bool = False) -> None:
         committing = in_doubt
         try:
-            with self._database.write() as connection:
+            with self._writer.transaction() as connection:
                 arrivals = [
                     Arrival(header=one.header, blob=one.blob, origin=one.origin, made_here=one.made_here)
                     for one in group
@@ -243,8 +245,10 @@ class Archive:
                 for one in group:
                     self._index([one], in_doubt=committing)
                 return
-            if isinstance(error, IntegrityError) and again:
-                # Another receiver made the same study, series or instance first: now it is there to be found.
+            # Another receiver made the same study, series or instance first: now it is there to be found. Or the
+            # connection was lost while nobody used it: the next one is fresh.
+            lost = isinstance(error, DBAPIError) and error.connection_invalidated and not committing
+            if again and (lost or isinstance(error, IntegrityError)):
                 self._index(group, again - 1, in_doubt=committing)
                 return
             group[0].unindexed = not committing

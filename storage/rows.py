@@ -12,25 +12,27 @@ from storage import lifecycle, schema
 from storage.attributes import SERIES_KEYWORDS, STUDY_KEYWORDS, attribute_value
 from storage.headers import Header
 from storage.matching import folded
+from storage.prepared import Prepared
 
 __all__ = ["describe_anew", "series_row", "study_row", "text_of"]
 
 #: What a searchable column keeps of a value: PostgreSQL refuses to index much more. The whole stands in attributes.
 _COLUMN_CHARACTERS = 512
 
-# Made once: to put a statement together takes longer than to run it.
-_STUDY = (
+_STUDY = Prepared(
     select(schema.study.c.id, schema.study.c.state, schema.study.c.attributes)
     .where(schema.study.c.study_instance_uid == bindparam("uid"))
     .with_for_update()
 )
-_GROWN = (
+_GROWN = Prepared(
     update(schema.study)
     .where(schema.study.c.id == bindparam("study"))
     .values(last_received_at=bindparam("at"), quiet_from=bindparam("at"))
 )
-_SERIES = select(schema.series.c.id, schema.series.c.attributes).where(
-    schema.series.c.study_id == bindparam("study"), schema.series.c.series_instance_uid == bindparam("uid")
+_SERIES = Prepared(
+    select(schema.series.c.id, schema.series.c.attributes).where(
+        schema.series.c.study_id == bindparam("study"), schema.series.c.series_instance_uid == bindparam("uid")
+    )
 )
 
 
@@ -50,7 +52,7 @@ def study_row(connection: Connection, headers: Sequence[Header], evidence: Seque
         The database's time.
     """
     s = schema.study.c
-    row = connection.execute(_STUDY, {"uid": headers[0].study_instance_uid}).first()
+    row = _STUDY.first(connection, uid=headers[0].study_instance_uid)
     if row is None:
         first = evidence[0] if evidence else headers[0]
         state = lifecycle.RECEIVING if evidence else lifecycle.COMPLETE
@@ -69,33 +71,35 @@ def study_row(connection: Connection, headers: Sequence[Header], evidence: Seque
         assert key is not None
         lifecycle.record_creation(connection, "study", int(key[0]), state, study_id=int(key[0]))
         return int(key[0])
+    study_id, state, known = row
     if evidence:
-        connection.execute(_GROWN, {"study": row.id, "at": at})
-        attributes = _grown(row.attributes, evidence, STUDY_KEYWORDS)
-        if attributes is not row.attributes:
-            connection.execute(update(schema.study).where(s.id == row.id).values(_study_columns(attributes)))
-        if row.state == lifecycle.COMPLETE:
+        _GROWN.run(connection, study=study_id, at=at)
+        attributes = _grown(known, evidence, STUDY_KEYWORDS)
+        if attributes is not known:
+            connection.execute(update(schema.study).where(s.id == study_id).values(_study_columns(attributes)))
+        if state == lifecycle.COMPLETE:
             lifecycle.transition(
                 connection,
                 "study",
-                row.id,
+                study_id,
                 lifecycle.RECEIVING,
-                study_id=row.id,
+                study_id=study_id,
                 reason="a further instance came",
                 receiving_from=at,
             )
-    return int(row.id)
+    return int(study_id)
 
 
 def series_row(connection: Connection, headers: Sequence[Header], study_id: int) -> int:
     """Find or make the series of these instances: at least one, all of the same series."""
-    row = connection.execute(_SERIES, {"study": study_id, "uid": headers[0].series_instance_uid}).one_or_none()
+    row = _SERIES.first(connection, study=study_id, uid=headers[0].series_instance_uid)
     if row is not None:
-        attributes = _grown(row.attributes, headers, SERIES_KEYWORDS)
-        if attributes is not row.attributes:
+        series_id, known = row
+        attributes = _grown(known, headers, SERIES_KEYWORDS)
+        if attributes is not known:
             s = schema.series.c
-            connection.execute(update(schema.series).where(s.id == row.id).values(_series_columns(attributes)))
-        return int(row.id)
+            connection.execute(update(schema.series).where(s.id == series_id).values(_series_columns(attributes)))
+        return int(series_id)
     key = connection.execute(
         insert(schema.series).values(
             study_id=study_id,

@@ -623,12 +623,6 @@ def test_bytes_stay_when_a_shared_commit_was_not_heard_of_and_the_database_then_
             connection.connection.driver_connection.commit()
             raise ConnectionResetError
 
-    begun = 0
-
-    def count(*_: object) -> None:
-        nonlocal begun
-        begun += 1
-
     def be_away(_connection: Any) -> None:
         if commits >= 2:
             raise ConnectionRefusedError
@@ -637,19 +631,17 @@ def test_bytes_stay_when_a_shared_commit_was_not_heard_of_and_the_database_then_
     holder = Database(database.url)
     event.listen(engine, "commit", lose_the_second_answer)
     event.listen(engine, "begin", be_away)
-    event.listen(engine.pool, "checkout", count)
     with ThreadPoolExecutor(3) as pool:
         with holder.write() as connection:
             studies.lock(connection, study.id)
             sent = [pool.submit(holding.receive, files[:1])]
             # The first waits for its transaction; the others share the next.
-            wait_until(lambda: begun, 20, "one")
+            wait_until(lambda: holding.archive._is_led and not holding.archive._entries, 20, "one")
             sent += [pool.submit(holding.receive, [one]) for one in files[1:]]
             wait_until(lambda: len(holding.archive._entries) == 2, 20, "two that wait")
         answers = [one.exception(30) for one in sent]
     event.remove(engine, "commit", lose_the_second_answer)
     event.remove(engine, "begin", be_away)
-    event.remove(engine.pool, "checkout", count)
     holder.close()
     assert [type(one) for one in answers] == [type(None), ConnectionRefusedError, ConnectionRefusedError]
     assert reconcile(holding.database, holding.blobs, holding.refused, holding.incoming).missing == ()
