@@ -208,8 +208,8 @@ def test_names_that_were_there_before_are_folded_by_the_migration(empty_url: str
         connection.execute(
             text(
                 "INSERT INTO study (study_instance_uid, state, patient_id, patient_name, patient_birth_date,"
-                " patient_sex, accession_number, study_date, study_time, study_description, attributes, first_received_at,"
-                " last_received_at, quiet_from)"
+                " patient_sex, accession_number, study_date, study_time, study_description, attributes,"
+                " first_received_at, last_received_at, quiet_from)"
                 " VALUES ('1.2', 'COMPLETE', '', 'ＤＯＥ^ﬁnn', '', '', '', '', '', '', '{}',"
                 " '2026-01-01', '2026-01-01', '2026-01-01')"
             )
