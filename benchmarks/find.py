@@ -376,11 +376,12 @@ def _in_turns(
 
 def _associated(port: int, keys: Mapping[str, str]) -> tuple[float, int]:
     """Return the median of some searches over one association, and how many answers each had."""
+    identifier = _identifier(keys)
     client = Client("127.0.0.1", port, "OVERREAD")
     try:
-        count = client.find(keys)
+        count = client.find(identifier)
         few = REPEATS if count < 200 else 3
-        return statistics.median(_milliseconds(lambda: client.find(keys)) for _ in range(few)), count
+        return statistics.median(_milliseconds(lambda: client.find(identifier)) for _ in range(few)), count
     finally:
         client.close()
 
@@ -423,16 +424,10 @@ class Client:
         assert kind == 2, "the association was not accepted"
         self._message = 0
 
-    def find(self, keys: Mapping[str, str]) -> int:
-        """Search at study level and return how many answers came."""
-        identifier = Dataset()
-        identifier.QueryRetrieveLevel = "STUDY"
-        for keyword, value in keys.items():
-            setattr(identifier, keyword, value)
+    def find(self, identifier: bytes) -> int:
+        """Search and return how many answers came."""
         self._message = self._message % 60000 + 1
-        content = encode(identifier, False, True)
-        assert content
-        self._socket.sendall(_pdu(3, _command(self._message)) + _pdu(2, content))
+        self._socket.sendall(_pdu(3, _command(self._message)) + _pdu(2, identifier))
         answers = 0
         while True:
             kind, body = self._pdu()
@@ -459,6 +454,17 @@ class Client:
         assert len(head) == 6, "the peer hung up"
         kind, length = struct.unpack(">BxL", head)
         return kind, self._file.read(length)
+
+
+def _identifier(keys: Mapping[str, str]) -> bytes:
+    """Encode a search at study level."""
+    identifier = Dataset()
+    identifier.QueryRetrieveLevel = "STUDY"
+    for keyword, value in keys.items():
+        setattr(identifier, keyword, value)
+    content = encode(identifier, False, True)
+    assert content
+    return content
 
 
 def _association_request(called: str) -> bytes:
