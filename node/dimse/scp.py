@@ -326,6 +326,15 @@ class Intake(Association):
             self._end()
 
     def _serve_request(self, msg: Any, context_id: int) -> None:
+        """Serve a message and those that follow it at once: pynetdicom's loop sleeps a millisecond before each."""
+        while msg is not None:
+            self._serve_one(msg, context_id)
+            # Whoever sends requests on this association needs the loop to pause where it does.
+            if self._kill or not self.is_established or not self._reactor_checkpoint.is_set():
+                return
+            context_id, msg = self.dimse.get_msg()
+
+    def _serve_one(self, msg: Any, context_id: int) -> None:
         event = _WHOLE.get(type(msg))
         if callable(msg):
             msg()
