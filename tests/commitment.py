@@ -115,6 +115,8 @@ class Archive:
     ae_title: str = "ARCHIVE"
     store_status: int = 0x0000
     action_status: int = 0x0000
+    #: Whether it aborts the association instead of answering a request.
+    aborts: bool = False
     asked: list[tuple[str, list[tuple[str, str]]]] = field(default_factory=list)
     stored: list[str] = field(default_factory=list)
     #: What to do after each request: with the association, the Transaction UID and its references.
@@ -150,6 +152,8 @@ class Archive:
             for item in dataset.ReferencedSOPSequence
         ]
         self.asked.append((str(dataset.TransactionUID), pairs))
+        if self.aborts:
+            event.assoc.abort()
         if self.action_status == 0x0000:
             arguments = (event.assoc, str(dataset.TransactionUID), pairs)
             thread = threading.Thread(target=self.then, args=arguments)

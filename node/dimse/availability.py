@@ -97,7 +97,11 @@ def announce(
     with entity.association(peer, [build_context(InstanceAvailabilityNotification)]) as association:
         if not association.is_established:
             return Announced(acknowledged=False, refused=is_final(association), answer=why_not(association, peer))
-        status, _ = association.send_n_create(dataset, InstanceAvailabilityNotification, UID(sop_instance_uid))
+        try:
+            status, _ = association.send_n_create(dataset, InstanceAvailabilityNotification, UID(sop_instance_uid))
+        except RuntimeError:
+            answer = f"{name_of(peer)} ended the association before the notification"
+            return Announced(acknowledged=False, refused=False, answer=answer)
     if "Status" not in status:
         return Announced(acknowledged=False, refused=False, answer=f"{name_of(peer)} gave no answer to N-CREATE")
     code = int(status.Status)

@@ -199,9 +199,12 @@ def report(
             return Reported(
                 acknowledged=False, refused=True, answer=f"{name_of(peer)} does not let the node be the SCP"
             )
-        status, _ = association.send_n_event_report(
-            dataset, event_type, StorageCommitmentPushModel, UID(messages.INSTANCE_UID)
-        )
+        try:
+            status, _ = association.send_n_event_report(
+                dataset, event_type, StorageCommitmentPushModel, UID(messages.INSTANCE_UID)
+            )
+        except RuntimeError:
+            return _unreached(f"{name_of(peer)} ended the association before the report")
     if "Status" not in status:
         return _unreached(f"{name_of(peer)} gave no answer to N-EVENT-REPORT")
     code = int(status.Status)

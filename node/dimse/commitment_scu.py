@@ -119,12 +119,16 @@ def request_commitment(
     with entity.association(peer, contexts, handlers=[handler]) as association:
         if not association.is_established:
             return Requested(accepted=False, refused=is_final(association), answer=why_not(association, peer))
-        status, _ = association.send_n_action(
-            messages.compose_request(transaction_uid, references),
-            messages.REQUEST_COMMITMENT,
-            StorageCommitmentPushModel,
-            UID(messages.INSTANCE_UID),
-        )
+        try:
+            status, _ = association.send_n_action(
+                messages.compose_request(transaction_uid, references),
+                messages.REQUEST_COMMITMENT,
+                StorageCommitmentPushModel,
+                UID(messages.INSTANCE_UID),
+            )
+        except RuntimeError:
+            answer = f"{name_of(peer)} ended the association before the request"
+            return Requested(accepted=False, refused=False, answer=answer)
         if "Status" not in status:
             return Requested(accepted=False, refused=False, answer=f"{name_of(peer)} gave no answer to N-ACTION")
         code = int(status.Status)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from node.delivery.port import Committing, Delivered, Destination
 from node.delivery.port import Refused as DeliveryRefused
@@ -150,7 +151,14 @@ def commit(way: Way, peer: Peer) -> int:
     with way.database.read() as connection:
         due = commitments.due(connection, peer.ae_title.strip())
     for one in due:
-        report_commitment(way, peer, one)
+        try:
+            report_commitment(way, peer, one)
+        except SQLAlchemyError:
+            raise
+        except Exception as error:  # noqa: BLE001 - one report must not hold up the others
+            _log.exception("report of commitment broke", commitment=one.id)
+            answer = f"it could not be reported: {type(error).__name__}"
+            record(way, "commitment", one, None, arrived=False, refused=True, answer=answer)
     return len(due)
 
 
@@ -159,7 +167,14 @@ def announce(way: Way, name: str, peer: Peer) -> int:
     with way.database.read() as connection:
         due = availability.due(connection, name)
     for one, study_id in due:
-        announce_revision(way, peer, one, study_id)
+        try:
+            announce_revision(way, peer, one, study_id)
+        except SQLAlchemyError:
+            raise
+        except Exception as error:  # noqa: BLE001 - one notification must not hold up the others
+            _log.exception("notification of availability broke", availability=one.id)
+            answer = f"it could not be sent: {type(error).__name__}"
+            record(way, "availability", one, study_id, arrived=False, refused=True, answer=answer)
     return len(due)
 
 

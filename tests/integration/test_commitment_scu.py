@@ -218,6 +218,17 @@ def test_an_archive_that_is_gone_after_taking_it_is_waited_for(desk: Desk) -> No
     assert archive.stored == []
 
 
+def test_an_archive_that_aborts_in_place_of_an_answer_is_asked_again_without_end(desk: Desk) -> None:
+    with Archive(port=PORT, aborts=True).running() as archive:
+        for _ in range(RETRY["refusals"] + 1):  # type: ignore[operator]
+            wait_until(desk.deliver, 10, "the next try")
+        assert (desk.delivery.state, desk.delivery.refusals) == ("PENDING", 0)
+        archive.aborts = False
+        archive.then = at_once
+        desk.wait_for("DELIVERED")
+    assert len(archive.stored) == 1
+
+
 def test_what_waits_for_commitment_survives_a_restart(receiver: Receiver, desk: Desk) -> None:
     with Archive(port=PORT).running() as archive:
         desk.deliver()
