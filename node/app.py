@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final, NoReturn
 
@@ -25,9 +25,10 @@ from inference.card import Card
 from inference.registry import Registry
 from node.delivery.factory import make_destination
 from node.dimse.access import Access
+from node.dimse.inlets import Inlet, bound
 from node.dimse.providers import handlers
 from node.dimse.retrieve import TRANSCODED
-from node.dimse.scp import bind, run_receiver
+from node.dimse.scp import run_receiver
 from node.errors import ConfigurationError
 from node.listening import listen
 from node.notify.receivers import Receiver, receiver_for
@@ -90,7 +91,7 @@ def serve(settings: Settings) -> int:
     directory = DataDirectory(settings.data_dir.absolute())
     with (
         directory.lock(),
-        bind(settings.dimse.bind, settings.dimse.port) as dimse,
+        bound(settings.dimse) as dimse,
         listen("http", settings.http.bind, settings.http.port) as http,
     ):
         refuse_incomplete(directory.root, settings.database_url)
@@ -135,7 +136,7 @@ def _processes(
     settings: Settings,
     directory: DataDirectory,
     cards: Mapping[str, Card],
-    dimse: socket.socket,
+    dimse: Sequence[Inlet],
     http: socket.socket,
 ) -> dict[str, Process]:
     """Return what each process does. Each runs after the fork and opens its own database."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, IPvAnyNetwork, SecretStr, model_validator
+from pydantic import Field, IPvAnyNetwork, SecretStr, field_validator, model_validator
 
 from node.sections import AETitle, Host, Port, Seconds, Section
+from node.security.tls import PeerTls
 
-__all__ = ["Address", "Peer", "Service"]
+__all__ = ["Address", "Login", "Peer", "Service"]
 
 
 class Service(StrEnum):
@@ -27,6 +28,13 @@ class Service(StrEnum):
     MPPS = "mpps"
 
 
+class Login(Section):
+    """A user name, and a passcode where one is asked for."""
+
+    username: Annotated[str, Field(min_length=1)]
+    passcode: SecretStr | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """Where an Application Entity is called."""
@@ -34,6 +42,10 @@ class Address:
     ae_title: str
     host: str
     port: int
+    #: Where it is called over TLS.
+    tls: PeerTls | None = None
+    #: Whom the node names as its user when it calls (PS3.7 D.3.3.7).
+    login: Login | None = None
 
 
 class Peer(Section):
@@ -43,6 +55,9 @@ class Peer(Section):
     #: Where it is called; both or neither.
     host: Host | None = None
     port: Port | None = None
+    #: Called over TLS, where there is such a section; ``true`` for one in which all is as in dimse.tls.
+    tls: PeerTls | None = None
+    login: Login | None = None
     #: Where it may call from; empty means anywhere.
     hosts: tuple[IPvAnyNetwork, ...] = ()
     services: tuple[Service, ...] = (Service.ECHO, Service.STORE)
@@ -70,7 +85,13 @@ class Peer(Section):
         """Where it is called; None where only it calls."""
         if self.host is None or self.port is None:
             return None
-        return Address(self.ae_title, self.host, self.port)
+        return Address(self.ae_title, self.host, self.port, self.tls, self.login)
+
+    @field_validator("tls", mode="before")
+    @classmethod
+    def _as_section(cls, value: Any) -> Any:
+        # From the environment it comes as text.
+        return {"true": {}, "false": None}.get(str(value).lower(), value) if isinstance(value, (bool, str)) else value
 
     @model_validator(mode="after")
     def _whole(self) -> Peer:

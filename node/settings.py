@@ -20,6 +20,7 @@ from node.errors import ConfigurationError
 from node.listening import is_loopback
 from node.peers import Peer, Service
 from node.sections import AETitle, Free, Host, Port, Seconds, Section, Token, TransferSyntax, UIDPrefix
+from node.security.tls import Acceptor
 from node.sources import Values, read_values, read_yaml
 from storage.space import Least, Marks
 
@@ -59,13 +60,16 @@ def _is_url(url: str) -> str:
 
 
 class DimseSettings(Section):
-    """The Storage and Verification SCP."""
+    """The SCP: how it is called, by whom, and what it takes."""
 
     ae_title: AETitle = "OVERREAD"
     #: Under these titles it is called too.
     called_ae_titles: tuple[AETitle, ...] = ()
     bind: Host = "127.0.0.1"
     port: Port = 11112
+    #: Whether the port above is listened on: without, the node is called over TLS only.
+    plain: bool = True
+    tls: Acceptor | None = None
     #: What AEs that are no peers may ask for. Unless it is said: everything on loopback, nothing beyond.
     strangers: tuple[Service, ...] | None = None
     receivers: Annotated[int, Field(ge=1, le=64)] = 2
@@ -80,6 +84,18 @@ class DimseSettings(Section):
     artim_timeout_seconds: Seconds = 30
     idle_timeout_seconds: Seconds = 60
     network_timeout_seconds: Seconds = 60
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where it is listened on."""
+        plain = (self.bind,) if self.plain else ()
+        return plain if self.tls is None else (*plain, self.tls.bind or self.bind)
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> DimseSettings:
+        if not self.plain and self.tls is None:
+            raise ValueError("plain: false leaves no port to be called at; configure dimse.tls too")
+        return self
 
 
 class HttpSettings(Section):
@@ -255,6 +271,11 @@ class Settings(BaseSettings):
         """Take the laid-over values alone: the library's own environment source passes over unknown variables."""
         return (init_settings,)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _lend_tls(cls, values: Any) -> Any:
+        return _lent(values) if isinstance(values, dict) else values
+
     data_dir: Path = Path("var")
     dimse: DimseSettings = DimseSettings()
     http: HttpSettings = HttpSettings()
@@ -333,9 +354,10 @@ class Settings(BaseSettings):
     def _not_open_by_accident(self) -> Settings:
         if self.allow_open_network:
             return self
-        if not is_loopback(self.dimse.bind) and (self.dimse.strangers or not self.peers):
+        open_to = next((one for one in self.dimse.addresses if not is_loopback(one)), None)
+        if open_to is not None and (self.dimse.strangers or not self.peers):
             raise ValueError(
-                f"dimse.bind: {self.dimse.bind} is reachable from outside; list who may call under peers and leave "
+                f"dimse.bind: {open_to} is reachable from outside; list who may call under peers and leave "
                 "dimse.strangers away, or set allow_open_network: true"
             )
         if not is_loopback(self.http.bind) and self.http.token is None:
@@ -344,6 +366,25 @@ class Settings(BaseSettings):
                 "or set allow_open_network: true"
             )
         return self
+
+
+def _lent(values: dict[str, Any]) -> dict[str, Any]:
+    """Give peers that are called over TLS what they do not name themselves of what ``dimse.tls`` names."""
+    dimse, peers = values.get("dimse"), values.get("peers")
+    if not isinstance(peers, dict):
+        return values
+    own = dimse.get("tls") if isinstance(dimse, dict) else None
+    own = own if isinstance(own, dict) else {}
+    lent = dict(peers)
+    for name, peer in peers.items():
+        tls = peer.get("tls") if isinstance(peer, dict) else None
+        if tls is True or tls == "true":
+            tls = {}
+        if isinstance(tls, dict):
+            shown = () if {"certificate", "key"} & tls.keys() else ("certificate", "key", "key_passcode")
+            given = {key: own[key] for key in ("authorities", "profile", *shown) if key in own}
+            lent[name] = {**peer, "tls": given | tls}
+    return {**values, "peers": lent}
 
 
 def load_settings(path: Path) -> Settings:

@@ -20,8 +20,9 @@ from sqlalchemy import text
 
 from demo.peers import Process, free_port, tcp_open, wait_until
 from node.dimse.access import Access
+from node.dimse.inlets import Inlet, bound
 from node.dimse.providers import handlers
-from node.dimse.scp import bind, run_receiver
+from node.dimse.scp import run_receiver
 from node.ops.logging import configure_logging
 from node.settings import Settings
 from storage.blobs import FileBlobs
@@ -89,7 +90,7 @@ class Receiver:
 
         def ready() -> bool:
             assert self.process.running, self.process.log_tail()
-            return tcp_open(self.port)
+            return tcp_open(self.port if self.options.get("plain", True) else self.options["tls"]["port"])
 
         wait_until(ready, 30, f"a receiver on port {self.port}")
         return self
@@ -124,7 +125,7 @@ def receiving(folder: Path, **options: Any) -> Iterator[Receiver]:
         receiver.stop()
 
 
-def _child(listening: Any, settings: Settings, minimum_free: int) -> None:
+def _child(inlets: tuple[Inlet, ...], settings: Settings, minimum_free: int) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     # However a test ends, no receiver outlives it.
@@ -134,7 +135,7 @@ def _child(listening: Any, settings: Settings, minimum_free: int) -> None:
     archive = Archive(database, blobs, FileBlobs(folder / "quarantine"))
     room = Room(disks_of(folder, database), Marks(refuse=Least(minimum_free), refuse_inodes=Least()))
     run_receiver(
-        listening,
+        inlets,
         archive,
         settings.dimse,
         Access(settings.dimse, settings.peers),
@@ -167,14 +168,14 @@ def main() -> None:
     FileBlobs(arguments.folder / "blobs")
     FileBlobs(arguments.folder / "quarantine")
     (arguments.folder / "incoming").mkdir(exist_ok=True)
-    listening = bind(settings.dimse.bind, settings.dimse.port)
     children = []
-    for _ in range(settings.dimse.receivers):
-        pid = os.fork()
-        if not pid:
-            _child(listening, settings, arguments.minimum_free)
-            os._exit(0)
-        children.append(pid)
+    with bound(settings.dimse) as inlets:
+        for _ in range(settings.dimse.receivers):
+            pid = os.fork()
+            if not pid:
+                _child(inlets, settings, arguments.minimum_free)
+                os._exit(0)
+            children.append(pid)
 
     def forward(number: int, _frame: Any) -> None:
         for child in children:

@@ -25,18 +25,28 @@ __all__ = ["asker", "console", "explained", "load", "opened", "peer_of", "print_
 
 
 def peer_of(to: str, config: Path) -> Address:
-    """Return whom ``AE@HOST:PORT`` names; this node itself where nothing is named."""
+    """Return whom ``AE@HOST:PORT`` or the name of a peer means; this node itself where nothing is named."""
     from node.peers import Address
+    from node.security.tls import as_own_peer
 
+    if to and "@" not in to:
+        peer = load(config).peers.get(to)
+        if peer is None or peer.address is None:
+            raise typer.BadParameter(f"{to!r}: no peer of that name has a host and port to call", param_hint="--to")
+        return peer.address
     if to:
         ae_title, at, address = to.rpartition("@")
         host, colon, port = address.rpartition(":")
         if not (at and colon and 1 <= len(ae_title) <= 16 and host and port.isdecimal() and 0 < int(port) < 65536):
-            raise typer.BadParameter(f"{to!r}: expected AE@HOST:PORT, as in ORTHANC@127.0.0.1:4242", param_hint="--to")
+            expected = "expected AE@HOST:PORT, as in ORTHANC@127.0.0.1:4242, or the name of a peer"
+            raise typer.BadParameter(f"{to!r}: {expected}", param_hint="--to")
         return Address(ae_title, host.strip("[]"), int(port))
     dimse = load(config).dimse
     everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what to call where the node listens everywhere
-    return Address(dimse.ae_title, everywhere.get(dimse.bind, dimse.bind), dimse.port)
+    if dimse.plain or dimse.tls is None:
+        return Address(dimse.ae_title, everywhere.get(dimse.bind, dimse.bind), dimse.port)
+    host = dimse.tls.bind or dimse.bind
+    return Address(dimse.ae_title, everywhere.get(host, host), dimse.tls.port, as_own_peer(dimse.tls))
 
 
 def asker(by: str) -> str:

@@ -123,7 +123,7 @@ def strangers(settings: DimseSettings) -> Collection[Service]:
     """Return what AEs that are not listed may ask for: unless it is said, everything on loopback, nothing beyond."""
     if settings.strangers is not None:
         return settings.strangers
-    return tuple(Service) if is_loopback(settings.bind) else ()
+    return tuple(Service) if all(is_loopback(one) for one in settings.addresses) else ()
 
 
 def _among(host: str, peer: Peer) -> bool:

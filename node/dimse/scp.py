@@ -1,7 +1,7 @@
 """The Storage and Verification SCP: takes objects in and answers only once they are durable.
 
-One process binds the port (:func:`bind`); any number of processes forked from it accept on the same socket
-(:func:`run_receiver`). The way of one object is :meth:`Intake._store`.
+One process binds the ports (:mod:`node.dimse.inlets`); any number of processes forked from it accept on the same
+sockets (:func:`run_receiver`). The way of one object is :meth:`Intake._store`.
 """
 
 from __future__ import annotations
@@ -30,18 +30,20 @@ from node.dimse.access import EVERYONE, Access, Admitted, Rejected, Request
 from node.dimse.carried import Carried
 from node.dimse.commands import StoreRequest
 from node.dimse.contexts import Rules
+from node.dimse.inlets import Inlet
 from node.dimse.negotiation import LOCAL_LIMIT_EXCEEDED, TEMPORARY_CONGESTION, Negotiation
 from node.dimse.received import Received
+from node.dimse.secure import SecureSocket
 from node.dimse.slots import Slots
 from node.dimse.transport import QuickSocket
-from node.listening import listen
+from node.security.tls import why_failed
 from node.settings import DimseSettings
 from storage.errors import NotDicom, StorageError
 from storage.index import Origin
 from storage.intake import Archive
 from storage.space import Room
 
-__all__ = ["Handlers", "bind", "run_receiver"]
+__all__ = ["Handlers", "run_receiver"]
 
 #: Who answers the messages of the services beside Verification and Storage.
 Handlers = Sequence[tuple[evt.EventType, Callable[[evt.Event], Any]]]
@@ -54,7 +56,6 @@ _WHOLE: dict[type, evt.EventType] = {
 }
 
 _log = structlog.get_logger(__name__)
-_BACKLOG = 128
 _ACCEPT_SECONDS = 0.2
 #: How long associations may go on after the receiver was told to stop.
 _GRACE_SECONDS = 3.0
@@ -62,16 +63,8 @@ _GRACE_SECONDS = 3.0
 _LONGEST_PDU = 1 << 20
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Return a listening socket that several processes may accept on; see :func:`node.listening.listen`."""
-    listening = listen("dimse", host, port, _BACKLOG)
-    # A sibling may take a connection between the wait and the accept.
-    listening.setblocking(False)
-    return listening
-
-
 def run_receiver(
-    listening: socket.socket,
+    inlets: Sequence[Inlet],
     archive: Archive,
     settings: DimseSettings,
     access: Access,
@@ -87,8 +80,8 @@ def run_receiver(
 
     Parameters
     ----------
-    listening
-        From :func:`bind`, shared with the sibling receivers.
+    inlets
+        From :func:`node.dimse.inlets.bound`, shared with the sibling receivers.
     archive
         Opened in this process.
     settings
@@ -118,13 +111,16 @@ def run_receiver(
     ae.maximum_associations = 1 << 30
     slots = Slots(incoming / ".associations", access.limits)
     carried = Carried(incoming / ".carried")
-    server = _Server(ae, listening, settings, access, handlers, archive, incoming, slots, carried, room, stop)
-    _log.info("receiver started", ae_title=settings.ae_title, port=server.address_info.port)
+    server = _Server(ae, inlets[0], settings, access, handlers, archive, incoming, slots, carried, room, stop)
+    ports = [one.listening.getsockname()[1] for one in inlets]
+    _log.info("receiver started", ae_title=settings.ae_title, ports=ports)
     waiting = select.poll()
-    waiting.register(listening, select.POLLIN)
+    by_descriptor = {one.listening.fileno(): one for one in inlets}
+    for descriptor in by_descriptor:
+        waiting.register(descriptor, select.POLLIN)
     while not stop.is_set():
-        if waiting.poll(_ACCEPT_SECONDS * 1000):
-            server.accept()
+        for descriptor, _ in waiting.poll(_ACCEPT_SECONDS * 1000):
+            server.accept(by_descriptor[descriptor])
     _finish(server)
     slots.close()
     carried.close()
@@ -148,7 +144,7 @@ class _Server(AssociationServer):
     def __init__(
         self,
         ae: AE,
-        listening: socket.socket,
+        inlet: Inlet,
         settings: DimseSettings,
         access: Access,
         handlers: Handlers,
@@ -159,7 +155,9 @@ class _Server(AssociationServer):
         room: Room,
         stop: threading.Event,
     ) -> None:
-        self._listening = listening
+        self._listening = inlet.listening
+        #: Where the connection came in that is being made an association.
+        self.inlet = inlet
         self.settings = settings
         self.access = access
         self.handlers = handlers
@@ -173,7 +171,7 @@ class _Server(AssociationServer):
         self._running: set[Intake] = set()
         super().__init__(
             ae,
-            listening.getsockname(),
+            self._listening.getsockname(),
             ae.ae_title,
             [],
             request_handler=_Connection,
@@ -189,17 +187,18 @@ class _Server(AssociationServer):
     def server_activate(self) -> None:
         """Do nothing: it listens already."""
 
-    def accept(self) -> None:
+    def accept(self, inlet: Inlet) -> None:
         """Make a waiting connection an association; a receiver that has much to do lets its siblings go first."""
         if busy := len(self.established()):
             time.sleep(min(0.002 * busy, 0.01))
         try:
-            connection, address = self._listening.accept()
+            connection, address = inlet.listening.accept()
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
                 _log.error("connection not accepted", error=error.strerror)
                 time.sleep(_ACCEPT_SECONDS)  # out of descriptors, say: it will not be better at once
             return
+        self.inlet = inlet
         try:
             self.process_request(connection, address)
         except Exception:  # noqa: BLE001 - one connection must not end the receiver
@@ -210,7 +209,8 @@ class _Server(AssociationServer):
         """Close a connection so that a thread that reads from it wakes up."""
         assert isinstance(request, socket.socket)
         try:
-            request.shutdown(socket.SHUT_RDWR)
+            # The socket's own, past OpenSSL's: the thread that reads would go on without encryption.
+            socket.socket.shutdown(request, socket.SHUT_RDWR)
         except OSError as error:
             if error.errno not in (errno.ENOTCONN, errno.EBADF):
                 raise
@@ -238,12 +238,21 @@ class _Connection(RequestHandler):
     def handle(self) -> None:
         """Start the association's threads."""
         server = self.server
-        if len(server.running()) >= 2 * server.settings.maximum_associations:
-            server.shutdown_request(self.request)
-            return
+        running = server.running()
+        if len(running) >= 2 * server.settings.maximum_associations:
+            _hang_up_on_oldest(running)
         association = Intake(server, self.request, AddressInformation.from_tuple(self.client_address))
         association.start()
         server.started(association)
+
+
+def _hang_up_on_oldest(running: Sequence[Intake]) -> None:
+    """Make room: who has been connected the longest and has asked for nothing goes, not who comes now."""
+    waiting = [one for one in running if not one.is_established and not one.given_up]
+    if waiting:
+        oldest = min(waiting, key=lambda one: one.began)
+        _log.warning("connection given up", peer=oldest.address, reason="too many have asked for nothing")
+        oldest.give_up()
 
 
 class Intake(Association):
@@ -259,7 +268,9 @@ class Intake(Association):
         self._server: _Server = server
         self._archive = server.archive
         self._slots: list[int] = []
-        self._began = time.monotonic()
+        self.began = time.monotonic()
+        self.given_up = False
+        self.address = peer.address
         self._outcomes: Counter[str] = Counter()
         self._bytes = 0
         self._studies: set[str] = set()
@@ -271,7 +282,13 @@ class Intake(Association):
         self.network_timeout = ae.network_timeout
         longest_data = server.settings.maximum_pdu
         longest = max(longest_data, _LONGEST_PDU)
-        self._quick = QuickSocket(self, connection, server.settings.network_timeout_seconds, longest_data, longest)
+        seconds = server.settings.network_timeout_seconds
+        certificates = server.inlet.certificates
+        self._quick = (
+            QuickSocket(self, connection, seconds, longest_data, longest)
+            if certificates is None
+            else SecureSocket(self, connection, seconds, longest_data, longest, certificates.context())
+        )
         self.set_socket(self._quick)
         self.acceptor.maximum_length = ae.maximum_pdu_size
         self.acceptor.ae_title = server.ae_title
@@ -290,7 +307,12 @@ class Intake(Association):
     @property
     def certificate(self) -> frozenset[str] | None:
         """The names of the certificate that the peer has shown."""
-        return None
+        return self._quick.names() if isinstance(self._quick, SecureSocket) else None
+
+    def give_up(self) -> None:
+        """Have the connection end, from another thread than those that use it."""
+        self.given_up = True
+        self._quick.hang_up()
 
     def admit(self, request: Request) -> Admitted | Rejected:
         """Refuse who may not associate and what is one too many."""
@@ -321,9 +343,20 @@ class Intake(Association):
     def run_reactor(self) -> None:
         """Serve the association, and leave nothing behind however it ends."""
         try:
-            super().run_reactor()
+            if not isinstance(self._quick, SecureSocket) or self._agree_on_keys(self._quick):
+                super().run_reactor()
         finally:
             self._end()
+
+    def _agree_on_keys(self, connection: SecureSocket) -> bool:
+        try:
+            connection.handshake()
+        except OSError as error:
+            if not self.given_up:
+                _log.warning("TLS handshake failed", peer=self.address, reason=why_failed(error))
+            connection.close()
+            return False
+        return True
 
     def _serve_request(self, msg: Any, context_id: int) -> None:
         """Serve a message and those that follow it at once: pynetdicom's loop sleeps a millisecond before each."""
@@ -424,7 +457,7 @@ class Intake(Association):
             calling_ae_title=self._calling,
             peer=self.requestor.address_info.address,
             how=self._how(),
-            seconds=round(time.monotonic() - self._began, 3),
+            seconds=round(time.monotonic() - self.began, 3),
             bytes=self._bytes,
             studies=len(self._studies),
             **{str(key): count for key, count in self._outcomes.items()},

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pynetdicom import _config
 from pynetdicom.association import Association
@@ -261,6 +261,8 @@ def why_not(association: Association, peer: Address) -> str:
         return f"{name_of(peer)} takes none of these SOP Classes"
     if association.is_aborted and answer is not None:
         return f"{name_of(peer)} aborted the association"
+    if failure := cast(Entity, association.ae).failure:
+        return f"no association with {name_of(peer)}: {failure}"
     return f"no answer from {name_of(peer)}"
 
 

@@ -7,6 +7,7 @@ deadline, so that a peer that sends a byte now and then does not stay.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -63,7 +64,6 @@ class QuickSocket(AssociationSocket):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._longest = longest
         self._longest_data = longest_data
-        self._longest_data = longest_data
         self._timeout = timeout
         self._limit = timeout
         self._writing = threading.Lock()
@@ -101,6 +101,14 @@ class QuickSocket(AssociationSocket):
         """End the wait of whoever waits in ``ready``."""
         if self._wake >= 0:
             os.eventfd_write(self._wake, 1)
+
+    def hang_up(self) -> None:
+        """End the connection, from any thread: whoever reads or writes finds its end."""
+        connection = self.socket
+        if connection is not None:
+            with contextlib.suppress(OSError):
+                # The socket's own, which leaves what lies over it to the thread that uses it.
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     def end(self) -> None:
         """Free the wake-up descriptor; the reader's thread has ended."""
@@ -174,7 +182,6 @@ class QuickSocket(AssociationSocket):
 
     def _hold(self, size: int) -> bool:
         """Read until so many bytes are held; False where the connection ends before."""
-        connection = cast(socket.socket, self.socket)
         while self._last - self._first < size:
             if self._first == self._last:
                 self._first = self._last = 0
@@ -183,16 +190,21 @@ class QuickSocket(AssociationSocket):
                 room = self._buffer if size <= len(self._buffer) else memoryview(bytearray(size))
                 room[: len(held)] = held
                 self._buffer, self._first, self._last = room, 0, len(held)
-            self._limit_read(connection)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-            try:
-                count = connection.recv_into(self._buffer[self._last :])
-            except BlockingIOError:
-                raise TimeoutError("a PDU did not come in time") from None
+            count = self._receive(self._buffer[self._last :])
             if not count:
                 return False
             self._last += count
         return True
+
+    def _receive(self, room: memoryview) -> int:
+        """Read what comes next, within the PDU's time; 0 where the connection has ended."""
+        connection = cast(socket.socket, self.socket)
+        self._limit_read(connection)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        try:
+            return connection.recv_into(room)
+        except BlockingIOError:
+            raise TimeoutError("a PDU did not come in time") from None
 
     def _limit_read(self, connection: socket.socket) -> None:
         """Let the next read take no longer than the PDU has left; where it has come quickly, the limit stays."""

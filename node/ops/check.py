@@ -6,15 +6,18 @@ Nothing is changed by a check but one file that is written into the data directo
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
+from node.errors import ConfigurationError
+from node.security.tls import SOON, Acceptor, Expiry, PeerTls, expiries
 from node.settings import Settings
 from storage.space import Disk, Room
 
@@ -37,7 +40,7 @@ class Check:
 
 def check(settings: Settings) -> list[Check]:
     """Check a loaded configuration against the world. Never raises for what it finds; peers are probed at once."""
-    found = [*_models(settings), _ports(settings), _database(settings), _data_dir(settings)]
+    found = [*_models(settings), _ports(settings), *_certificates(settings), _database(settings), _data_dir(settings)]
     probes = list(_probes(settings))
     with ThreadPoolExecutor(max_workers=max(1, min(16, len(probes)))) as pool:
         return found + list(pool.map(lambda one: _peer(*one), probes))
@@ -100,15 +103,50 @@ def _route(name: str, models: tuple[str, ...], registry: Registry) -> Check:
 
 
 def _ports(settings: Settings) -> Check:
-    dimse, http = settings.dimse.port, settings.http.port
-    if dimse == http:
-        return Check(
-            what="ports",
-            passed=False,
-            found=f"dimse.port and http.port are both {dimse}",
-            todo="give one of them another port",
-        )
-    return Check(what="ports", passed=True, found=f"DICOM {dimse}, HTTP {http}")
+    ports = {"http.port": settings.http.port}
+    if settings.dimse.plain:
+        ports["dimse.port"] = settings.dimse.port
+    if settings.dimse.tls is not None:
+        ports["dimse.tls.port"] = settings.dimse.tls.port
+    for (one, port), (other, same) in combinations(sorted(ports.items()), 2):
+        if port == same:
+            found = f"{one} and {other} are both {port}"
+            return Check(what="ports", passed=False, found=found, todo="give one of them another port")
+    names = {"http.port": "HTTP", "dimse.port": "DICOM", "dimse.tls.port": "DICOM over TLS"}
+    return Check(what="ports", passed=True, found=", ".join(f"{names[key]} {ports[key]}" for key in sorted(ports)))
+
+
+def _certificates(settings: Settings) -> Iterator[Check]:
+    """Try the files for TLS as the node would use them, and look at when their certificates end."""
+    from node.security.tls import acceptor_context, caller_context
+
+    uses: list[tuple[str, Acceptor | PeerTls, Callable[[], object]]] = []
+    if (own := settings.dimse.tls) is not None:
+        uses.append(("dimse.tls", own, partial(acceptor_context, own)))
+    for name, peer in settings.peers.items():
+        if peer.tls is not None:
+            uses.append((f"peers.{name}.tls", peer.tls, partial(caller_context, peer.tls)))
+    for key, tls, make in uses:
+        try:
+            make()
+        except ConfigurationError as error:
+            yield Check(what=key, passed=False, found=str(error), todo="put right files there; a PEM file each")
+            continue
+        files = [path for path in (tls.certificate, tls.authorities) if path is not None]
+        yield _ends(key, [expiry for path in files for expiry in expiries(path)])
+
+
+def _ends(key: str, found: Sequence[Expiry]) -> Check:
+    if not found:
+        return Check(what=key, passed=True, found="by the authorities of this machine")
+    first = min(found, key=lambda one: one.ends)
+    days = first.left().days
+    when = f"ends in {days} days" if days >= 0 else "has ended"
+    said = f"{first.path} {when}, on {first.ends:%Y-%m-%d}"
+    if first.left() < SOON:
+        todo = "put a new certificate in its place; new associations use it without a restart"
+        return Check(what=key, passed=False, found=said, todo=todo)
+    return Check(what=key, passed=True, found=said)
 
 
 def _database(settings: Settings) -> Check:

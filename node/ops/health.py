@@ -1,6 +1,6 @@
 """Whether the node can do its work: alive is answering at all; ready is database, schema, disk and room.
 
-What is ready and needs somebody all the same (a disk that fills) is degraded.
+What is ready and needs somebody all the same (a disk that fills, a certificate that ends) is degraded.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from node.security.tls import Acceptor, trouble
 from storage.database import Database, schema_versions
 from storage.space import Level, Room
 
@@ -29,12 +30,15 @@ class Readiness:
         On the data directory's disk; written to for a moment.
     room
         What must be free on the disks.
+    tls
+        Where associations come in over TLS.
     """
 
-    def __init__(self, database: Database, folder: Path, room: Room) -> None:
+    def __init__(self, database: Database, folder: Path, room: Room, tls: Acceptor | None = None) -> None:
         self._database = database
         self._folder = folder
         self._room = room
+        self._tls = tls
         self._schema: str | None = None
 
     def complaints(self) -> dict[str, str]:
@@ -48,11 +52,14 @@ class Readiness:
 
     def warnings(self) -> dict[str, str]:
         """Return what needs somebody while the node still does its work."""
+        found = {"disk": self._scarce(), "tls": trouble(self._tls) if self._tls is not None else ""}
+        return {name: warning for name, warning in found.items() if warning}
+
+    def _scarce(self) -> str:
         try:
-            scarce = "; ".join(one.words for one in self._room.readings() if one.level is Level.SCARCE)
+            return "; ".join(one.words for one in self._room.readings() if one.level is Level.SCARCE)
         except OSError:
-            return {}  # a complaint already
-        return {"disk": scarce} if scarce else {}
+            return ""  # a complaint already
 
     def _database_complaint(self) -> str:
         try:

@@ -105,7 +105,7 @@ async def _without_nul(request: Request) -> None:
 
 
 def _include_operations(application: FastAPI, services: Services) -> None:
-    readiness = Readiness(services.database, services.incoming, services.room)
+    readiness = Readiness(services.database, services.incoming, services.room, services.settings.dimse.tls)
 
     @application.get("/health/live", tags=["health"], summary="The process answers")
     def live() -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts
 from pynetdicom.presentation import build_context
 
-from node.dimse.scp import bind
+from node.dimse.inlets import bind
 from node.dimse.scu import echo, send
 from node.errors import AlreadyRunning
 from node.peers import Address

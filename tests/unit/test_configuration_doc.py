@@ -9,7 +9,8 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from node.peers import Peer
+from node.peers import Login, Peer
+from node.security.tls import Acceptor, PeerTls
 from node.settings import (
     DimseDestination,
     FolderDestination,
@@ -22,7 +23,10 @@ from node.settings import (
 DOC = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 #: Keys whose documentation is a chapter or a table of its own.
 _NAMED: dict[str, tuple[type[BaseModel], ...]] = {
+    "dimse.tls": (Acceptor,),
     "peers.NAME": (Peer,),
+    "peers.NAME.tls": (PeerTls,),
+    "peers.NAME.login": (Login,),
     "destinations.NAME": (DimseDestination, StowDestination, FolderDestination),
     "notifiers.NAME": (HL7Notifier,),
     "routes": (Route,),

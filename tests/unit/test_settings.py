@@ -187,3 +187,71 @@ def test_listening_outside_is_taken_with_a_list_and_a_token_or_when_asked_for_by
     assert load_settings(_write(tmp_path, guarded)).http.token is not None
     by_name = "dimse: {bind: 0.0.0.0}\nhttp: {bind: 0.0.0.0}\nallow_open_network: true\nroutes: []\n"
     assert load_settings(_write(tmp_path, by_name)).allow_open_network
+
+
+TLS = (
+    "dimse: {tls: {certificate: node.pem, key: node.key, authorities: ca.pem, profile: modified-bcp195}}\nroutes: []\n"
+)
+
+
+@pytest.mark.parametrize("said", ["true", "{}", '"true"'])
+def test_a_peer_called_over_tls_has_what_the_nodes_own_section_has(tmp_path: Path, said: str) -> None:
+    peers = f"peers: {{pacs: {{ae_title: PACS, host: h, port: 2762, tls: {said}}}}}\n"
+    tls = load_settings(_write(tmp_path, TLS + peers)).peers["pacs"].tls
+    assert tls is not None
+    assert (tls.authorities, tls.certificate, tls.key) == (Path("ca.pem"), Path("node.pem"), Path("node.key"))
+    assert (tls.profile, tls.check_host) == ("modified-bcp195", True)
+
+
+def test_what_a_peers_own_section_says_stands_and_a_key_never_meets_another_certificate(tmp_path: Path) -> None:
+    peers = (
+        "peers: {pacs: {ae_title: PACS, host: h, port: 1, tls: {authorities: b.pem, certificate: c.pem, key: c.key}}}\n"
+    )
+    tls = load_settings(_write(tmp_path, TLS + peers)).peers["pacs"].tls
+    assert tls is not None
+    assert (tls.authorities, tls.certificate, tls.key) == (Path("b.pem"), Path("c.pem"), Path("c.key"))
+    half = "peers: {pacs: {ae_title: PACS, host: h, port: 1, tls: {certificate: c.pem}}}\n"
+    with pytest.raises(ConfigurationError, match="certificate and key"):
+        load_settings(_write(tmp_path, TLS + half))
+
+
+def test_a_peer_is_called_plainly_unless_it_is_said(tmp_path: Path) -> None:
+    peers = "peers: {a: {ae_title: A, host: h, port: 1}, b: {ae_title: B, host: h, port: 1, tls: false}}\n"
+    found = load_settings(_write(tmp_path, TLS + peers)).peers
+    assert (found["a"].tls, found["b"].tls) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("dimse: {plain: false}", "plain: false leaves no port"),
+        ("dimse: {tls: {certificate: a, key: b}}", "authorities: name the file"),
+        ("dimse: {tls: {certificate: a, key: b, authorities: c, profile: ssl3}}", "dimse.tls.profile"),
+        ("dimse: {tls: {certificate: a, key: b, authorities: c, bind: 0.0.0.0}}", "0.0.0.0 is reachable from outside"),
+        ("dimse: {transfer_syntaxes: [JPEG2000Lossles]}", "expected the UID of a transfer syntax"),
+        ("dimse: {private_sop_classes: [abc]}", "dimse.private_sop_classes"),
+        ("peers: {a: {ae_title: A, passcode: x}}", "give the username"),
+    ],
+)
+def test_a_mistake_about_access_is_named(tmp_path: Path, text: str, complaint: str) -> None:
+    with pytest.raises(ConfigurationError, match=complaint):
+        load_settings(_write(tmp_path, text + "\nroutes: []\n"))
+
+
+def test_tls_alone_beyond_loopback_closes_the_node_to_strangers(tmp_path: Path) -> None:
+    from node.dimse.access import strangers
+
+    peers = "peers: {a: {ae_title: A}}\n"
+    text = "dimse: {tls: {certificate: a, key: b, authorities: c, bind: 0.0.0.0}}\nroutes: []\n" + peers
+    assert not strangers(load_settings(_write(tmp_path, text)).dimse)
+
+
+def test_secrets_for_tls_and_users_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OVERREAD__DIMSE__TLS__KEY_PASSCODE", "k")
+    monkeypatch.setenv("OVERREAD__PEERS__A__PASSCODE", "p")
+    monkeypatch.setenv("OVERREAD__PEERS__A__LOGIN__PASSCODE", "l")
+    settings = load_settings(_write(tmp_path, TLS + "peers: {a: {ae_title: A, username: u, login: {username: v}}}\n"))
+    assert settings.dimse.tls is not None
+    assert settings.peers["a"].login is not None
+    secrets = (settings.dimse.tls.key_passcode, settings.peers["a"].passcode, settings.peers["a"].login.passcode)
+    assert [one and one.get_secret_value() for one in secrets] == ["k", "p", "l"]
