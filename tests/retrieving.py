@@ -109,11 +109,10 @@ def requesting(
     destination: Destination | None = None,
     relational: bool = False,
     roles: bool = True,
-    dimse_timeout: float = 30,
+    calling: str = "WORKSTATION",
 ) -> Iterator[Association]:
     """Associate for a retrieve; for C-GET, with the storage contexts to take objects in."""
-    ae = AE("WORKSTATION")
-    ae.dimse_timeout = dimse_timeout
+    ae = AE(calling)
     contexts = [build_context(sop_class)]
     negotiation: list[Any] = []
     for abstract, syntaxes in storage:

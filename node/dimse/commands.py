@@ -19,6 +19,7 @@ __all__ = [
     "data_pdus",
     "find_response",
     "read_store_request",
+    "retrieve_pending",
     "store_request",
     "store_response",
 ]
@@ -36,10 +37,14 @@ _COMMAND_DATA_SET_TYPE = 0x0800
 _STATUS = 0x0900
 _ERROR_COMMENT = 0x0902
 _AFFECTED_SOP_INSTANCE_UID = 0x1000
+#: Number of Remaining Sub-operations; completed, failed and warning ones follow it.
+_REMAINING = 0x1020
 _MOVE_ORIGINATOR_AE_TITLE = 0x1030
 _MOVE_ORIGINATOR_MESSAGE_ID = 0x1031
 
 _C_STORE_RQ, _C_STORE_RSP = 0x0001, 0x8001
+_C_GET_RSP, _C_MOVE_RSP = 0x8010, 0x8021
+_PENDING = 0xFF00
 _C_FIND_RSP = 0x8020
 _NO_DATA_SET = 0x0101
 _DATA_SET = 0x0001
@@ -156,6 +161,21 @@ def find_response(
         + _number(_COMMAND_DATA_SET_TYPE, _DATA_SET if identifier else _NO_DATA_SET)
         + _number(_STATUS, status)
         + (_text(_ERROR_COMMENT, comment, b" ") if comment else b"")
+    )
+    return _ELEMENT.pack(0, 0, 4) + struct.pack("<L", len(elements)) + elements
+
+
+def retrieve_pending(
+    message_id: int, sop_class_uid: str, *, move: bool, remaining: int, completed: int, failed: int, warning: int
+) -> bytes:
+    """Write the command set of a pending C-MOVE-RSP or C-GET-RSP (PS3.7 Tables 9.3-7, 9.3-10), with its counts."""
+    elements = (
+        _text(_AFFECTED_SOP_CLASS_UID, sop_class_uid, b"\0")
+        + _number(_COMMAND_FIELD, _C_MOVE_RSP if move else _C_GET_RSP)
+        + _number(_MESSAGE_ID_BEING_RESPONDED_TO, message_id)
+        + _number(_COMMAND_DATA_SET_TYPE, _NO_DATA_SET)
+        + _number(_STATUS, _PENDING)
+        + b"".join(_number(_REMAINING + i, count) for i, count in enumerate((remaining, completed, failed, warning)))
     )
     return _ELEMENT.pack(0, 0, 4) + struct.pack("<L", len(elements)) + elements
 

@@ -16,9 +16,11 @@ from pynetdicom.dimse_primitives import C_GET, C_MOVE
 from pynetdicom.dsutils import encode
 
 from node.dimse import status
+from node.dimse.commands import data_pdus, retrieve_pending
 from node.dimse.requestor import ended
 from node.dimse.status import Category, Status
 from node.dimse.storing import Sent
+from node.dimse.transport import QuickSocket
 
 __all__ = ["Conversation", "Tally"]
 
@@ -100,9 +102,20 @@ class Conversation:
 
     def pending(self, tally: Tally) -> None:
         """Tell how far it has come."""
-        response = self._response(status.PENDING, tally)
-        response.NumberOfRemainingSuboperations = tally.remaining
-        self._send(response)
+        # One goes with every object: past pynetdicom, which makes some objects of each.
+        command = retrieve_pending(
+            self.request.MessageID or 0,
+            self.sop_class_uid,
+            move=isinstance(self.request, C_MOVE),
+            remaining=tally.remaining,
+            completed=tally.completed,
+            failed=tally.failed,
+            warning=tally.warning,
+        )
+        self._told = time.monotonic()
+        if not self.over():
+            for pdu in data_pdus(self._context_id, command, self.association.dimse.maximum_pdu_size):
+                cast(QuickSocket, self.association.dul.socket).send(pdu)
 
     def reassure(self, tally: Tally) -> None:
         """Tell how far it has come, where nothing was told for a while."""
@@ -142,5 +155,4 @@ class Conversation:
         return BytesIO(encoded or b"")
 
     def _send(self, response: Any) -> None:
-        self._told = time.monotonic()
         self.association.dimse.send_msg(response, self._context_id)

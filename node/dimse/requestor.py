@@ -8,7 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -40,6 +40,7 @@ _MAXIMUM_PDU = 131072
 #: A-ASSOCIATE-AC with 128 contexts takes some 20 KB; the answers to C-STORE and C-ECHO some hundred bytes.
 _LONGEST_ANSWER = 1 << 20
 _ENDING_SECONDS = 2.0
+_PAUSE_SECONDS = 0.001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,19 @@ class _BoundedSocket(AssociationSocket):
         self._timeout = timeout
         self._taken = 0
         self._writing = threading.Lock()
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to read; the pause between two looks ends when something comes.
+
+        pynetdicom looks once a millisecond, so that each answer would come that much later.
+        """
+        dul = self.assoc.dul
+        if dul.to_provider_queue.empty() and dul.event_queue.empty():
+            waited_for = [self.socket] if self.socket is not None and self._is_connected else []
+            with suppress(OSError, ValueError):  # closed meanwhile, which the question itself finds out
+                select.select(waited_for, [], [], _PAUSE_SECONDS)
+        return bool(super().ready)
 
     def send(self, bytestream: bytes) -> None:
         """Send a PDU; a connection that cannot take it has ended."""
@@ -230,6 +244,8 @@ class Entity(AE):
         self._sockets: list[socket.socket | Channel] = []
 
     def _create_socket(self, assoc: Association, address: AddressInformation, _tls: Any) -> AssociationSocket:
+        # The socket waits in its place.
+        assoc.dul._run_loop_delay = 0
         timeout = cast(float, self.network_timeout)
         peer = self._peer
         transport = (

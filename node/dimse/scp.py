@@ -398,6 +398,9 @@ class Intake(Association):
         try:
             if received.error is not None:
                 raise received.error
+            if not context.as_scp:
+                # It was accepted for what the requestor gets by C-GET.
+                return self._refused(status.NOT_AUTHORIZED)
             if request.sop_class_uid != context.abstract_syntax:
                 self._archive.refuse(received.path, status.WRONG_CONTEXT.comment, origin)
                 return self._refused(status.WRONG_CONTEXT)

@@ -20,6 +20,7 @@ from storage.errors import AlreadyThere, IllegalTransition, InvalidQuery, Mismat
 __all__ = [
     "CANCELED",
     "MISSING_DATASET",
+    "NOT_AUTHORIZED",
     "PENDING",
     "PENDING_UNSUPPORTED",
     "SOME_FAILED",
@@ -80,6 +81,7 @@ SUCCESS = Status(0x0000)
 #: Stored, and nothing will be analysed on it (PS3.4 Table B.2-1: Data Set does not match SOP Class, a warning).
 STORED_WITH_DEFECT = 0xB007
 WRONG_CONTEXT = Status(0x0122, "SOP Class is not the one of the presentation context")
+NOT_AUTHORIZED = Status(0x0124, "the role of SCU was not agreed for this context")
 MISSING_DATASET = Status(0xC000, "the request announced no dataset")
 
 #: Of a search or a retrieve.

@@ -15,7 +15,7 @@ import pydicom
 import pytest
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless
 from pynetdicom import evt
-from pynetdicom.dimse_primitives import C_ECHO, C_MOVE
+from pynetdicom.dimse_primitives import C_ECHO, C_MOVE, C_STORE
 
 from node.dimse.scu import echo, send
 from node.peers import Address
@@ -59,6 +59,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
         name.lower(): {"ae_title": name, "host": "127.0.0.1", "port": port, "timeout_seconds": 2}
         for name, port in ports.items()
     }
+    peers["reader"] = {"ae_title": "READER", "services": ["get"]}
     peers["nowhere"] = {"ae_title": "NOWHERE", "host": "no.such.host.invalid", "port": 104}
     noise = np.random.default_rng(1).integers(0, 1000, (COUNT, 32, 48))
     files = ct_series(folder / "a", noise, study_uid=STUDY)
@@ -300,6 +301,24 @@ def test_what_a_requestor_asks_within_a_get_does_not_disturb_it(archive: Archive
     answers.check(COUNT)
     assert answers.final == SUCCESS
     assert len(destination.got) == COUNT
+
+
+def test_who_may_only_get_cannot_store_in_the_contexts_that_it_gets_objects_in(archive: Archive) -> None:
+    held = len(archive.receiver.instances())
+    with requesting(archive.receiver, STUDY_ROOT_GET, storage=CT, destination=Destination(), calling="READER") as own:
+        final = [status.Status for status, _ in own.send_c_get(WANTED, STUDY_ROOT_GET)][-1]
+        assert final == SUCCESS
+        request = C_STORE()
+        request.MessageID, request.AffectedSOPClassUID, request.Priority = 5, CTImageStorage, 2
+        request.AffectedSOPInstanceUID, request.DataSet = "1.2.3.9", BytesIO(bytes(64))
+        (context,) = (one for one in own.accepted_contexts if one.abstract_syntax == CTImageStorage)
+        own._reactor_checkpoint.clear()
+        own.dimse.send_msg(request, context.context_id)
+        _, response = own.dimse.get_msg(block=True)
+        own._reactor_checkpoint.set()
+    assert isinstance(response, C_STORE)
+    assert response.Status == 0x0124
+    assert len(archive.receiver.instances()) == held
 
 
 @pytest.mark.parametrize("content", [None, b"\xff" * 64, b"\x08\x00\x52\x00CS\xff\xffXX"])
