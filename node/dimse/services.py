@@ -15,7 +15,14 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from node.dimse.models import FIND_MODELS
 from node.peers import Service
 
-__all__ = ["NON_PATIENT_OBJECTS", "STORAGE_SERVICE_CLASS", "STORAGE_SOP_CLASSES", "is_private", "service_of"]
+__all__ = [
+    "NON_PATIENT_OBJECTS",
+    "OTHER_SOP_CLASSES",
+    "STORAGE_SERVICE_CLASS",
+    "STORAGE_SOP_CLASSES",
+    "is_private",
+    "service_of",
+]
 
 #: The Service Class that SOP Class Common Extended Negotiation names for storage (PS3.7 D.3.3.6, PS3.6 Annex A).
 STORAGE_SERVICE_CLASS = "1.2.840.10008.4.2"
@@ -83,7 +90,7 @@ _DICOM_ROOT = "1.2.840.10008."
 _STORAGE_ROOT = "1.2.840.10008.5.1.4.1.1."
 
 #: What is no storage.
-_OTHERS: dict[str, Service] = {
+OTHER_SOP_CLASSES: dict[str, Service] = {
     str(Verification): Service.ECHO,
     **dict.fromkeys(FIND_MODELS, Service.FIND),
     "1.2.840.10008.5.1.4.1.2.1.2": Service.MOVE,  # Patient Root
@@ -103,7 +110,7 @@ def service_of(sop_class_uid: str) -> Service | None:
         return Service.STORE
     if sop_class_uid.startswith(_STORAGE_ROOT) and sop_class_uid not in UID_dictionary:
         return Service.STORE
-    return _OTHERS.get(sop_class_uid)
+    return OTHER_SOP_CLASSES.get(sop_class_uid)
 
 
 def is_private(sop_class_uid: str, allowed: bool | Collection[str]) -> bool:
