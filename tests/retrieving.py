@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ssl
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -110,8 +111,9 @@ def requesting(
     relational: bool = False,
     roles: bool = True,
     calling: str = "WORKSTATION",
+    secured: tuple[int, ssl.SSLContext] | None = None,
 ) -> Iterator[Association]:
-    """Associate for a retrieve; for C-GET, with the storage contexts to take objects in."""
+    """Associate for a retrieve; for C-GET, with the storage contexts to take objects in; ``secured`` over TLS."""
     ae = AE(calling)
     contexts = [build_context(sop_class)]
     negotiation: list[Any] = []
@@ -127,8 +129,9 @@ def requesting(
     handlers = [] if destination is None else [(evt.EVT_C_STORE, destination.handle)]
     association = ae.associate(
         "127.0.0.1",
-        receiver.port,
+        receiver.port if secured is None else secured[0],
         contexts=contexts,
+        tls_args=None if secured is None else (secured[1], "localhost"),
         ae_title=receiver.ae_title,
         ext_neg=negotiation,
         evt_handlers=handlers,  # type: ignore[arg-type]
@@ -180,10 +183,13 @@ def get(
     destination: Destination | None = None,
     roles: bool = True,
     cancel: Callable[[Answers], bool] | None = None,
+    secured: tuple[int, ssl.SSLContext] | None = None,
 ) -> tuple[Answers, Destination]:
     """Get objects over the association itself."""
     answers, destination = Answers(), destination or Destination()
-    with requesting(receiver, sop_class, storage=storage, destination=destination, roles=roles) as association:
+    with requesting(
+        receiver, sop_class, storage=storage, destination=destination, roles=roles, secured=secured
+    ) as association:
         for status, failed in association.send_c_get(wanted, sop_class, msg_id=7):
             answers.add(status, failed)
             if cancel is not None and cancel(answers):
