@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -167,6 +168,30 @@ def test_answers_are_given_while_they_are_read_and_stop_when_told(filled: Databa
     assert len(list(found)) == len(NAMES) - 1
     stop = True
     assert list(search(filled, Level.STUDY, Query(), lambda: stop)) == []
+
+
+@pytest.mark.parametrize("empty_url", ["sqlite"], indirect=True)
+def test_many_answers_take_no_more_memory_than_some(filled: Database) -> None:
+    with filled.write() as connection:
+        columns = [one.name for one in schema.study.c if one.name not in ("id", "study_instance_uid")]
+        said = ", ".join(columns)
+        connection.execute(
+            text(
+                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1500) "
+                f"INSERT INTO study (study_instance_uid, {said}) "
+                f"SELECT study_instance_uid || '.' || n.i, {said} FROM study, n"
+            )
+        )
+    assert next(search(filled, Level.STUDY, Query()))  # whatever is made once is made
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in search(filled, Level.STUDY, Query(keys=(parse_key("PatientID", "id*"),))))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert count == 1501 * len(NAMES)
+    # All of them at once would take some 25 MB.
+    assert peak < 4_000_000
 
 
 def test_a_name_is_found_as_it_is_now(filled: Database) -> None:
