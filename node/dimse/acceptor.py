@@ -67,6 +67,8 @@ _PDV = struct.Struct(">LBB")
 #: A command set has some hundred bytes; a query is hardly longer.
 _LONGEST_COMMAND_SET = 64 * 1024
 _LONGEST_DATASET_IN_MEMORY = 1 << 20
+#: We negotiate one operation at a time: more than some ahead of their answers are no dialogue.
+_MOST_WAITING = 16
 #: What lists instances, each with some 140 bytes: a commitment, its report, a procedure step of 100,000 instances.
 _LONGEST_LIST_IN_MEMORY = 16 << 20
 _LISTS = (N_ACTION_RQ, N_CREATE_RQ, N_EVENT_REPORT_RQ, N_SET_RQ)
@@ -303,12 +305,18 @@ class Messages(DIMSEServiceProvider):
         if self._arriving is not None:
             if control & 1:
                 raise _Unexpected("a command within a dataset")
+            if context_id != self._context_id:
+                raise _Unexpected("a dataset in another context than its command")
             self._arriving.write(data)
             if control & 2:
                 self._finish()
             return
         if not control & 1 and (self.message is None or type(self.message) is DIMSEMessage):
             raise _Unexpected("a dataset without a command")
+        if not control & 1 and self.message is not None and self.message.context_id != context_id:
+            raise _Unexpected("a dataset in another context than its command")
+        if control & 1 and self.msg_queue.qsize() > _MOST_WAITING:
+            raise _Unexpected("more requests than may wait for an answer")
         self._limit(control, len(data))
         if control & 3 == 3 and self.message is None and (request := read_store_request(data)):
             self._begin(request, context_id)

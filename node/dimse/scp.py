@@ -30,6 +30,7 @@ from node.dimse.access import EVERYONE, Access, Admitted, Rejected, Request
 from node.dimse.carried import Carried
 from node.dimse.commands import StoreRequest
 from node.dimse.contexts import Rules
+from node.dimse.foreign import belongs, unrecognized
 from node.dimse.inlets import Inlet
 from node.dimse.negotiation import LOCAL_LIMIT_EXCEEDED, TEMPORARY_CONGESTION, Negotiation
 from node.dimse.received import Received
@@ -373,6 +374,8 @@ class Intake(Association):
             msg()
         elif self.dimse.invocations.take(msg):
             return
+        elif (foreign := self._unrecognized(msg, context_id)) is not None:
+            self.dimse.send_msg(foreign, context_id)
         elif isinstance(msg, C_STORE) and context_id in self._accepted_cx:
             self._answer_missing(msg, context_id)
         elif event is not None and context_id in self._accepted_cx and self._has_handler(event):
@@ -382,6 +385,13 @@ class Intake(Association):
             super()._serve_request(msg, context_id)
         # What took long was no idleness of the peer's.
         self.dul._idle_timer.restart()
+
+    def _unrecognized(self, msg: Any, context_id: int) -> Any:
+        """Return the answer to an operation that is none of its context's service; None where it is one."""
+        context = self._accepted_cx.get(context_id)
+        if context is None or belongs(type(msg), str(context.abstract_syntax)):
+            return None
+        return unrecognized(msg)
 
     def _has_handler(self, event: evt.EventType) -> bool:
         return any(one == event for one, _ in self._server.handlers)
@@ -401,7 +411,7 @@ class Intake(Association):
             if not context.as_scp:
                 # It was accepted for what the requestor gets by C-GET.
                 return self._refused(status.NOT_AUTHORIZED)
-            if request.sop_class_uid != context.abstract_syntax:
+            if request.sop_class_uid != context.abstract_syntax or not belongs(C_STORE, request.sop_class_uid):
                 self._archive.refuse(received.path, status.WRONG_CONTEXT.comment, origin)
                 return self._refused(status.WRONG_CONTEXT)
             receipt = self._archive.receive(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,7 +23,7 @@ from storage.headers import read_header
 from tests.faults.hostile_datasets import CT, corpus
 from tests.faults.wire import EXPLICIT, RELEASE, Line, associate_request, message, store_request
 
-__all__ = ["Pushed", "differences", "pushing"]
+__all__ = ["Pushed", "differences", "pushing", "small_object"]
 
 _UID_IN_CORPUS = b"1.2.826.0.1.3680043.8.498.1\0"
 #: So many objects an association, then a new one.
@@ -139,14 +140,16 @@ def _post(url: str, pushed: Pushed, stop: threading.Event) -> None:
         stop.wait(0.02)
 
 
+def small_object(number: int, sender: int = 0) -> tuple[str, bytes]:
+    """Return the SOP Instance UID and the dataset of a CT image of a kilobyte, explicit VR little endian."""
+    # As long as the one that it stands for, so that no length changes.
+    uid = f"1.2.826.0.{sender + 10}.{number:014}"
+    assert len(uid) + 1 == len(_UID_IN_CORPUS)
+    return uid, _template().replace(_UID_IN_CORPUS, uid.encode() + b"\0")
+
+
 def _objects(pushed: Pushed) -> Iterator[tuple[str, bytes]]:
-    """Give CT images without end, each a few kilobytes."""
-    number = 0
-    while True:
-        number += 1
-        # As long as the one that it stands for, so that no length changes.
-        uid = f"1.2.826.0.{pushed.number + 1:02}.{number:014}"[:27]
-        yield uid, _template().replace(_UID_IN_CORPUS, uid.encode() + b"\0")
+    return (small_object(number, pushed.number) for number in itertools.count(1))
 
 
 @cache
