@@ -154,13 +154,12 @@ class UpperLayer(DULServiceProvider):
     def _announce(self, data: memoryview) -> None:
         try:
             pdu, event = self._decode_pdu(bytearray(data))
+            if isinstance(pdu, A_ASSOCIATE_RQ):
+                _check_request(pdu)
         except Exception as error:  # noqa: BLE001 - whatever the bytes were, they are no PDU
             _log.warning("invalid PDU", peer=self._peer_address, error=type(error).__name__)
             self.event_queue.put(_INVALID_PDU)
             return
-        if isinstance(pdu, A_ASSOCIATE_RQ):
-            # Of the protocol versions only bit 0 is tested (PS3.8 9.3.2); pynetdicom compares all of them.
-            pdu.protocol_version &= 1
         self.event_queue.put(event)
         self._recv_pdu.put(pdu)
 
@@ -183,6 +182,20 @@ class UpperLayer(DULServiceProvider):
             idle = self.state_machine.current_state == "Sta1" and self.event_queue.empty()
             gone = gone + 1 if idle or not self.is_alive() else 0
         return None
+
+
+def _check_request(pdu: A_ASSOCIATE_RQ) -> None:
+    """Make an association request what pynetdicom takes for granted.
+
+    Raises
+    ------
+    ValueError
+        Where a presentation context has no abstract syntax (PS3.8 9.3.2.2: it has exactly one).
+    """
+    # Of the protocol versions only bit 0 is tested (PS3.8 9.3.2); pynetdicom compares all of them.
+    pdu.protocol_version &= 1
+    if any(not one.abstract_syntax for one in pdu.presentation_context):
+        raise ValueError("a presentation context without an abstract syntax")
 
 
 class _States(StateMachine):

@@ -346,6 +346,8 @@ class Intake(Association):
         try:
             if not isinstance(self._quick, SecureSocket) or self._agree_on_keys(self._quick):
                 super().run_reactor()
+        except Exception:  # noqa: BLE001 - an error that nobody foresaw must not leave the peer waiting
+            _log.exception("association failed", calling_ae_title=self._calling)
         finally:
             self._end()
 
@@ -453,6 +455,8 @@ class Intake(Association):
         self._quick.wake()
         if self._started_dul:
             self.dul.join()
+        # Where all went well it is closed already.
+        self._quick.close()
         self._quick.end()
         self.dimse.discard()
         self.dimse.invocations.end()

@@ -22,7 +22,7 @@ from storage.errors import NotDicom
 from storage.headers import read_header
 from tests.faults.fuzzing import Report, fuzz_conversations, fuzz_datasets
 from tests.faults.hostile_datasets import CT
-from tests.faults.wire import ABORT, EXPLICIT, Line, associate_request, data_pdu, echo_request, pdu
+from tests.faults.wire import ABORT, EXPLICIT, VERIFICATION, Line, associate_request, data_pdu, echo_request, item, pdu
 from tests.peers import wait_until
 from tests.receiver import Receiver, receiving
 
@@ -177,9 +177,15 @@ def test_what_has_no_place_in_a_state_ends_the_association_without_a_trace(
 
 
 def test_a_request_that_cannot_be_understood_ends_the_connection_without_a_trace(receiver: Receiver) -> None:
-    """Its end was taken for the request that was waited for."""
+    """Its end was taken for the request that was waited for; and one context without a name left the peer waiting."""
     good = associate_request(receiver.ae_title)
-    for wrong in (good[:10] + b"\0" * 16 + good[26:], good[:26] + b"\xff" * 16 + good[42:], good[:6] + good[8:]):
+    nameless = good.replace(item(0x30, VERIFICATION.encode()), item(0x31, VERIFICATION.encode()))
+    for wrong in (
+        nameless,
+        good[:10] + b"\0" * 16 + good[26:],
+        good[:26] + b"\xff" * 16 + good[42:],
+        good[:6] + good[8:],
+    ):
         with Line(receiver.port) as line:
             line.send(wrong)
             line.hang_up()
