@@ -34,6 +34,7 @@ from node.listening import listen
 from node.notify.receivers import Receiver, receiver_for
 from node.ops.directory import DataDirectory, refuse_incomplete
 from node.ops.logging import configure_logging
+from node.ops.reconciling import reconciling
 from node.ops.rooms import watching
 from node.settings import Settings
 from node.web.application import Services, run_web
@@ -42,7 +43,7 @@ from node.workflow.workers import run_performer, run_workflow
 from storage import receiving, studies
 from storage.database import Database, migrate
 from storage.intake import Archive
-from storage.retention import reconcile
+from storage.reconcile import clear_incoming
 from storage.space import Room, disks_of
 
 __all__ = ["load_cards", "serve"]
@@ -95,38 +96,25 @@ def serve(settings: Settings) -> int:
         listen("http", settings.http.bind, settings.http.port) as http,
     ):
         refuse_incomplete(directory.root, settings.database_url)
-        _prepare(settings, directory, cards)
-        parent = _Parent(_processes(settings, directory, cards, dimse, http))
+        _prepare(settings, directory)
+        parent = _Parent(_processes(settings, directory, cards, dimse, http, directory.moment()))
         return parent.run(lambda: _log.info("ready", seconds=round(time.monotonic() - started, 3)))
 
 
-def _prepare(settings: Settings, directory: DataDirectory, cards: Mapping[str, Card]) -> None:
-    """Bring the schema up to date and put files and rows in agreement, before anything is taken in."""
+def _prepare(settings: Settings, directory: DataDirectory) -> None:
+    """Do what has to be done before anything is taken in, however much is held; the rest follows while it works."""
     shutil.rmtree(directory.root / TRANSCODED, ignore_errors=True)
     migrate(settings.database_url)
+    removed = clear_incoming(directory.incoming)
+    if removed:
+        _log.info("half-written files removed", files=removed)
     database = Database(settings.database_url)
     try:
-        found = reconcile(
-            database,
-            directory.blobs,
-            directory.refused,
-            directory.incoming,
-            {card.device_uid for card in cards.values()},
-        )
         with database.write() as connection:
             receiving.restart_quiet_periods(connection)
             studies.device_uid(connection)
     finally:
         database.close()
-    _log.info(
-        "reconciled",
-        adopted=found.adopted,
-        quarantined=found.quarantined,
-        removed=found.removed,
-        missing=len(found.missing),
-    )
-    for blob in found.missing:
-        _log.error("bytes are missing", blob=blob)
 
 
 Process = Callable[[threading.Event], None]
@@ -138,8 +126,12 @@ def _processes(
     cards: Mapping[str, Card],
     dimse: Sequence[Inlet],
     http: socket.socket,
+    moment: int,
 ) -> dict[str, Process]:
-    """Return what each process does. Each runs after the fork and opens its own database."""
+    """Return what each process does. Each runs after the fork and opens its own database.
+
+    What lies in the data directory from before ``moment`` is compared with the rows in the background.
+    """
     device_uids = {card.device_uid for card in cards.values()}
 
     def archive(database: Database) -> Archive:
@@ -206,7 +198,10 @@ def _processes(
         ]
         receivers: dict[str, Receiver] = {name: receiver_for(one) for name, one in settings.notifiers.items()}
         try:
-            with watching(room(database)):
+            with (
+                watching(room(database)),
+                reconciling(database, directory, device_uids, moment),
+            ):
                 run_workflow(way(database), destinations, receivers, stop)
         finally:
             database.close()

@@ -31,7 +31,7 @@ from storage.inflating import Inflating
 from storage.quickread import Elements, read_elements
 from storage.scanning import scan
 
-__all__ = ["Header", "Written", "read_header"]
+__all__ = ["Header", "Written", "dataset_digest", "file_digest", "read_header"]
 
 _EQUIPMENT = 0x0018A001
 #: Study, series, instance and SOP class; patient's id, name, birth date and sex.
@@ -253,6 +253,24 @@ def _dataset_start(file: BinaryIO) -> int:
         else:
             length = struct.unpack("<H", head[6:8])[0]
         file.seek(length, 1)
+
+
+def file_digest(path: Path) -> str:
+    """Return SHA-256 of all the bytes of a file."""
+    with path.open("rb") as file:
+        return _digest_from(file, 0)
+
+
+def dataset_digest(path: Path) -> str:
+    """Return SHA-256 of a Part 10 file's dataset, without file meta: what an instance's row keeps.
+
+    Raises
+    ------
+    NotDicom
+        When it is no Part 10 file.
+    """
+    with path.open("rb") as file:
+        return _digest_from(file, _dataset_start(file))
 
 
 def _digest_from(file: BinaryIO, start: int) -> str:

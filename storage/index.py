@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Table, bindparam, insert, select, update
 
-from storage import changefeed, flags, schema
+from storage import changefeed, damage, flags, schema
 from storage.database import now, reserve_ids
 from storage.defects import supersede
 from storage.flags import contradicting, spoken
@@ -254,12 +254,13 @@ def _grouped(arrivals: Iterable[Arrival], key: Callable[[Arrival], str]) -> dict
     return groups
 
 
-def quarantine_blob(connection: Connection, blob: str, size: int, reason: str, origin: Origin) -> None:
-    """Record refused bytes."""
+def quarantine_blob(connection: Connection, blob: str, size: int, digest: str, reason: str, origin: Origin) -> None:
+    """Record refused bytes; ``digest`` is SHA-256 of all of them."""
     connection.execute(
         insert(schema.quarantine).values(
             blob=blob,
             size=size,
+            digest=digest,
             reason=reason,
             calling_ae_title=origin.calling_ae_title,
             received_at=now(connection),
@@ -339,6 +340,7 @@ def _restore(connection: Connection, table: Table, row: RowMapping, header: Head
         values["size"] = header.size
         connection.execute(update(schema.document).where(schema.document.c.blob == gone).values(blob=blob))
     connection.execute(update(table).where(table.c.blob == gone).values(**values))
+    damage.forget(connection, [gone])
     changefeed.append(
         connection,
         "instance",

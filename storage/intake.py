@@ -14,7 +14,7 @@ from storage import receiving
 from storage.blobs import Blobs
 from storage.database import Database, Writer
 from storage.errors import Mismatch, NotDicom, StorageError
-from storage.headers import Header, Written, read_header
+from storage.headers import Header, Written, file_digest, read_header
 from storage.index import Arrival, Indexed, Origin, Outcome, insert_group, is_made_here, quarantine_blob
 
 __all__ = ["Archive", "Receipt"]
@@ -177,10 +177,10 @@ class Archive:
         self._writer.close()
 
     def _quarantine(self, path: Path, reason: str, origin: Origin) -> None:
-        size = path.stat().st_size
+        size, digest = path.stat().st_size, file_digest(path)
         blob = self._refused.adopt(path)
         with self._database.write() as connection:
-            quarantine_blob(connection, blob, size, reason, origin)
+            quarantine_blob(connection, blob, size, digest, reason, origin)
 
     def _take_in(self, entry: _Entry) -> None:
         """Have an entry committed, by this thread or by the one that leads."""

@@ -1,35 +1,15 @@
-"""Deliberate deletion, and putting files and rows in agreement at start-up.
-
-Delete is: commit a tombstone and forget the row, then unlink. A file without a row is either deleted already
-(its tombstone says so), or was never acknowledged: it is adopted, since its sender may not come again.
-"""
+"""Deliberate deletion: commit a tombstone and forget the row, then unlink."""
 
 from __future__ import annotations
-
-from collections.abc import Collection
-from dataclasses import dataclass
-from pathlib import Path
 
 from sqlalchemy import Connection, delete, exists, insert, select
 
 from storage import changefeed, commitments, lifecycle, schema
 from storage.blobs import Blobs
 from storage.database import Database, now
-from storage.errors import NotDicom, StillNeeded, Unknown
-from storage.headers import read_header
-from storage.index import Origin, Outcome, insert_instance, is_made_here, quarantine_blob
+from storage.errors import StillNeeded, Unknown
 
-__all__ = ["Reconciled", "delete_instance", "reconcile"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reconciled:
-    """What start-up found: files adopted, refused and removed, and rows whose file is gone."""
-
-    adopted: int
-    quarantined: int
-    removed: int
-    missing: tuple[str, ...]
+__all__ = ["delete_instance"]
 
 
 def delete_instance(database: Database, blobs: Blobs, sop_instance_uid: str, reason: str) -> int:
@@ -72,81 +52,6 @@ def delete_instance(database: Database, blobs: Blobs, sop_instance_uid: str, rea
     for blob in gone:
         blobs.delete(blob)
     return len(rows)
-
-
-def reconcile(
-    database: Database, blobs: Blobs, refused: Blobs, incoming: Path, device_uids: Collection[str] = ()
-) -> Reconciled:
-    """Put files and rows in agreement. Only while nothing else writes: before the first receiver starts.
-
-    Half-written files were never acknowledged and are removed. Orphans are adopted, except what this node had
-    made and not yet committed: that work is done again.
-    """
-    half_written = [path for path in incoming.iterdir() if path.is_file()]
-    for path in half_written:
-        path.unlink()
-    with database.read() as connection:
-        known = _named(connection)
-        deleted = set(connection.execute(select(schema.tombstone.c.blob)).scalars())
-    adopted, quarantined, removed = 0, 0, len(half_written)
-    for blob in sorted(set(blobs.names()) - known):
-        outcome = None if blob in deleted else _adopt(database, blobs, refused, blob, device_uids)
-        if outcome is None:
-            blobs.delete(blob)
-            removed += 1
-        elif outcome:
-            adopted += 1
-        else:
-            quarantined += 1
-    # Asked only now: what was refused just above has its row already, and what was gone may have been found again.
-    with database.read() as connection:
-        missing = _named(connection) - set(blobs.names())
-        refused_rows = set(connection.execute(select(schema.quarantine.c.blob)).scalars())
-    for blob in sorted(set(refused.names()) - refused_rows):
-        with database.write() as connection:
-            size = refused.path(blob).stat().st_size
-            quarantine_blob(connection, blob, size, "found without a record at start-up", Origin(calling_ae_title=""))
-        quarantined += 1
-    return Reconciled(adopted=adopted, quarantined=quarantined, removed=removed, missing=tuple(sorted(missing)))
-
-
-def _named(connection: Connection) -> set[str]:
-    """Return the blobs that rows name."""
-    named = set(connection.execute(select(schema.instance.c.blob)).scalars())
-    return named | set(connection.execute(select(schema.variant.c.blob)).scalars())
-
-
-def _adopt(database: Database, blobs: Blobs, refused: Blobs, blob: str, device_uids: Collection[str]) -> bool | None:
-    """Index an orphan: True when it was taken in, False when it went to quarantine, None when it must go."""
-    origin = Origin(calling_ae_title="")
-    path = blobs.path(blob)
-    try:
-        header = read_header(path)
-    except NotDicom as error:
-        size = path.stat().st_size
-        kept = refused.adopt(path)
-        with database.write() as connection:
-            quarantine_blob(connection, kept, size, str(error), origin)
-        return False
-    made_here = is_made_here(header, device_uids)
-    i = schema.instance.c
-    with database.write() as connection:
-        if (
-            made_here
-            and not connection.execute(
-                select(exists().where(i.sop_instance_uid == header.sop_instance_uid))
-            ).scalar_one()
-        ):
-            return None
-        indexed = insert_instance(
-            connection,
-            header,
-            blob,
-            origin,
-            made_here=made_here,
-            holds=lambda kept: blobs.path(kept).is_file(),
-        )
-    return None if indexed.outcome is Outcome.DUPLICATE else True
 
 
 def _refuse_if_needed(connection: Connection, study_id: int, sop_instance_uid: str) -> None:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from node.ops.check import Check
     from node.workflow.control import Done
     from node.workflow.listing import StudyListed
-    from node.workflow.status import Item, Status
+    from node.workflow.status import Item, Refused, Status
     from node.workflow.story import DecisionTold, DeliveryTold, NotificationTold, RevisionTold, Story, WorkitemTold
 
-__all__ = ["show_checks", "show_done", "show_status", "show_story", "show_studies"]
+__all__ = ["show_checks", "show_done", "show_refused", "show_status", "show_story", "show_studies"]
 
 _GOOD = frozenset({"COMPLETED", "DELIVERED", "ACKNOWLEDGED", "SUCCEEDED", "COMPLETE", "REPORTED"})
 #: What a verdict keeps that is shown in lines of its own, or that the flags say.
@@ -179,23 +179,29 @@ def show_status(console: Console, status: Status) -> None:
             console.print(f"    {name:<6}{escape(text)}", soft_wrap=True, highlight=False)
     if status.flagged_in_all > len(status.flagged):
         console.print(f"flagged in all: {status.flagged_in_all}")
+    if sum(status.damaged_in_all.values()):
+        counted = ", ".join(f"{count} {kind}" for kind, count in status.damaged_in_all.items() if count)
+        console.print(f"[red]damaged      {counted}[/]: send these studies again, or restore a backup")
+        for damaged in status.damaged:
+            what = f"{damaged.kind} {damaged.blob[:2]}/{damaged.blob}"
+            of = f"instance {damaged.sop_instance_uid} of study {damaged.study_instance_uid}"
+            console.print(f"    {what}  {of if damaged.sop_instance_uid else ''}", soft_wrap=True, highlight=False)
     if status.refused_in_all:
-        table = Table(
-            title=f"refused: {status.refused_in_all}, kept in the data directory under quarantine", title_justify="left"
-        )
-        for heading in ("file", "from", "when", "bytes", "reason"):
-            table.add_column(heading, overflow="fold")
-        for one in status.refused:
-            table.add_row(
-                f"{one.blob[:2]}/{one.blob}",
-                escape(one.calling_ae_title),
-                _at(one.received_at),
-                str(one.size),
-                escape(one.reason),
-            )
-        console.print(table)
+        show_refused(console, status.refused, f"refused: {status.refused_in_all} (overread quarantine)")
     if not (status.waiting or status.parked or status.flagged or status.refused_in_all):
         console.print("nothing waits, nothing is parked")
+
+
+def show_refused(console: Console, refused: Sequence[Refused], title: str) -> None:
+    """Print what is in quarantine, with the number that the commands take."""
+    table = Table(title=title, title_justify="left")
+    for heading in ("id", "from", "when", "bytes", "reason"):
+        table.add_column(heading, overflow="fold")
+    for one in refused:
+        table.add_row(
+            str(one.id), escape(one.calling_ae_title), _at(one.received_at), str(one.size), escape(one.reason)
+        )
+    console.print(table)
 
 
 def _items(console: Console, title: str, items: Sequence[Item]) -> None:

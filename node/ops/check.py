@@ -41,6 +41,7 @@ class Check:
 def check(settings: Settings) -> list[Check]:
     """Check a loaded configuration against the world. Never raises for what it finds; peers are probed at once."""
     found = [*_models(settings), _ports(settings), *_certificates(settings), _database(settings), _data_dir(settings)]
+    found += _bytes(settings)
     probes = list(_probes(settings))
     with ThreadPoolExecutor(max_workers=max(1, min(16, len(probes)))) as pool:
         return found + list(pool.map(lambda one: _peer(*one), probes))
@@ -219,6 +220,36 @@ def _data_dir(settings: Settings) -> Check:
     inodes = "" if room.inodes is None else f", {room.inodes} inodes"
     found = f"{folder}: writable, {room.free / 1e9:.1f} GB{inodes} free"
     return Check(what=what, passed=not room.words, found=found, todo=room.words)
+
+
+def _bytes(settings: Settings) -> Iterator[Check]:
+    """Say whether files are known to be missing or changed; nothing where there is no database of this version."""
+    from storage import damage
+    from storage.database import Database, schema_versions
+
+    if settings.database.url is None and not (settings.data_dir / "overread.sqlite").is_file():
+        return
+    try:
+        current, ours = schema_versions(settings.database_url)
+        if current != ours:
+            return
+        database = Database(settings.database_url)
+        try:
+            with database.read() as connection:
+                counts = {kind: count for kind, count in damage.counts(connection).items() if count}
+        finally:
+            database.close()
+    except (SQLAlchemyError, ImportError):
+        return  # said of the database already
+    if counts:
+        yield Check(
+            what="bytes",
+            passed=False,
+            found=", ".join(f"{count} files {kind}" for kind, count in counts.items()),
+            todo="'overread status' names them; have their studies sent again, or restore a backup",
+        )
+    else:
+        yield Check(what="bytes", passed=True, found="no file is known to be missing or changed")
 
 
 def _probes(settings: Settings) -> Iterator[tuple[str, str, Callable[[], tuple[bool, str]]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
@@ -44,6 +45,11 @@ class DataDirectory:
         folder = self.root / "incoming"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def moment(self) -> int:
+        """Return the time by the file system's own clock, in nanoseconds: what changes from now on is no older."""
+        with tempfile.NamedTemporaryFile(dir=self.root, prefix=".moment-") as file:
+            return os.fstat(file.fileno()).st_ctime_ns
 
     def lock(self) -> IO[str]:
         """Hold the directory for this process and its children.

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from node.security.tls import Acceptor, trouble
+from storage import chores, damage
 from storage.database import Database, schema_versions
 from storage.space import Level, Room
 
@@ -52,7 +53,11 @@ class Readiness:
 
     def warnings(self) -> dict[str, str]:
         """Return what needs somebody while the node still does its work."""
-        found = {"disk": self._scarce(), "tls": trouble(self._tls) if self._tls is not None else ""}
+        found = {
+            "disk": self._scarce(),
+            "tls": trouble(self._tls) if self._tls is not None else "",
+            "bytes": self._damage(),
+        }
         return {name: warning for name, warning in found.items() if warning}
 
     def _scarce(self) -> str:
@@ -60,6 +65,23 @@ class Readiness:
             return "; ".join(one.words for one in self._room.readings() if one.level is Level.SCARCE)
         except OSError:
             return ""  # a complaint already
+
+    def _damage(self) -> str:
+        try:
+            with self._database.read() as connection:
+                damaged = {kind: count for kind, count in damage.counts(connection).items() if count}
+        except SQLAlchemyError:
+            return ""  # a complaint already
+        counted = ", ".join(f"{count} {kind}" for kind, count in damaged.items())
+        return f"files that are not what their rows say: {counted}; see overread status" if counted else ""
+
+    def background(self) -> dict[str, str]:
+        """Return how far work has come that goes on beside everything else."""
+        try:
+            with self._database.read() as connection:
+                return {one.name: f"{one.done} of {one.total}" for one in chores.chores(connection) if not one.ended_at}
+        except SQLAlchemyError:
+            return {}
 
     def _database_complaint(self) -> str:
         try:

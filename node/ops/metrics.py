@@ -13,7 +13,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy import Connection, Table, func, select
 
-from storage import lifecycle, schema
+from storage import chores, damage, lifecycle, schema
 from storage.database import Database, now
 from storage.space import Room
 
@@ -55,12 +55,24 @@ class _FromState(Collector):
             yield from self._states(connection)
             yield from self._amounts(connection)
             yield from self._waiting(connection)
+            yield from self._damage(connection)
         yield from self._disks()
         yield self._gauge("wal_bytes", "Size of SQLite's write-ahead log.", _wal_size(self._database.url))
 
     @staticmethod
     def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
         return GaugeMetricFamily(f"overread_{name}", text, value=value)
+
+    @staticmethod
+    def _damage(connection: Connection) -> Iterator[GaugeMetricFamily]:
+        gauge = GaugeMetricFamily("overread_damaged", "Files that are not what their rows say.", labels=["kind"])
+        for kind, count in damage.counts(connection).items():
+            gauge.add_metric([kind], count)
+        yield gauge
+        left = GaugeMetricFamily("overread_chore_left", "What a background task has still to do.", labels=["chore"])
+        for one in chores.chores(connection):
+            left.add_metric([one.name], 0 if one.ended_at else one.total - one.done)
+        yield left
 
     def _disks(self) -> Iterator[GaugeMetricFamily]:
         free = GaugeMetricFamily("overread_disk_free_bytes", "Free on a disk that the node writes to.", labels=["disk"])

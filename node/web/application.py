@@ -116,7 +116,12 @@ def _include_operations(application: FastAPI, services: Services) -> None:
     def ready() -> Response:
         complaints, warnings = readiness.complaints(), readiness.warnings()
         status = "not ready" if complaints else "degraded" if warnings else "ready"
-        body = {"status": status, "complaints": complaints, "warnings": warnings}
+        body = {
+            "status": status,
+            "complaints": complaints,
+            "warnings": warnings,
+            "background": readiness.background(),
+        }
         return JSONResponse(body, 503 if complaints else 200)
 
     @application.get("/metrics", tags=["metrics"], summary="Metrics for Prometheus")

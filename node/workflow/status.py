@@ -8,7 +8,8 @@ from typing import Any
 
 from sqlalchemy import Connection, exists, func, literal, select
 
-from storage import control, flags, lifecycle, schema
+from storage import control, damage, flags, lifecycle, schema
+from storage.damage import Damaged
 from storage.records import Pause
 
 __all__ = ["Flagged", "Item", "Refused", "Status", "later_message", "status"]
@@ -41,8 +42,9 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """Bytes that were refused, by the name under which they are kept."""
+    """Bytes that were refused, by the number that ``overread quarantine`` takes and the name of their file."""
 
+    id: int
     blob: str
     size: int
     reason: str
@@ -72,6 +74,9 @@ class Status:
     flagged_in_all: int = 0
     refused: list[Refused] = field(default_factory=list)
     refused_in_all: int = 0
+    #: Files that are missing, changed or unreadable: how many of each kind, and the first of them.
+    damaged_in_all: dict[str, int] = field(default_factory=dict)
+    damaged: list[Damaged] = field(default_factory=list)
 
 
 def status(connection: Connection, limit: int = 200) -> Status:
@@ -120,6 +125,7 @@ def status(connection: Connection, limit: int = 200) -> Status:
         flagged_in_all=flags.count(connection),
         refused=[
             Refused(
+                id=row.id,
                 blob=row.blob,
                 size=row.size,
                 reason=row.reason,
@@ -128,6 +134,8 @@ def status(connection: Connection, limit: int = 200) -> Status:
             )
             for row in refused
         ],
+        damaged_in_all=damage.counts(connection),
+        damaged=damage.listed(connection),
         refused_in_all=connection.execute(select(func.count()).select_from(schema.quarantine)).scalar_one(),
     )
 

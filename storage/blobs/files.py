@@ -69,12 +69,26 @@ class FileBlobs:
         """Remove a file, if it is there."""
         self.path(name).unlink(missing_ok=True)
 
-    def names(self) -> Iterator[str]:
-        """Go through every file's name."""
-        for folder in sorted(self._root.iterdir()):
+    def names(self, shard: str | None = None) -> Iterator[str]:
+        """Go through every file's name, or those of one subfolder."""
+        folders = sorted(self._root.iterdir()) if shard is None else [self._root / shard]
+        for folder in folders:
             if folder.is_dir():
-                for entry in os.scandir(folder):
-                    yield entry.name
+                with os.scandir(folder) as entries:
+                    for entry in entries:
+                        yield entry.name
+
+    def shards(self) -> list[str]:
+        """Return the subfolders, by the two digits that their names begin with, the one that changed last first."""
+        found = [(folder.stat().st_mtime_ns, folder.name) for folder in self._root.iterdir() if folder.is_dir()]
+        return [name for _, name in sorted(found, reverse=True)]
+
+    def changed_at(self, name: str) -> int | None:
+        """Return when a file was last renamed or written, in nanoseconds by the file system; None where it is gone."""
+        try:
+            return self.path(name).stat().st_ctime_ns
+        except FileNotFoundError:
+            return None
 
 
 def fsync_directory(folder: Path) -> None:

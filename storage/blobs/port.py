@@ -25,5 +25,11 @@ class Blobs(Protocol):
     def delete(self, name: str) -> None:
         """Forget the bytes; nothing happens where there are none."""
 
-    def names(self) -> Iterator[str]:
-        """Go through every name that is kept."""
+    def names(self, shard: str | None = None) -> Iterator[str]:
+        """Go through every name that is kept, or those of one shard."""
+
+    def shards(self) -> list[str]:
+        """Return the parts that can be gone through alone, by the beginnings of their names, the newest first."""
+
+    def changed_at(self, name: str) -> int | None:
+        """Return when the bytes took their name, in nanoseconds; None where there are none."""

@@ -25,7 +25,8 @@ from storage.database import Database
 from storage.headers import read_header
 from storage.index import Origin
 from storage.receiving import due_for_verdict
-from storage.retention import delete_instance, reconcile
+from storage.reconcile import reconcile
+from storage.retention import delete_instance
 from tests.dicom_factory import ct_series
 from tests.work import Holding
 
@@ -64,7 +65,7 @@ def test_what_was_backed_up_is_there_after_restoring_byte_for_byte(
         for row in connection.execute(select(schema.instance)):
             assert read_header(again.blobs.path(row.blob)).digest == row.digest
     found = reconcile(again.database, again.blobs, again.refused, again.incoming)
-    assert (found.adopted, found.quarantined, found.removed, found.missing) == (0, 0, 0, ())
+    assert (found.adopted, found.quarantined, found.removed, found.missing) == (0, 0, 0, [])
     assert len(again.receive(ct_series(tmp_path / "new", np.zeros((40, 4, 4))))) == 40, "it takes in anew"
     again.close()
 
@@ -124,7 +125,7 @@ def test_a_backup_taken_while_the_node_receives_and_deletes_is_consistent(
     restore(settings_of(quick_path / "restored"), quick_path / "node.tar")
     again = reopen()
     found = reconcile(again.database, again.blobs, again.refused, again.incoming)
-    assert found.missing == ()
+    assert found.missing == []
     again.close()
 
 

@@ -23,7 +23,8 @@ from storage.database import Database, Watch, migrate, now, schema_versions
 from storage.errors import IllegalTransition, LeaseLost, NotDicom, StillNeeded, StorageError, Unknown
 from storage.index import Origin, Outcome
 from storage.intake import Archive
-from storage.retention import delete_instance, reconcile
+from storage.reconcile import reconcile
+from storage.retention import delete_instance
 from tests.dicom_factory import ct_series, radiograph
 from tests.peers import wait_until
 from tests.work import Holding
@@ -446,7 +447,7 @@ def test_start_up_adopts_orphans_and_removes_half_written_and_deleted_files(hold
 
     found = reconcile(holding.database, holding.blobs, holding.refused, holding.incoming)
 
-    assert (found.adopted, found.quarantined, found.removed, found.missing) == (1, 1, 3, ())
+    assert (found.adopted, found.quarantined, found.removed, found.missing) == (1, 1, 3, [])
     assert list(holding.incoming.iterdir()) == []
     assert not holding.blobs.path(row.blob).exists(), "a tombstoned file does not come back"
     assert not holding.blobs.path(twin).exists()
@@ -464,7 +465,7 @@ def test_start_up_names_rows_whose_bytes_are_gone(holding: Holding, tmp_path: Pa
     (blob,) = holding.blobs.names()
     holding.blobs.delete(blob)
     found = reconcile(holding.database, holding.blobs, holding.refused, holding.incoming)
-    assert found.missing == (blob,)
+    assert found.missing == [blob]
 
 
 def test_deletion_refuses_what_open_work_needs(holding: Holding, tmp_path: Path) -> None:
@@ -561,7 +562,7 @@ def test_an_object_whose_kept_bytes_are_gone_takes_their_place_when_it_comes_aga
         (instance,) = studies.evidence(connection, study.id)
         assert changefeed.of_study(connection, study.id)[-1].after == "RESTORED"
     assert holding.blobs.path(instance.blob).read_bytes() == path.read_bytes()
-    assert reconcile(holding.database, holding.blobs, holding.refused, holding.incoming).missing == ()
+    assert reconcile(holding.database, holding.blobs, holding.refused, holding.incoming).missing == []
     assert holding.receive([path])[0].outcome is Outcome.DUPLICATE
 
 
@@ -575,7 +576,7 @@ def test_a_variant_whose_kept_bytes_are_gone_takes_their_place_too(holding: Hold
     (gone,) = set(holding.blobs.names()) - before
     holding.blobs.delete(gone)
     assert holding.receive([other])[0].outcome is Outcome.RESTORED
-    assert reconcile(holding.database, holding.blobs, holding.refused, holding.incoming).missing == ()
+    assert reconcile(holding.database, holding.blobs, holding.refused, holding.incoming).missing == []
 
 
 def test_start_up_gives_an_orphan_to_the_row_whose_bytes_are_gone(holding: Holding, tmp_path: Path) -> None:
@@ -587,7 +588,7 @@ def test_start_up_gives_an_orphan_to_the_row_whose_bytes_are_gone(holding: Holdi
     orphan.write_bytes(path.read_bytes())
     holding.blobs.adopt(orphan)
     found = reconcile(holding.database, holding.blobs, holding.refused, holding.incoming)
-    assert (found.adopted, found.missing) == (1, ())
+    assert (found.adopted, found.missing) == (1, [])
 
 
 def test_bytes_stay_when_nobody_heard_how_their_commit_ended(holding: Holding, tmp_path: Path) -> None:
@@ -604,7 +605,7 @@ def test_bytes_stay_when_nobody_heard_how_their_commit_ended(holding: Holding, t
     event.remove(holding.database.engine, "commit", lose_the_answer)
     assert holding.receive([path])[0].outcome is Outcome.DUPLICATE
     found = reconcile(holding.database, holding.blobs, holding.refused, holding.incoming)
-    assert (found.missing, found.adopted, found.removed) == ((), 0, 0)
+    assert (found.missing, found.adopted, found.removed) == ([], 0, 0)
     (blob,) = holding.blobs.names()
     assert holding.blobs.path(blob).read_bytes() == path.read_bytes()
 
@@ -644,7 +645,7 @@ def test_bytes_stay_when_a_shared_commit_was_not_heard_of_and_the_database_then_
     event.remove(engine, "begin", be_away)
     holder.close()
     assert [type(one) for one in answers] == [type(None), ConnectionRefusedError, ConnectionRefusedError]
-    assert reconcile(holding.database, holding.blobs, holding.refused, holding.incoming).missing == ()
+    assert reconcile(holding.database, holding.blobs, holding.refused, holding.incoming).missing == []
     assert [one.outcome for one in holding.receive(files)] == [Outcome.DUPLICATE] * 3
 
 
