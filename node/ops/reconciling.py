@@ -21,8 +21,9 @@ _log = structlog.get_logger("overread.reconcile")
 
 #: The name of this work among the chores.
 CHORE = "reconcile"
-#: An attempt that runs now may commit within this time what looks like a leftover of an earlier one.
-_PATIENCE_SECONDS = 60.0
+#: Should the clock have been set back since the start, what an attempt has just written may look like a leftover:
+#: within this time it is committed.
+_PATIENCE_SECONDS = 10.0
 _AGAIN_SECONDS = 10.0
 _TELL_SECONDS = 1.0
 _NAMED_IN_LOG = 100

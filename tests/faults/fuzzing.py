@@ -36,7 +36,7 @@ from node.peers import Peer, Service
 from storage.database import Database, migrate
 from storage.errors import NotDicom
 from storage.index import Origin
-from storage.retention import reconcile
+from storage.reconcile import reconcile
 from tests.faults.hostile_conversations import hostile_conversation
 from tests.faults.hostile_datasets import corpus, hostile_file
 from tests.faults.wire import RELEASE, Line, associate_request

@@ -100,6 +100,11 @@ def all_acknowledged_is_there(node: Node, sender: Sender) -> None:
     assert sender.acknowledged <= {row.sop_instance_uid for row in rows}
     for row in rows:
         assert read_header(node.data_dir / "blobs" / row.blob[:2] / row.blob).digest == row.digest
-    on_disk = {path.name for path in (node.data_dir / "blobs").glob("??/*")}
-    assert on_disk == {row.blob for row in rows}
+    named = {row.blob for row in rows}
+
+    def nothing_more() -> bool:
+        return {path.name for path in (node.data_dir / "blobs").glob("??/*")} == named
+
+    # What an attempt had written and not committed is removed in the background.
+    wait_until(nothing_more, 40, "every file to be named by a row")
     assert parked == 0
