@@ -17,7 +17,7 @@ from storage.errors import Mismatch, NotDicom, StorageError
 from storage.headers import Header, Written, file_digest, read_header
 from storage.index import Arrival, Indexed, Origin, Outcome, insert_group, is_made_here, quarantine_blob
 
-__all__ = ["Archive", "Receipt"]
+__all__ = ["Archive", "Receipt", "compare"]
 
 #: How many objects one commit takes at most: enough to share an fsync, few enough to keep the lock short.
 _COMMIT_ROWS = 64
@@ -127,7 +127,7 @@ class Archive:
         try:
             header = read_header(path, written)
             if announced is not None:
-                _compare(header, announced)
+                compare(header, announced)
         except NotDicom as error:
             self._quarantine(path, str(error), origin)
             raise
@@ -261,7 +261,7 @@ class Archive:
         return self._blobs.path(blob).is_file()
 
 
-def _compare(header: Header, announced: tuple[str, str]) -> None:
+def compare(header: Header, announced: tuple[str, str]) -> None:
     """Refuse an object that is another than was announced: its sender would take the wrong one for stored."""
     for name, said, found in (
         ("SOP Class UID", announced[0], header.sop_class_uid),

@@ -170,9 +170,8 @@ class Node:
 
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run an ``overread`` command with this node's configuration."""
-        command, *rest = arguments
         done = subprocess.run(
-            [OVERREAD, command, "--config", str(self.config), *rest],
+            [OVERREAD, *arguments, "--config", str(self.config)],
             cwd=ROOT,
             capture_output=True,
             text=True,

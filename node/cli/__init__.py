@@ -13,6 +13,9 @@ from typing import Annotated
 
 import typer
 
+from node.cli import quarantine
+from node.cli.holding import verify
+from node.cli.options import CONFIG, ByOption, ConfigOption, JsonOption
 from node.cli.support import asker, console, explained, load, opened, print_json, progress, show
 
 __all__ = ["app", "main"]
@@ -29,14 +32,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ConfigOption = Annotated[
-    Path,
-    typer.Option("--config", "-c", envvar="OVERREAD_CONFIG", help="The configuration file.", show_default=True),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-ByOption = Annotated[
-    str, typer.Option("--by", help="Who asks, for the audit trail; the default is the login name.", show_default=False)
-]
 StudyArgument = Annotated[str, typer.Argument(metavar="STUDY_UID", help="Study Instance UID.")]
 TargetArgument = Annotated[
     str,
@@ -46,7 +41,6 @@ TargetArgument = Annotated[
         "workitem:5, delivery:12, notification:3, commitment:4, availability:6.",
     ),
 ]
-_CONFIG = Path("conf/node.yaml")
 
 
 def main() -> None:
@@ -81,7 +75,7 @@ def _root(
 
 
 @app.command()
-def serve(config: ConfigOption = _CONFIG) -> None:
+def serve(config: ConfigOption = CONFIG) -> None:
     """Run the node until SIGTERM or Ctrl-C.
 
     Example: **overread serve --config conf/node.yaml**
@@ -97,7 +91,7 @@ def serve(config: ConfigOption = _CONFIG) -> None:
 @app.command()
 def explain(
     study: StudyArgument,
-    config: ConfigOption = _CONFIG,
+    config: ConfigOption = CONFIG,
     as_json: JsonOption = False,
     events: Annotated[bool, typer.Option("--events", help="Also every event of the change feed.")] = False,
 ) -> None:
@@ -120,7 +114,7 @@ def explain(
 
 @app.command()
 def studies(
-    config: ConfigOption = _CONFIG,
+    config: ConfigOption = CONFIG,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many at most.")] = 20,
     as_json: JsonOption = False,
 ) -> None:
@@ -142,7 +136,7 @@ def studies(
 
 
 @app.command()
-def status(config: ConfigOption = _CONFIG, as_json: JsonOption = False) -> None:
+def status(config: ConfigOption = CONFIG, as_json: JsonOption = False) -> None:
     """Show what waits, what is parked and why, and what to do about each.
 
     Examples: **overread status**, **overread status --json**
@@ -161,7 +155,7 @@ def status(config: ConfigOption = _CONFIG, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def retry(target: TargetArgument, config: ConfigOption = _CONFIG, by: ByOption = "") -> None:
+def retry(target: TargetArgument, config: ConfigOption = CONFIG, by: ByOption = "") -> None:
     """Try again what is parked; given a study, everything parked of it.
 
     Examples: **overread retry delivery:12**, **overread retry 1.2.840.113619.2.55.3.1**
@@ -175,7 +169,7 @@ def retry(target: TargetArgument, config: ConfigOption = _CONFIG, by: ByOption =
 
 
 @app.command()
-def cancel(target: TargetArgument, config: ConfigOption = _CONFIG, by: ByOption = "") -> None:
+def cancel(target: TargetArgument, config: ConfigOption = CONFIG, by: ByOption = "") -> None:
     """Stop what is open: a workitem for good; a delivery or notification until it is retried.
 
     Examples: **overread cancel workitem:5**, **overread cancel 1.2.840.113619.2.55.3.1**
@@ -187,7 +181,7 @@ def cancel(target: TargetArgument, config: ConfigOption = _CONFIG, by: ByOption 
 
 
 @app.command()
-def complete(study: StudyArgument, config: ConfigOption = _CONFIG, by: ByOption = "") -> None:
+def complete(study: StudyArgument, config: ConfigOption = CONFIG, by: ByOption = "") -> None:
     """Judge a study now that is still being received, whatever is waited for.
 
     Example: **overread complete 1.2.840.113619.2.55.3.1**
@@ -201,7 +195,7 @@ def complete(study: StudyArgument, config: ConfigOption = _CONFIG, by: ByOption 
 
 
 @app.command()
-def rerun(study: StudyArgument, config: ConfigOption = _CONFIG, by: ByOption = "") -> None:
+def rerun(study: StudyArgument, config: ConfigOption = CONFIG, by: ByOption = "") -> None:
     """Route a study anew, with the routes and models as they are now: new documents, which name their predecessors.
 
     Example: **overread rerun 1.2.840.113619.2.55.3.1**
@@ -215,7 +209,7 @@ def rerun(study: StudyArgument, config: ConfigOption = _CONFIG, by: ByOption = "
 @app.command()
 def exclude(
     study: StudyArgument,
-    config: ConfigOption = _CONFIG,
+    config: ConfigOption = CONFIG,
     series: Annotated[str | None, typer.Option("--series", help="Only this Series Instance UID.")] = None,
     instance: Annotated[str | None, typer.Option("--instance", help="Only this SOP Instance UID.")] = None,
     undo: Annotated[bool, typer.Option("--undo", help="Take it back in.")] = False,
@@ -246,7 +240,7 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Its name in t
 
 
 @app.command()
-def pause(kind: KindArgument, name: NameArgument, config: ConfigOption = _CONFIG, by: ByOption = "") -> None:
+def pause(kind: KindArgument, name: NameArgument, config: ConfigOption = CONFIG, by: ByOption = "") -> None:
     """Hold a route, model, destination or notifier still, without a restart and across restarts.
 
     Examples: **overread pause destination pacs**, **overread pause model lung-ct**
@@ -258,7 +252,7 @@ def pause(kind: KindArgument, name: NameArgument, config: ConfigOption = _CONFIG
 
 
 @app.command()
-def resume(kind: KindArgument, name: NameArgument, config: ConfigOption = _CONFIG, by: ByOption = "") -> None:
+def resume(kind: KindArgument, name: NameArgument, config: ConfigOption = CONFIG, by: ByOption = "") -> None:
     """Let what was paused move again.
 
     Example: **overread resume destination pacs**
@@ -276,7 +270,7 @@ def send(
         str, typer.Option("--to", metavar="AE@HOST:PORT", help="Whom to send to; the default is this node itself.")
     ] = "",
     calling: Annotated[str, typer.Option("--calling", metavar="AE", help="The calling AE title.")] = "OVERREAD_SEND",
-    config: ConfigOption = _CONFIG,
+    config: ConfigOption = CONFIG,
 ) -> None:
     """Push the DICOM files of a folder to any AE by C-STORE.
 
@@ -291,7 +285,7 @@ def send(
 
 
 @app.command()
-def check(config: ConfigOption = _CONFIG, as_json: JsonOption = False) -> None:
+def check(config: ConfigOption = CONFIG, as_json: JsonOption = False) -> None:
     """Check configuration, models, database and disk, and reach every peer (C-ECHO, HTTP, MLLP).
 
     Example: **overread check --config conf/node.yaml**
@@ -316,7 +310,7 @@ def check(config: ConfigOption = _CONFIG, as_json: JsonOption = False) -> None:
 @app.command()
 def backup(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A tar file to make; compressed if it ends with gz.")],
-    config: ConfigOption = _CONFIG,
+    config: ConfigOption = CONFIG,
 ) -> None:
     """Copy the data directory into one file, while the node runs or not, and read it back.
 
@@ -345,7 +339,7 @@ def backup(
 @app.command()
 def restore(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What 'overread backup' made.")],
-    config: ConfigOption = _CONFIG,
+    config: ConfigOption = CONFIG,
 ) -> None:
     """Unpack a backup into an empty data directory, checking every byte; the node must not run.
 
@@ -373,3 +367,7 @@ def restore(
     )
     for blob in report.missing:
         typer.echo(f"overread: was missing or damaged when the backup was taken: {blob}", err=True)
+
+
+app.command()(verify)
+app.add_typer(quarantine.app)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from node.workflow.listing import StudyListed
     from node.workflow.status import Item, Refused, Status
     from node.workflow.story import DecisionTold, DeliveryTold, NotificationTold, RevisionTold, Story, WorkitemTold
+    from storage.records import Quarantined
 
 __all__ = ["show_checks", "show_done", "show_refused", "show_status", "show_story", "show_studies"]
 
@@ -192,7 +193,7 @@ def show_status(console: Console, status: Status) -> None:
         console.print("nothing waits, nothing is parked")
 
 
-def show_refused(console: Console, refused: Sequence[Refused], title: str) -> None:
+def show_refused(console: Console, refused: Sequence[Refused] | Sequence[Quarantined], title: str) -> None:
     """Print what is in quarantine, with the number that the commands take."""
     table = Table(title=title, title_justify="left")
     for heading in ("id", "from", "when", "bytes", "reason"):

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from node.settings import Settings
 from node.workflow import control, story
-from storage import changefeed
+from storage import changefeed, quarantine
 from storage import control as holds
 from storage.database import Database
 
@@ -88,6 +88,17 @@ class Changes(_Model):
 
     changes: list[Change]
     next: int
+
+
+class RefusedShown(_Model):
+    """Bytes that were refused; the commands of ``overread quarantine`` take the ``id``."""
+
+    id: int
+    size: int
+    digest: Annotated[str | None, Field(description="SHA-256 of all the bytes")]
+    reason: str
+    calling_ae_title: str
+    received_at: datetime
 
 
 class RouteShown(_Model):
@@ -191,6 +202,25 @@ def router(services: Services) -> APIRouter:
             for one in found
         ]
         return Changes(changes=told, next=told[-1].sequence if told else since)
+
+    @api.get("/quarantine", summary="What was refused, and why")
+    def refused(
+        after: Annotated[int, Query(ge=0, le=_LARGEST, description="The last number that the reader has")] = 0,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    ) -> list[RefusedShown]:
+        with database.read() as connection:
+            found = quarantine.listed(connection, limit=limit, after=after)
+        return [
+            RefusedShown(
+                id=one.id,
+                size=one.size,
+                digest=one.digest,
+                reason=one.reason,
+                calling_ae_title=one.calling_ae_title,
+                received_at=one.received_at,
+            )
+            for one in found
+        ]
 
     @api.get("/routes", summary="The routes, in the order in which they are weighed")
     def routes() -> list[RouteShown]:
