@@ -33,9 +33,11 @@ def dump(path: Path, lines: int = _LINES) -> Iterator[str]:
             if found == lines:
                 yield f"(only the first {lines} elements are shown)"
                 return
-        if not found:
-            file.seek(0)
-            yield from _hexadecimal(file.read(_HEX_BYTES))
+        file.seek(0)
+        head = file.read(_HEX_BYTES)
+        # What has no prefix may be anything, whatever elements it seems to have.
+        if not found or head[128:132] != b"DICM":
+            yield from _hexadecimal(head)
 
 
 def _elements(file: BinaryIO) -> Iterator[str]:
