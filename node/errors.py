@@ -15,6 +15,7 @@
     +-- UnknownDestination   one that would move objects to where the node sends nothing
     +-- OperationRefused     a DIMSE-N request that cannot be served; carries the status that answers it
     +-- AlreadyRunning       another node holds the data directory or a port
+    +-- ReindexError         an index that cannot be made anew; the old one is as it was
     +-- BackupError          a backup that cannot be taken or restored; nothing is left half done
     +-- RequestError         an HTTP request that cannot be served; ``node/web/problems.py`` gives each its status
         +-- BadRequest           what was sent cannot be understood
@@ -88,6 +89,10 @@ class AlreadyRunning(NodeError):
 
 class BackupError(NodeError):
     """A backup cannot be taken or restored: names the file and what to do."""
+
+
+class ReindexError(NodeError):
+    """The index cannot be made anew: says what to do first."""
 
 
 class RequestError(NodeError):

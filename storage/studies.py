@@ -34,6 +34,7 @@ __all__ = [
     "revisions_in",
     "series_of",
     "settle_without_revision",
+    "take_up",
 ]
 
 #: What one period of receiving has left is not for the next.
@@ -206,6 +207,14 @@ def reopen(connection: Connection, study: Study, reason: str) -> None:
         receiving_from=at,
         **_NOT_LOOKED_AT,
     )
+
+
+def take_up(connection: Connection, study: Study, reason: str) -> None:
+    """Let a historical study be judged like any other, after a full quiet period (an operator asked for it)."""
+    connection.execute(
+        update(schema.study).where(schema.study.c.id == study.id).values(historical=False, evidence_changed=True)
+    )
+    reopen(connection, study, reason)
 
 
 def report_again(connection: Connection, revision_id: int, reason: str) -> None:

@@ -10,9 +10,9 @@ import typer
 
 from node.cli.options import CONFIG, ConfigOption, JsonOption
 from node.cli.quarantine import opened_directory
-from node.cli.support import console, print_json, progress
+from node.cli.support import console, load, print_json, progress
 
-__all__ = ["verify"]
+__all__ = ["reindex", "verify"]
 
 _UNITS = {"d": "days", "h": "hours"}
 
@@ -63,6 +63,49 @@ def verify(
             soft_wrap=True,
         )
     raise typer.Exit(1 if report.findings else 0)
+
+
+def reindex(
+    config: ConfigOption = CONFIG,
+    old: Annotated[
+        str | None,
+        typer.Option("--old", metavar="URL", help="An older index to ask what no file says; its database's URL."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the index anew from the files alone: when the database is lost or damaged. The node must not run.
+
+    Example: **overread reindex**
+
+    A new database is filled beside the old one and takes its place when it is whole; the old one is kept. Every study
+    is historical then: nothing runs on it until **overread rerun STUDY_UID**. What was deleted on purpose stays
+    deleted as far as the old database can still be read. With PostgreSQL, name an empty database in database.url.
+    """
+    from node.app import load_cards
+    from node.ops.reindex import ReindexReport
+    from node.ops.reindex import reindex as make_anew
+
+    settings = load(config)
+    device_uids = {card.device_uid for card in load_cards(settings).values()}
+    with progress("reindex") as step:
+        report = make_anew(settings, device_uids, old_database_url=old, progress=step)
+    if as_json:
+        print_json(ReindexReport, report)
+        return
+    found, out = report.found, console()
+    out.print(
+        f"{found.instances} instances in {found.studies} studies, all historical; {found.made_here} made by a node, "
+        f"{found.variants} variants, {found.quarantined} in quarantine",
+        soft_wrap=True,
+    )
+    if found.deleted:
+        out.print(f"{found.deleted} files were deleted on purpose and stay so", soft_wrap=True)
+    if found.unreadable:
+        out.print(f"{len(found.unreadable)} files are no DICOM; the next start puts them into quarantine")
+    for what in found.unknown:
+        out.print(f"[yellow]the old database does not say any more: {what}[/]", soft_wrap=True)
+    if report.old:
+        out.print(f"the old database is kept as {report.old}", soft_wrap=True)
 
 
 def _moment(written: str) -> datetime:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-from sqlalchemy import make_url
+from sqlalchemy import make_url, select
 
 from node.errors import AlreadyRunning, BackupError
+from storage import schema
 from storage.blobs import FileBlobs
-from storage.database import schema_versions
+from storage.database import Database, schema_versions
+from storage.reindex import MARK
 
 __all__ = ["LOCK", "RESTORING", "DataDirectory", "refuse_incomplete"]
 
@@ -108,9 +110,23 @@ def refuse_incomplete(root: Path, database_url: str) -> None:
         missing = f"the database {url.database} is missing"
     elif schema_versions(database_url)[0] is None:
         missing = "the database is empty"
+    elif _is_half_made(database_url):
+        raise BackupError(f"the index of {blobs} is not whole: run 'overread reindex' again, to its end")
     else:
         return
     raise BackupError(
         f"{blobs} holds objects, but {missing}; started like this, every study would be read and sent again. "
-        "Put the database back, or restore a backup into a new data_dir; to begin anew, move the folder away"
+        "Put the database back, restore a backup into a new data_dir, or make the database anew from the files with "
+        "'overread reindex'; to begin anew, move the folder away"
     )
+
+
+def _is_half_made(database_url: str) -> bool:
+    """Whether a reindexing of this database did not come to its end."""
+    database = Database(database_url)
+    n = schema.node_identity.c
+    try:
+        with database.read() as connection:
+            return connection.execute(select(n.key).where(n.key == MARK)).first() is not None
+    finally:
+        database.close()

@@ -191,6 +191,10 @@ def rerun(database: Database, study_instance_uid: str, *, by: str) -> Done:
             done.unchanged.append(f"{found} belongs to no one study: nothing to run again")
             return done
         study = studies.get(connection, found.study_id)
+        if study.historical:
+            studies.take_up(connection, study, reason)
+            done.changed.append(f"study:{study.id}: no longer historical; judged after a quiet period")
+            return done
         revision = studies.last_revision(connection, found.study_id)
         if revision is None or study.state != lifecycle.COMPLETE:
             done.unchanged.append(f"study:{study.id} is {study.state}: it is not judged complete yet")
@@ -240,7 +244,10 @@ def complete(database: Database, study_instance_uid: str, *, by: str) -> Done:
         elif study.state == lifecycle.COMPLETE:
             done.unchanged.append(f"{name} is judged complete already; overread rerun routes it anew")
         elif study.excluded or study.historical:
-            done.unchanged.append(f"{name} is {'excluded' if study.excluded else 'historical'}: nothing runs on it")
+            done.unchanged.append(
+                f"{name} is {'excluded' if study.excluded else 'historical (overread rerun takes it up)'}: "
+                "nothing runs on it"
+            )
         elif study.asked_by:
             done.unchanged.append(f"{name}: a verdict was asked for by {study.asked_by} already")
         else:
