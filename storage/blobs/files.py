@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import uuid
+import secrets
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -41,8 +42,9 @@ class FileBlobs:
         They come into one subfolder, so that one fsync makes all the names durable. A crash leaves either the old name
         or an orphan that the next start finds; never a name without its bytes.
         """
-        folder = uuid.uuid4().hex[:2]
-        names = [folder + uuid.uuid4().hex[2:] for _ in paths]
+        folder = secrets.token_hex(1)
+        # Later names sort behind earlier ones of their subfolder: an index of many names grows in few places.
+        names = [f"{folder}{time.time_ns():016x}{secrets.token_hex(7)}" for _ in paths]
         moved: list[tuple[Path, Path]] = []
         try:
             for path, name in zip(paths, names, strict=True):

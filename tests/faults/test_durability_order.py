@@ -40,8 +40,9 @@ def calls(trace: Iterable[str]) -> list[Call]:
         if match := _BEGUN.match(line):
             open_calls[match[1]] = (match[2], match[3], number)
         elif match := _ENDED.match(line):
-            name, arguments, began = open_calls.pop(match[1])
-            if int(match[4]) >= 0:
+            # Its beginning may have been taken out of the trace.
+            name, arguments, began = open_calls.pop(match[1], ("", "", -1))
+            if name and int(match[4]) >= 0:
                 found.append(Call(name, arguments + match[3], began, number))
         elif (match := _COMPLETE.match(line)) and int(match[3]) >= 0:
             found.append(Call(match[1], match[2], number, number))
