@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pynetdicom import evt
 
+from node.dimse.association import Handlers
 from node.dimse.commitment_messages import Report
 from node.dimse.commitment_scp import CommitmentProvider
 from node.dimse.commitment_scu import hear
@@ -11,7 +12,6 @@ from node.dimse.find import Finder
 from node.dimse.operations import answering
 from node.dimse.procedure_steps import create_step, set_step
 from node.dimse.retrieve import Retriever
-from node.dimse.scp import Handlers
 from node.settings import Settings
 from storage import delivery_commitments
 from storage.blobs import Blobs
