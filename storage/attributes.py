@@ -114,7 +114,7 @@ _MAXIMUM_TEXT = 10_240
 def attribute_value(attributes: Any, keyword: str) -> Any:
     """Return one attribute of a DICOM JSON object: a value, a list of values, or None where absent or empty."""
     tag = tag_for_keyword(keyword)
-    element = attributes.get(f"{tag:08X}") if tag is not None else None
+    element = attributes.get(_NAMES.get(tag) or f"{tag:08X}") if tag is not None else None
     if element is None:
         return None
     values = element.get("Value", [])

@@ -83,33 +83,33 @@ class Writer:
         self._turn = os.open(f"{name}-turn", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666) if name else None
 
     @contextmanager
-    def _in_turn(self) -> Iterator[None]:
-        """Wait for the other writers: SQLite itself would look again only after milliseconds."""
-        if self._turn is None:
-            yield
-            return
-        fcntl.flock(self._turn, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(self._turn, fcntl.LOCK_UN)
-
-    @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """Give the connection in a write transaction that is durable once the block is left without an error."""
         connection = self._connection
         if connection is None:
             connection = self._connection = self._engine.connect().execution_options(overread_write=True)
+        # SQLite itself would look only after milliseconds whether other writers are done.
+        if self._turn is not None:
+            fcntl.flock(self._turn, fcntl.LOCK_EX)
         try:
-            with self._in_turn(), connection.begin():
+            with connection.begin():
                 yield connection
         except BaseException:
             # Whatever state it is in, the next transaction gets another one.
-            self.close()
+            self._give_back()
             raise
+        finally:
+            if self._turn is not None:
+                fcntl.flock(self._turn, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        """Give the connection back."""
+        """End; there are no further transactions."""
+        self._give_back()
+        if self._turn is not None:
+            os.close(self._turn)
+            self._turn = None
+
+    def _give_back(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()

@@ -7,8 +7,7 @@ own cursor, within the transaction of the connection.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Dialect
@@ -40,9 +39,14 @@ class Prepared:
     def first(self, connection: Connection, **parameters: Any) -> tuple[Any, ...] | None:
         """Run it and return the first row, if there is one."""
         compiled = self._on(connection.dialect)
-        with _cursor(connection, compiled.text) as cursor:
+        cursor = connection.connection.cursor()
+        try:
             cursor.execute(compiled.text, compiled.bound(parameters))
             row = cursor.fetchone()
+        except connection.dialect.loaded_dbapi.Error as error:
+            raise _translated(connection, compiled.text, error) from error
+        finally:
+            cursor.close()
         return None if row is None else compiled.result(row)
 
     def run(self, connection: Connection, **parameters: Any) -> None:
@@ -53,11 +57,16 @@ class Prepared:
         """Run it once for each set of parameters."""
         compiled = self._on(connection.dialect)
         bound = [compiled.bound(one) for one in parameters]
-        with _cursor(connection, compiled.text) as cursor:
+        cursor = connection.connection.cursor()
+        try:
             if len(bound) == 1:
                 cursor.execute(compiled.text, bound[0])
             else:
                 cursor.executemany(compiled.text, bound)
+        except connection.dialect.loaded_dbapi.Error as error:
+            raise _translated(connection, compiled.text, error) from error
+        finally:
+            cursor.close()
 
     def _on(self, dialect: Dialect) -> _Compiled:
         compiled = self._compiled.get(dialect.name)
@@ -102,23 +111,11 @@ class _Compiled:
         )
 
 
-@contextmanager
-def _cursor(connection: Connection, text: str) -> Iterator[Any]:
-    """Give the driver's cursor; its errors become SQLAlchemy's, without the parameters."""
-    driver = connection.connection
-    cursor = driver.cursor()
-    try:
-        yield cursor
-    except connection.dialect.loaded_dbapi.Error as error:
-        lost = connection.dialect.is_disconnect(error, driver.dbapi_connection, cursor)
-        raise DBAPIError.instance(
-            text,
-            None,
-            error,
-            connection.dialect.loaded_dbapi.Error,
-            hide_parameters=True,
-            connection_invalidated=lost,
-            dialect=connection.dialect,
-        ) from error
-    finally:
-        cursor.close()
+def _translated(connection: Connection, text: str, error: Any) -> BaseException:
+    """Return the driver's error as SQLAlchemy's, without the parameters."""
+    kinds = connection.dialect.loaded_dbapi.Error
+    lost = connection.dialect.is_disconnect(error, connection.connection.dbapi_connection, None)
+    translated: BaseException = DBAPIError.instance(
+        text, None, error, kinds, hide_parameters=True, connection_invalidated=lost, dialect=connection.dialect
+    )
+    return translated

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, Text, bindparam, cast, insert, select, update
 
 from storage import lifecycle, schema
 from storage.attributes import SERIES_KEYWORDS, STUDY_KEYWORDS, attribute_value
@@ -19,8 +21,9 @@ __all__ = ["describe_anew", "series_row", "study_row", "text_of"]
 #: What a searchable column keeps of a value: PostgreSQL refuses to index much more. The whole stands in attributes.
 _COLUMN_CHARACTERS = 512
 
+_STUDY_KEYWORDS, _SERIES_KEYWORDS = tuple(STUDY_KEYWORDS), tuple(SERIES_KEYWORDS)
 _STUDY = Prepared(
-    select(schema.study.c.id, schema.study.c.state, schema.study.c.attributes)
+    select(schema.study.c.id, schema.study.c.state, cast(schema.study.c.attributes, Text))
     .where(schema.study.c.study_instance_uid == bindparam("uid"))
     .with_for_update()
 )
@@ -30,7 +33,7 @@ _GROWN = Prepared(
     .values(last_received_at=bindparam("at"), quiet_from=bindparam("at"))
 )
 _SERIES = Prepared(
-    select(schema.series.c.id, schema.series.c.attributes).where(
+    select(schema.series.c.id, cast(schema.series.c.attributes, Text)).where(
         schema.series.c.study_id == bindparam("study"), schema.series.c.series_instance_uid == bindparam("uid")
     )
 )
@@ -56,7 +59,7 @@ def study_row(connection: Connection, headers: Sequence[Header], evidence: Seque
     if row is None:
         first = evidence[0] if evidence else headers[0]
         state = lifecycle.RECEIVING if evidence else lifecycle.COMPLETE
-        attributes = _grown(first.study, evidence[1:], STUDY_KEYWORDS)
+        attributes = _added(first.study, evidence[1:], _STUDY_KEYWORDS)
         key = connection.execute(
             insert(schema.study).values(
                 study_instance_uid=first.study_instance_uid,
@@ -71,10 +74,11 @@ def study_row(connection: Connection, headers: Sequence[Header], evidence: Seque
         assert key is not None
         lifecycle.record_creation(connection, "study", int(key[0]), state, study_id=int(key[0]))
         return int(key[0])
-    study_id, state, known = row
+    study_id, state, text = row
     if evidence:
         _GROWN.run(connection, study=study_id, at=at)
-        attributes = _grown(known, evidence, STUDY_KEYWORDS)
+        known, silent = _described(text, _STUDY_KEYWORDS)
+        attributes = _grown(known, silent, evidence, _STUDY_KEYWORDS)
         if attributes is not known:
             connection.execute(update(schema.study).where(s.id == study_id).values(_study_columns(attributes)))
         if state == lifecycle.COMPLETE:
@@ -94,8 +98,9 @@ def series_row(connection: Connection, headers: Sequence[Header], study_id: int)
     """Find or make the series of these instances: at least one, all of the same series."""
     row = _SERIES.first(connection, study=study_id, uid=headers[0].series_instance_uid)
     if row is not None:
-        series_id, known = row
-        attributes = _grown(known, headers, SERIES_KEYWORDS)
+        series_id, text = row
+        known, silent = _described(text, _SERIES_KEYWORDS)
+        attributes = _grown(known, silent, headers, _SERIES_KEYWORDS)
         if attributes is not known:
             s = schema.series.c
             connection.execute(update(schema.series).where(s.id == series_id).values(_series_columns(attributes)))
@@ -104,7 +109,7 @@ def series_row(connection: Connection, headers: Sequence[Header], study_id: int)
         insert(schema.series).values(
             study_id=study_id,
             series_instance_uid=headers[0].series_instance_uid,
-            **_series_columns(_grown(headers[0].series, headers[1:], SERIES_KEYWORDS)),
+            **_series_columns(_added(headers[0].series, headers[1:], _SERIES_KEYWORDS)),
         )
     ).inserted_primary_key
     assert key is not None
@@ -119,9 +124,9 @@ def describe_anew(connection: Connection, study_id: int, headers: Sequence[Heade
     attributes: dict[str, Any] = {}
     of_series: dict[str, dict[str, Any]] = {}
     for header in headers:
-        attributes = _grown(attributes, [header], STUDY_KEYWORDS)
+        attributes = _added(attributes, [header], _STUDY_KEYWORDS)
         uid = header.series_instance_uid
-        of_series[uid] = _grown(of_series.get(uid, {}), [header], SERIES_KEYWORDS)
+        of_series[uid] = _added(of_series.get(uid, {}), [header], _SERIES_KEYWORDS)
     s = schema.series.c
     if headers:
         connection.execute(update(schema.study).where(schema.study.c.id == study_id).values(_study_columns(attributes)))
@@ -133,9 +138,14 @@ def describe_anew(connection: Connection, study_id: int, headers: Sequence[Heade
         )
 
 
-def _grown(known: dict[str, Any], headers: Sequence[Header], keywords: Sequence[str]) -> dict[str, Any]:
+def _added(known: dict[str, Any], headers: Sequence[Header], keywords: tuple[str, ...]) -> dict[str, Any]:
+    return _grown(known, _silent(known, keywords), headers, keywords)
+
+
+def _grown(
+    known: dict[str, Any], silent: tuple[str, ...], headers: Sequence[Header], keywords: tuple[str, ...]
+) -> dict[str, Any]:
     """Add what instances say that none before them has said; ``known`` itself where that is nothing."""
-    silent = _silent(known, keywords) if headers else []
     for header in headers:
         if silent and (added := header.elements(silent)):
             known = {**known, **added}
@@ -143,8 +153,15 @@ def _grown(known: dict[str, Any], headers: Sequence[Header], keywords: Sequence[
     return known
 
 
-def _silent(known: dict[str, Any], keywords: Sequence[str]) -> list[str]:
-    return [keyword for keyword in keywords if attribute_value(known, keyword) is None]
+def _silent(known: dict[str, Any], keywords: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(keyword for keyword in keywords if attribute_value(known, keyword) is None)
+
+
+@lru_cache(maxsize=256)
+def _described(text: str, keywords: tuple[str, ...]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return a row's attributes and which are not said: the same for instance after instance of a series."""
+    known: dict[str, Any] = json.loads(text)
+    return known, _silent(known, keywords)
 
 
 def _study_columns(attributes: dict[str, Any]) -> dict[str, Any]:
