@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,20 @@ def test_a_chest_that_the_model_cannot_read_is_said_to_be_not_analysed(routes: d
     assert decision.input_sets == ()
     assert decision.not_analysed is not None
     assert f"3 of at least {lung.inputs[0].minimum_instances} images" in decision.not_analysed["text"]
+
+
+def test_nothing_is_analysed_on_a_series_of_which_an_image_is_truncated(routes: dict[str, Route], lung: Card) -> None:
+    study = _Builder(StudyDescription="CT Chest").add("lung", 100).add("soft", 100)
+    study.instances[7] = replace(study.instances[7], defect="truncated: an element is longer than what is left")
+    decision = weigh(study.candidates, routes["chest-ct"], lung, demonstrations=False)
+    assert [one.roles[lung.inputs[0].role].title for one in decision.input_sets] == ["series 2 (soft)"]
+    assert any("1 of 100 images cannot be analysed: truncated" in one for one in decision.reasons)
+    alone = _Builder(StudyDescription="CT Chest").add("lung", 100)
+    alone.instances[7] = replace(alone.instances[7], defect="truncated: an element is longer than what is left")
+    refused = weigh(alone.candidates, routes["chest-ct"], lung, demonstrations=False)
+    assert refused.input_sets == ()
+    assert refused.not_analysed is not None
+    assert "truncated" in refused.not_analysed["text"]
 
 
 def test_the_demonstration_model_runs_only_where_it_is_switched_on(routes: dict[str, Route], radiograph: Card) -> None:
