@@ -24,6 +24,7 @@ from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.valuerep import PersonName
 
 from storage.attributes import INSTANCE_KEYWORDS, SERIES_KEYWORDS, STUDY_KEYWORDS, WANTED, as_json
 from storage.errors import NotDicom
@@ -320,11 +321,12 @@ def _text(dataset: Dataset, keyword: str) -> str:
     sent = dataset._dict[tag].value
     try:
         value = dataset[tag].value
-        if not isinstance(value, Sequence) or isinstance(value, (str, MultiValue)):
+        pieces = value if isinstance(value, MultiValue) else [value]
+        if value is None or all(isinstance(one, (str, PersonName)) for one in pieces):
             return str(value or "")
-    except Exception:  # noqa: BLE001 - see above
-        return sent.decode("latin-1") if isinstance(sent, bytes) else ""
-    return ""
+    except Exception:  # noqa: BLE001, S110 - see above
+        pass
+    return sent.decode("latin-1") if isinstance(sent, bytes) else ""
 
 
 def _identity(dataset: Dataset) -> dict[str, str]:

@@ -25,6 +25,8 @@ _PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 #: VRs whose length has four bytes (PS3.5 Table 7.1-1).
 _LONG = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 _MAXIMUM_ELEMENTS = 1 << 22
+#: Outside sequences: a dictionary has some five thousand, and padding with zeros reads as empty ones.
+_MAXIMUM_AT_THE_TOP = 1 << 17
 _MAXIMUM_DEPTH = 1_000
 #: Of a wanted value: what is longer can be no name, date or code.
 _MAXIMUM_VALUE = 1 << 17
@@ -58,7 +60,8 @@ def scan(
     Raises
     ------
     NotDicom
-        When sequences are nested more than 1,000 deep, or when there are more than 4 million elements.
+        When sequences are nested more than 1,000 deep, or when there are more than 4 million elements,
+        131,072 of them outside sequences.
     """
     scanner = _Scan(file, big_endian=big_endian, size=size)
     found: dict[BaseTag, RawDataElement] = {}
@@ -82,11 +85,14 @@ class _Scan:
         self._left = _MAXIMUM_ELEMENTS
 
     def top(self, found: dict[BaseTag, RawDataElement], wanted: frozenset[int], *, implicit: bool) -> None:
-        first = True
+        first, passed = True, 0
         while len(head := self._read(8)) == 8:
             if first:
                 implicit, first = not _is_vr(head[4:6]), False
             start = self.at - 8
+            passed += 1
+            if passed > _MAXIMUM_AT_THE_TOP:
+                raise NotDicom(f"the dataset has more than {_MAXIMUM_AT_THE_TOP} elements outside sequences")
             tag, vr, length = self._element(head, implicit=implicit)
             if tag in _PIXELS:
                 self._seek(start)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -35,7 +36,9 @@ from node.dimse.scu import echo
 from node.peers import Peer, Service
 from storage.database import Database, migrate
 from storage.errors import NotDicom
+from storage.headers import Header, Written, _dataset_start, read_header
 from storage.index import Origin
+from storage.quickread import BEGINNING
 from storage.reconcile import reconcile
 from tests.faults.hostile_conversations import hostile_conversation
 from tests.faults.hostile_datasets import corpus, hostile_file
@@ -109,6 +112,10 @@ def fuzz_datasets(seed: int, numbers: Iterable[int], shared: Path | None = None,
                 report.fail(f"{type(error).__name__}: {error}", data, number)
             if (cpu := time.process_time() - cpu) > _LONGEST:
                 report.fail(f"{cpu:.1f} s of CPU for {len(data)} bytes", data, number)
+            path.write_bytes(data)
+            if (difference := _two_readings(path, data)) is not None:
+                report.fail(f"the quick reading and the thorough one differ: {difference}", data, number)
+            path.unlink()
             report.outcomes[outcome] += 1
         report.grown = _peak() - grown
         holding.close()
@@ -120,6 +127,30 @@ def fuzz_datasets(seed: int, numbers: Iterable[int], shared: Path | None = None,
         database.close()
     report.seconds = time.monotonic() - began
     return report
+
+
+def _two_readings(path: Path, data: bytes) -> str | None:
+    """Read a file as a receiver does that has just written it, and as everybody else does; return a difference."""
+    try:
+        with path.open("rb") as file:
+            start = _dataset_start(file)
+        written = Written(
+            beginning=data[:BEGINNING],
+            size=len(data),
+            digest=hashlib.sha256(data[start:]).hexdigest(),
+            dataset_start=start,
+        )
+        quick = read_header(path, written)
+    except NotDicom:
+        return None
+    try:
+        thorough = read_header(path)
+    except NotDicom as refused:
+        return f"only one refuses: {refused}"
+    for name in (*Header.__dataclass_fields__, "study", "series", "instance"):
+        if name != "source" and getattr(quick, name) != getattr(thorough, name):
+            return name
+    return None
 
 
 def fuzz_conversations(

@@ -89,6 +89,19 @@ def test_a_million_empty_items_cost_neither_memory_nor_time(tmp_path: Path, tag:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
 
 
+def test_megabytes_of_nothing_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    """Zeros read as empty elements; deflated, a few kilobytes of them took ten seconds."""
+    path = part_ten(tmp_path)
+    path.write_bytes(path.read_bytes() + bytes(32 << 20))
+    began = time.process_time()
+    with pytest.raises(NotDicom, match="more than 131072 elements"):
+        read_header(path)
+    assert time.process_time() - began < 2
+    path = part_ten(tmp_path)
+    path.write_bytes(path.read_bytes() + bytes(4096))
+    assert read_header(path).sop_instance_uid == "1.2.3.4", "padding harms nobody"
+
+
 @pytest.mark.parametrize("defined", [True, False], ids=["defined length", "undefined length"])
 def test_ten_thousand_nested_items_are_passed_over_or_refused_as_such(tmp_path: Path, defined: bool) -> None:
     value = b""
