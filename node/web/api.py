@@ -21,7 +21,8 @@ from storage.database import Database
 
 __all__ = ["Services", "router"]
 
-_UID = r"^[0-9.]{1,64}$"
+#: Letters too: some anonymisers write them, and what is badly named is held all the same.
+_UID = r"^[0-9A-Za-z._-]{1,64}$"
 _PRINTED = r"^[^\x00-\x1f\x7f]+$"
 #: What a database's integers hold.
 _LARGEST = (1 << 63) - 1
