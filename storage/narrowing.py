@@ -102,8 +102,16 @@ def _any_of(parts: Sequence[str], said: Callable[[str], Condition | None]) -> Co
         return None
     if len(known) == 1:
         return known[0]
-    sql = "(" + " OR ".join(one.sql for one in known) + ")"
+    sql = _either([one.sql for one in known])
     return Condition(sql, tuple(p for one in known for p in one.parameters), all(one.exact for one in known))
+
+
+def _either(parts: Sequence[str]) -> str:
+    """Say that one of some conditions holds, as a tree that grows by their logarithm: SQLite's may be 1,000 deep."""
+    if len(parts) == 1:
+        return parts[0]
+    middle = len(parts) // 2
+    return f"({_either(parts[:middle])} OR {_either(parts[middle:])})"
 
 
 def _one_of(sqlite: bool, column: str, values: list[str]) -> Condition | None:

@@ -14,7 +14,7 @@ from node.ops.directory import DataDirectory
 from node.ops.restore import restore
 from node.settings import Settings
 from storage.database import Database
-from tests.peers import need_program
+from tests.peers import need_program, wait_until
 from tests.system import OVERREAD, ROOT, Node
 from tests.work import Holding
 
@@ -75,6 +75,7 @@ def test_a_node_starts_on_what_was_restored(
     assert _command(new_node, "restore", str(quick_path / "node.tar")).returncode == 0
     new_node.start()
     try:
+        wait_until(lambda: '"adopted":' in new_node.log, 30, "files and rows to be compared")
         assert '"adopted": 0' in new_node.log
     finally:
         new_node.stop()

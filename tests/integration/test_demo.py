@@ -72,9 +72,9 @@ def test_a_folder_without_a_dicom_file_is_refused_before_anything_starts(tmp_pat
 @pytest.mark.timeout(120)
 def test_what_the_node_refuses_is_not_waited_for_and_said_why(tmp_path: Path) -> None:
     write_radiograph(tmp_path / "good", 5, ("pneumothorax",))
-    for file in write_radiograph(tmp_path / "cut", 6).files:
-        data = file.read_bytes()
-        file.write_bytes(data[: len(data) // 2])
+    for file in write_radiograph(tmp_path / "unknown", 6).files:
+        # In a transfer syntax that nobody knows.
+        file.write_bytes(file.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.9.9.9\0"))
     done = demo("--data", str(tmp_path), "--pacs", "node", "--deadline", "110", timeout=100)
     assert done.returncode == 1, done.stdout
     assert "not stored" in done.stdout

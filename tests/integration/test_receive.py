@@ -68,28 +68,24 @@ def test_our_own_echo_reaches_it_and_says_so(receiver: Receiver) -> None:
     assert result.reached, result.answer
 
 
-def test_every_storage_sop_class_and_transfer_syntax_is_stored(receiver: Receiver) -> None:
+def test_every_storage_sop_class_and_transfer_syntax_is_stored(receiver: Receiver, tmp_path: Path) -> None:
     classes = [str(context.abstract_syntax) for context in AllStoragePresentationContexts]
     count = len(ALL_TRANSFER_SYNTAXES)
     pairs = [(one, ALL_TRANSFER_SYNTAXES[(number + k) % count]) for number, one in enumerate(classes) for k in (0, 17)]
     pairs += [(CTImageStorage, syntax) for syntax in ALL_TRANSFER_SYNTAXES]
-    ae = AE("TEST")
-    refused, stored = [], set()
-    for first in range(0, len(pairs), 128):
-        batch = pairs[first : first + 128]
-        association = ae.associate(
-            "127.0.0.1", receiver.port, [build_context(*pair) for pair in batch], ae_title=receiver.ae_title
-        )
-        assert association.is_established
-        refused += [(str(one.abstract_syntax), one.transfer_syntax) for one in association.rejected_contexts]
-        for sop_class, syntax in batch:
-            dataset = _without_pixels(sop_class, syntax)
-            assert association.send_c_store(dataset).Status == 0x0000, (sop_class, syntax)
-            stored.add(str(dataset.SOPInstanceUID))
-        association.release()
-    assert not refused
-    assert stored <= {str(one["sop_instance_uid"]) for one in receiver.instances()}
-    assert len(stored) == len(pairs)
+    files = []
+    for number, pair in enumerate(pairs):
+        files.append(tmp_path / str(number))
+        _without_pixels(*pair).save_as(files[-1], enforce_file_format=True)
+    report = send(files, Address(receiver.ae_title, "127.0.0.1", receiver.port), "TEST")
+    assert not [(one.answer, pairs[int(one.path.name)]) for one in report.failed]
+    assert not any(one.transcoded for one in report.sent)
+    held = {str(one["sop_instance_uid"]): one for one in receiver.instances()}
+    for one in report.sent:
+        sop_class, syntax = pairs[int(one.path.name)]
+        row = held[one.sop_instance_uid]
+        assert (row["sop_class_uid"], row["transfer_syntax_uid"]) == (sop_class, syntax)
+    assert len(report.sent) == len(pairs)
 
 
 def _without_pixels(sop_class: str, transfer_syntax: str) -> pydicom.Dataset:
