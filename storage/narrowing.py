@@ -149,14 +149,15 @@ def _text(sqlite: bool, column: str, value: str) -> Condition:
 
 def _named(connection: Connection, value: str) -> Condition | None:
     pattern = folded(value)
-    if namesearch.is_there(connection):
-        pieces = namesearch.trigram_query(pattern)
-        if pieces is not None:
-            table = namesearch.TABLE
-            return Condition(f"study.id IN (SELECT rowid FROM {table} WHERE {table} MATCH ?)", (pieces,), exact=False)
     # What is asked may be any of the name's groups, and delimiters at their ends say nothing.
     loose, _ = _pattern("*" + re.sub(r"[ ^]*=[ ^]*", "*", pattern).strip(" ^") + "*", composed=True)
-    return _like(connection.dialect.name == "sqlite", "study.patient_name_folded", loose, exact=False)
+    like = _like(connection.dialect.name == "sqlite", "study.patient_name_folded", loose, exact=False)
+    pieces = namesearch.trigram_query(pattern) if namesearch.is_there(connection) else None
+    if pieces is None:
+        return like
+    # Trigrams tell which names have the pieces, the pattern which of those have them where they are asked for.
+    among = f"study.id IN (SELECT rowid FROM {namesearch.TABLE} WHERE {namesearch.TABLE} MATCH ?)"
+    return Condition(f"({among} AND {like.sql})", (pieces, *like.parameters), exact=False)
 
 
 def _pattern(value: str, *, composed: bool = False) -> tuple[str, bool]:
