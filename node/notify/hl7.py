@@ -132,7 +132,7 @@ def build_message(report: Report, profile: Profile, control_id: str) -> bytes:
             group = patient_result.add_group("ORU_R01_ORDER_OBSERVATION")
             _fill(group.add_segment("ORC"), _order(report, result))
             _fill(group.add_segment("OBR"), _request(report, result, profile, number))
-            for index, text in enumerate(_remarks(result), 1):
+            for index, text in enumerate(_remarks(report, result), 1):
                 _fill(group.add_segment("NTE"), {1: str(index), 2: "L", 3: escape(text)})
             for index, (fields, note) in enumerate(_observations(report, result, profile), 1):
                 observation = group.add_group("ORU_R01_OBSERVATION")
@@ -222,10 +222,11 @@ def _request(report: Report, result: Result, profile: Profile, number: int) -> d
     }
 
 
-def _remarks(result: Result) -> Iterator[str]:
+def _remarks(report: Report, result: Result) -> Iterator[str]:
     yield RESEARCH_USE
     if result.demonstration:
         yield DEMONSTRATION
+    yield from (f"Caution: {one}" for one in report.cautions)
 
 
 def _observations(report: Report, result: Result, profile: Profile) -> Iterator[tuple[dict[int, str], str]]:

@@ -58,7 +58,8 @@ class Report:
     Dates and times of the study are DICOM DA and TM as received; ``timezone_offset`` is Timezone Offset From UTC
     (0008,0201) where the study has it. ``patient_name`` is the decoded PN with its component groups. ``produced_at``
     carries an offset. ``message_number`` counts the messages about this revision to this receiver from 1: a later
-    success of what was parked is a further message under the same order numbers.
+    success of what was parked is a further message under the same order numbers. ``cautions`` say in plain words, and
+    without the patient's data, what is doubtful about the study as it was judged, such as images that had not come.
     """
 
     study_uid: str
@@ -78,3 +79,4 @@ class Report:
     produced_at: datetime
     results: tuple[Result, ...]
     timezone_offset: str = ""
+    cautions: tuple[str, ...] = ()

@@ -61,6 +61,7 @@ def build_report(
         produced_at=produced_at,
         results=_results(connection, revision, receiver, cards),
         timezone_offset=str(attribute_value(study.attributes, "TimezoneOffsetFromUTC") or ""),
+        cautions=tuple(str(one) for one in revision.verdict.get("flags", ())),
     )
 
 

@@ -137,6 +137,15 @@ def test_the_header_names_parties_type_id_version_and_the_character_set_of_the_b
     assert msh[17] == "UNICODE UTF-8"
 
 
+def test_what_is_doubtful_about_the_study_is_said_with_every_result() -> None:
+    doubt = "revision 1 was opened although 3 of 5 instances have come"
+    message = build_message(
+        a_report(results=(a_result(), a_result(model_name="m2")), cautions=(doubt,)), Profile(), "X"
+    )
+    remarks = [fields[3] for fields in only(message, "NTE")]
+    assert remarks.count(f"Caution: {doubt}") == 2
+
+
 def test_hl7apy_has_neither_errors_nor_warnings_about_it(tmp_path: Path) -> None:
     parked = a_result(model_name="m2", state="parked", reason="the engine died three times", findings=None)
     demo = a_result(model_name="m3", demonstration=True, findings=NODULE)
