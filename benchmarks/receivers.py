@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -36,7 +37,10 @@ class Running:
         """Return the processor time that its processes have used, those that have ended too."""
         total = 0.0
         for one in self.family():
-            times = one.cpu_times()
+            try:
+                times = one.cpu_times()
+            except psutil.NoSuchProcess:
+                continue  # ended since: its parent has its time
             total += times.user + times.system + times.children_user + times.children_system
         return total
 
@@ -66,10 +70,11 @@ def start_node(folder: Path, receivers: int = 2) -> Running:
     return _ready(process, dimse_port, lambda: httpx.get(url, timeout=5).status_code == 200)
 
 
-def _start_orthanc(folder: Path) -> Running:
+def _start_orthanc(folder: Path, *, as_shipped: bool = False) -> Running:
     """Start Orthanc without plugins and scripts, with large PDUs, a thread an association and no MD5 of files.
 
-    Its files are synchronised with the disk (its default), its index is as durable as SQLite's WAL mode makes it.
+    ``as_shipped`` leaves it its own four threads and the MD5. Its files are synchronised with the disk (its default),
+    its index is as durable as SQLite's WAL mode makes it.
     """
     dimse_port, http_port = free_port(), free_port()
     binary = find_orthanc()
@@ -85,11 +90,11 @@ def _start_orthanc(folder: Path) -> Running:
         "DicomAet": "OVERREAD",
         "DicomAlwaysAllowStore": True,
         "MaximumPduLength": 131072,
-        "DicomThreadsCount": ORTHANC_THREADS,
         "StorageCompression": False,
-        "StoreMD5ForAttachments": False,
         "SaveJobs": False,
     }
+    if not as_shipped:
+        values |= {"DicomThreadsCount": ORTHANC_THREADS, "StoreMD5ForAttachments": False}
     config.write_text(json.dumps(values), encoding="utf-8")
     process = Process(command=[binary, str(config)], log_path=folder / "orthanc.log", environment=_NO_NAGLE)
     process.start()
@@ -121,5 +126,6 @@ ORTHANC_THREADS = 16
 RECEIVERS: dict[str, Callable[[Path], Running]] = {
     "overread": start_node,
     "orthanc": _start_orthanc,
+    "orthanc-as-shipped": partial(_start_orthanc, as_shipped=True),
     "storescp": _start_storescp,
 }
