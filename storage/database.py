@@ -29,6 +29,8 @@ from storage.prepared import Prepared
 
 __all__ = ["Database", "Watch", "Writer", "migrate", "now", "reserve_ids", "schema_versions"]
 
+#: A transaction takes some milliseconds.
+_TURN_PAUSE_SECONDS = 0.0003
 _WATCH_SECONDS = 0.03
 _KEPT_CONNECTIONS = 40
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -74,9 +76,18 @@ class Writer:
     """Write transactions one after the other on a connection that is kept: to fetch one each time takes longer.
 
     Not for several threads at the same time.
+
+    Parameters
+    ----------
+    database
+        Where to write.
+    turn_seconds
+        How long to let other writers of SQLite go first. Who holds the turn for longer hangs, and must not hold up the
+        others: SQLite's own lock then tells whether they can write.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, turn_seconds: float = 5.0) -> None:
+        self._turn_seconds = turn_seconds
         self._engine = database.engine
         self._connection: Connection | None = None
         name = self._engine.url.database if self._engine.dialect.name == "sqlite" else None
@@ -88,9 +99,7 @@ class Writer:
         connection = self._connection
         if connection is None:
             connection = self._connection = self._engine.connect().execution_options(overread_write=True)
-        # SQLite itself would look only after milliseconds whether other writers are done.
-        if self._turn is not None:
-            fcntl.flock(self._turn, fcntl.LOCK_EX)
+        self._take_turn()
         try:
             with connection.begin():
                 yield connection
@@ -101,6 +110,20 @@ class Writer:
         finally:
             if self._turn is not None:
                 fcntl.flock(self._turn, fcntl.LOCK_UN)
+
+    def _take_turn(self) -> None:
+        """Wait for the others; SQLite itself would look only after milliseconds whether they are done."""
+        if self._turn is None:
+            return
+        deadline = time.monotonic() + self._turn_seconds
+        while True:
+            try:
+                fcntl.flock(self._turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    return
+            time.sleep(_TURN_PAUSE_SECONDS)
 
     def close(self) -> None:
         """End; there are no further transactions."""

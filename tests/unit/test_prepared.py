@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from storage import schema
-from storage.database import Database, Writer, reserve_ids
+from storage.database import Database, Writer, migrate, reserve_ids
 from storage.prepared import Prepared
 
 AT = datetime(2026, 11, 21, 12, 30, 15, 250_000, tzinfo=UTC)
@@ -90,3 +92,20 @@ def test_reserved_ids_are_nobody_elses(database: Database) -> None:
         ids = list(reserve_ids(connection, schema.quarantine, 3))
         assert len({*ids, first[0]}) == 4
         assert ids == sorted(ids)
+
+
+def test_a_writer_that_hangs_in_its_turn_does_not_hold_up_the_others_for_ever(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'a.sqlite'}"
+    migrate(url)
+    database = Database(url)
+    writer = Writer(database, turn_seconds=0.1)
+    try:
+        with (tmp_path / "a.sqlite-turn").open("w") as hanging:
+            fcntl.flock(hanging, fcntl.LOCK_EX)
+            with writer.transaction() as connection:
+                INSERT.run(connection, **ROW)
+        with database.read() as connection:
+            assert FIND.first(connection, object_id=7) is not None
+    finally:
+        writer.close()
+        database.close()
