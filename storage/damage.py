@@ -15,7 +15,7 @@ from sqlalchemy import Connection, delete, func, insert, select
 from storage import changefeed, schema
 from storage.database import now
 
-__all__ = ["KINDS", "Damaged", "Kind", "counts", "forget", "listed", "note"]
+__all__ = ["KINDS", "Damaged", "Kind", "counts", "forget", "is_noted", "listed", "note"]
 
 Kind = Literal["missing", "changed", "unreadable"]
 KINDS: Final[tuple[Kind, ...]] = ("missing", "changed", "unreadable")
@@ -59,6 +59,11 @@ def forget(connection: Connection, blobs: Collection[str]) -> None:
     names = sorted(blobs)
     for start in range(0, len(names), _MANY):
         connection.execute(delete(schema.damage).where(schema.damage.c.blob.in_(names[start : start + _MANY])))
+
+
+def is_noted(connection: Connection, blob: str) -> bool:
+    """Whether something is known to be wrong with a file."""
+    return connection.execute(select(schema.damage.c.blob).where(schema.damage.c.blob == blob)).first() is not None
 
 
 def counts(connection: Connection) -> dict[str, int]:

@@ -32,6 +32,7 @@ __all__ = [
     "quarantine_blob",
 ]
 
+_REPLACED = "the bytes that were kept were gone or changed; the same object came again and took their place"
 #: The manufacturer by which nodes of this software know each other's work.
 MANUFACTURER = "Overread"
 _KNOWN = Prepared(select(schema.instance.c.id).where(schema.instance.c.sop_instance_uid == bindparam("uid")))
@@ -89,7 +90,7 @@ def insert_instance(
     origin: Origin,
     *,
     made_here: bool,
-    holds: Callable[[str], bool] | None = None,
+    holds: Callable[[str], int | None] | None = None,
 ) -> Indexed:
     """Index one object in the caller's transaction.
 
@@ -99,8 +100,8 @@ def insert_instance(
         What its Contributing Equipment says. An object under the UID of one that was made here was made here too,
         whatever it says now.
     holds
-        Whether the bytes of a blob are still there: only then is the same object again a duplicate. None takes
-        them to be.
+        How many bytes of a blob are still there, None where there are none: only where they are what they were is
+        the same object again a duplicate. Without this they are taken to be.
     """
     i = schema.instance.c
     namesakes = connection.execute(
@@ -112,6 +113,7 @@ def insert_instance(
             i.identity,
             i.made_here,
             i.blob,
+            i.size,
             i.defect,
             schema.series.c.series_instance_uid,
             schema.study.c.study_instance_uid,
@@ -173,7 +175,7 @@ def insert_instance(
 
 
 def insert_group(
-    connection: Connection, arrivals: Sequence[Arrival], holds: Callable[[str], bool] | None = None
+    connection: Connection, arrivals: Sequence[Arrival], holds: Callable[[str], int | None] | None = None
 ) -> list[Indexed]:
     """Index several objects as :func:`insert_instance` does one by one; those that are new share their statements."""
     uids = {one.header.sop_instance_uid for one in arrivals}
@@ -275,7 +277,7 @@ def _again(
     header: Header,
     blob: str,
     origin: Origin,
-    holds: Callable[[str], bool] | None,
+    holds: Callable[[str], int | None] | None,
 ) -> Outcome:
     v = schema.variant.c
     kept: str | None = row["blob"]
@@ -287,7 +289,7 @@ def _again(
         table = schema.variant
     if kept == blob:
         return Outcome.STORED  # by a COMMIT whose end was not heard of
-    if kept is not None and (holds is None or holds(kept)):
+    if kept is not None and (holds is None or _is_whole(connection, table, row, kept, holds)):
         return Outcome.DUPLICATE
     if kept is not None:
         _restore(connection, table, row, header, blob, kept)
@@ -333,20 +335,36 @@ def _again(
     return Outcome.VARIANT
 
 
+def _is_whole(
+    connection: Connection, table: Table, row: RowMapping, kept: str, holds: Callable[[str], int | None]
+) -> bool:
+    """Whether what is kept of an object is what came, as far as is known without reading all of it."""
+    size = holds(kept)
+    if size is None or (table is schema.instance and size != row["size"]):
+        return False
+    return not damage.is_noted(connection, kept)
+
+
 def _restore(connection: Connection, table: Table, row: RowMapping, header: Header, blob: str, gone: str) -> None:
-    """Let new bytes of the same dataset stand for those that are gone."""
+    """Let new bytes of the same dataset stand for those that are gone, or that are not what they were."""
     values: dict[str, Any] = {"blob": blob, "transfer_syntax_uid": header.transfer_syntax_uid}
     if table is schema.instance:
         values["size"] = header.size
         connection.execute(update(schema.document).where(schema.document.c.blob == gone).values(blob=blob))
     connection.execute(update(table).where(table.c.blob == gone).values(**values))
     damage.forget(connection, [gone])
+    # Where there still is a file of that name it must not come back as an orphan.
+    connection.execute(
+        insert(schema.tombstone).values(
+            blob=gone, sop_instance_uid=header.sop_instance_uid, reason=_REPLACED, deleted_at=now(connection)
+        )
+    )
     changefeed.append(
         connection,
         "instance",
         row["id"],
         study_id=row["study_id"],
         after="RESTORED",
-        reason="the bytes that were kept were gone; the same object came again and took their place",
+        reason=_REPLACED,
         detail={"gone": gone, "blob": blob},
     )

@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from storage import receiving
-from storage.blobs import Blobs
+from storage.blobs import Blobs, file_size
 from storage.database import Database, Writer
 from storage.errors import Mismatch, NotDicom, StorageError
 from storage.headers import Header, Written, file_digest, read_header
@@ -240,6 +240,12 @@ class Archive:
                 found = insert_group(connection, arrivals, self._holds)
                 committing = True
         except BaseException as error:  # noqa: BLE001 - whoever waits must learn of it, whatever it is
+            lost = isinstance(error, DBAPIError) and error.connection_invalidated and not committing
+            if isinstance(error, OperationalError) and not committing and not lost:
+                # Locked, full or not to be reached, for each of them alike: one after the other would wait as often.
+                for one in group:
+                    one.unindexed, one.error = True, error
+                return
             if len(group) > 1:
                 # One bad row must not refuse its neighbours. Where the COMMIT has worked, each finds its own row.
                 for one in group:
@@ -247,7 +253,6 @@ class Archive:
                 return
             # Another receiver made the same study, series or instance first: now it is there to be found. Or the
             # connection was lost while nobody used it: the next one is fresh.
-            lost = isinstance(error, DBAPIError) and error.connection_invalidated and not committing
             if again and (lost or isinstance(error, IntegrityError)):
                 self._index(group, again - 1, in_doubt=committing)
                 return
@@ -257,8 +262,8 @@ class Archive:
         for one, indexed in zip(group, found, strict=True):
             one.found = indexed
 
-    def _holds(self, blob: str) -> bool:
-        return self._blobs.path(blob).is_file()
+    def _holds(self, blob: str) -> int | None:
+        return file_size(self._blobs.path(blob))
 
 
 def compare(header: Header, announced: tuple[str, str]) -> None:

@@ -117,8 +117,8 @@ def update(
     return get(connection, sop_instance_uid)
 
 
-def get(connection: Connection, sop_instance_uid: str) -> ProcedureStep:
-    """Return a step by its SOP Instance UID.
+def get(connection: Connection, sop_instance_uid: str, *, for_update: bool = False) -> ProcedureStep:
+    """Return a step by its SOP Instance UID; ``for_update`` keeps others from changing it in this transaction.
 
     Raises
     ------
@@ -126,7 +126,9 @@ def get(connection: Connection, sop_instance_uid: str) -> ProcedureStep:
         When there is no such step.
     """
     p = schema.procedure_step
-    row = connection.execute(select(p).where(p.c.sop_instance_uid == sop_instance_uid)).mappings().one_or_none()
+    statement = select(p).where(p.c.sop_instance_uid == sop_instance_uid)
+    found = connection.execute(statement.with_for_update() if for_update else statement)
+    row = found.mappings().one_or_none()
     if row is None:
         raise Unknown(f"no procedure step {sop_instance_uid}")
     return ProcedureStep(**row)

@@ -14,7 +14,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Table, exists, select
 
 from storage import damage, schema
-from storage.blobs import Blobs
+from storage.blobs import Blobs, file_size
 from storage.database import Database
 from storage.errors import NotDicom
 from storage.headers import file_digest, read_header
@@ -35,6 +35,8 @@ class Reconciled:
     removed: int = 0
     missing: list[str] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
+    #: Orphans that could not be read.
+    unreadable: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,11 @@ def _reconcile_held(places: _Places, shard: str, found: Reconciled) -> None:
             blobs.delete(blob)
             found.removed += 1
         else:
-            _count(found, blob, _adopt(places, blob))
+            try:
+                _count(found, blob, _adopt(places, blob))
+            except OSError:
+                # One file that cannot be read, or is none, must not keep the others from being looked at.
+                found.unreadable.append(blob)
     missing = sorted(blob for blob in rows - names if blobs.changed_at(blob) is None)
     if missing or noted:
         with database.write() as connection:
@@ -222,7 +228,7 @@ def _adopt(places: _Places, blob: str) -> Outcome | str:
             blob,
             origin,
             made_here=made_here,
-            holds=lambda kept: blobs.path(kept).is_file(),
+            holds=lambda kept: file_size(blobs.path(kept)),
         )
     if indexed.outcome is Outcome.DUPLICATE:
         blobs.delete(blob)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from storage import changefeed, lifecycle, schema
+from storage import changefeed, damage, lifecycle, schema
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.errors import NotDicom
@@ -45,6 +45,8 @@ class Reindexed:
     quarantined: int = 0
     deleted: int = 0
     unreadable: list[str] = field(default_factory=list)
+    #: Files that are not what the older index has of them.
+    changed: list[str] = field(default_factory=list)
     #: What of the older index could not be read.
     unknown: list[str] = field(default_factory=list)
 
@@ -71,13 +73,14 @@ class Before:
         """Return every row of a small table."""
         return [dict(row) for row in self.rows(table.name, select(table))]
 
-    def arrivals(self, names: Sequence[str]) -> dict[str, tuple[str, datetime]]:
-        """Return who sent these files and when."""
-        found: dict[str, tuple[str, datetime]] = {}
+    def arrivals(self, names: Sequence[str]) -> dict[str, tuple[str, datetime, str]]:
+        """Return who sent these files, when, and the digest of what came."""
+        found: dict[str, tuple[str, datetime, str]] = {}
         for table in (schema.instance, schema.variant):
             c = table.c
-            query = select(c.blob, c.calling_ae_title, c.received_at).where(c.blob.in_(names))
-            found |= {row["blob"]: (row["calling_ae_title"], row["received_at"]) for row in self.rows("senders", query)}
+            query = select(c.blob, c.calling_ae_title, c.received_at, c.digest).where(c.blob.in_(names))
+            rows = self.rows("senders", query)
+            found |= {row["blob"]: (row["calling_ae_title"], row["received_at"], row["digest"]) for row in rows}
         return found
 
     def made_here(self) -> set[str]:
@@ -120,7 +123,7 @@ def fill(
             headers = list(pool.map(lambda one: _header(blobs, one[1]), kept))
             found.unreadable += [name for (_, name), header in zip(kept, headers, strict=True) if header is None]
             readable = [(at, name, one) for (at, name), one in zip(kept, headers, strict=True) if one is not None]
-            _index(database, before, readable, device_uids, made_here)
+            found.changed += _index(database, before, readable, device_uids, made_here)
             done += len(batch)
             progress(done, total)
     old = {row["blob"]: row for row in before.all_of(schema.quarantine)}
@@ -178,11 +181,17 @@ def _index(
     files: Sequence[tuple[int, str, Header]],
     device_uids: Collection[str],
     made_here: Collection[str],
-) -> None:
+) -> list[str]:
+    """Index some files; returns those that are not what the older index has of them, with what it has kept of it."""
     known = before.arrivals([name for _, name, _ in files])
-    arrivals, times = [], []
-    for written_at, name, header in files:
-        sender, at = known.get(name, ("", datetime.fromtimestamp(written_at / 1e9, UTC)))
+    arrivals, times, changed = [], [], []
+    for written_at, name, read in files:
+        sender, at, digest = known.get(name, ("", datetime.fromtimestamp(written_at / 1e9, UTC), read.digest))
+        header = read
+        if digest != read.digest:
+            # What came is still what it was: the file is to be told from it, and what is sent again restores it.
+            header = replace(read, digest=digest)
+            changed.append(name)
         arrivals.append(
             Arrival(
                 header=header,
@@ -193,12 +202,14 @@ def _index(
         )
         times.append({"of": name, "at": at})
     if not arrivals:
-        return
+        return []
     with database.write() as connection:
         insert_group(connection, arrivals)
         for table in (schema.instance, schema.variant):
             statement = update(table).where(table.c.blob == bindparam("of")).values(received_at=bindparam("at"))
             connection.execute(statement, times)
+        damage.note(connection, dict.fromkeys(changed, "changed"))
+    return changed
 
 
 def _record_refused(database: Database, refused: Blobs, names: Sequence[str], old: dict[str, Any]) -> None:

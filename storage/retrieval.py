@@ -41,6 +41,9 @@ class Stored:
     sop_instance_uid: str
     transfer_syntax_uid: str
     blob: str
+    size: int
+    #: What is known to be wrong with the bytes; None where nothing is.
+    damage: str | None
 
 
 def find_stored(connection: Connection, wanted: Wanted, limit: int) -> list[Stored]:
@@ -71,8 +74,12 @@ def _keys(wanted: Wanted) -> _Keys:
 def _part(connection: Connection, keys: _Keys, limit: int) -> list[tuple[int, Stored]]:
     t, s, i = schema.study.c, schema.series.c, schema.instance.c
     statement = (
-        select(i.id, i.sop_class_uid, i.sop_instance_uid, i.transfer_syntax_uid, i.blob)
-        .select_from(schema.instance.join(schema.study, i.study_id == t.id).join(schema.series, i.series_id == s.id))
+        select(i.id, i.sop_class_uid, i.sop_instance_uid, i.transfer_syntax_uid, i.blob, i.size, schema.damage.c.kind)
+        .select_from(
+            schema.instance.join(schema.study, i.study_id == t.id)
+            .join(schema.series, i.series_id == s.id)
+            .outerjoin(schema.damage, schema.damage.c.blob == i.blob)
+        )
         .where(*(column.in_(values) for column, values in keys if values))
     )
     rows = connection.execute(statement.order_by(i.id).limit(limit))

@@ -292,6 +292,8 @@ def exclude(
         connection, "study", study.id, study_id=study.id, after="EXCLUDED" if excluded else "INCLUDED", reason=what
     )
     judge_anew(connection, study.id)
+    # Whoever is just judging the study sees by it that this came in between.
+    connection.execute(update(schema.study).where(schema.study.c.id == study.id).values(quiet_from=now(connection)))
     if series_instance_uid is None and sop_instance_uid is None:
         connection.execute(update(schema.study).where(schema.study.c.id == study.id).values(excluded=excluded))
         return 0

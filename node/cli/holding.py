@@ -91,7 +91,7 @@ def reindex(
         report = make_anew(settings, device_uids, old_database_url=old, progress=step)
     if as_json:
         print_json(ReindexReport, report)
-        return
+        raise typer.Exit(1 if report.found.changed else 0)
     found, out = report.found, console()
     out.print(
         f"{found.instances} instances in {found.studies} studies, all historical; {found.made_here} made by a node, "
@@ -102,10 +102,18 @@ def reindex(
         out.print(f"{found.deleted} files were deleted on purpose and stay so", soft_wrap=True)
     if found.unreadable:
         out.print(f"{len(found.unreadable)} files are no DICOM; the next start puts them into quarantine")
+    if found.changed:
+        out.print(
+            f"[red]{len(found.changed)} files are not what the old index has of them: send their studies again, or "
+            "restore a backup; 'overread status' names them[/]",
+            soft_wrap=True,
+        )
     for what in found.unknown:
         out.print(f"[yellow]the old database does not say any more: {what}[/]", soft_wrap=True)
     if report.old:
         out.print(f"the old database is kept as {report.old}", soft_wrap=True)
+    if found.changed:
+        raise typer.Exit(1)
 
 
 def _moment(written: str) -> datetime:

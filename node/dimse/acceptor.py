@@ -41,6 +41,7 @@ from pynetdicom.pdu import A_ASSOCIATE_RQ, P_DATA_TF
 from pynetdicom.pdu_primitives import A_P_ABORT, P_DATA
 
 from node.dimse.commands import StoreRequest, data_pdus, read_store_request, store_response
+from node.dimse.foreign import belongs
 from node.dimse.invoking import Invocations
 from node.dimse.partten import file_head
 from node.dimse.received import Received
@@ -359,12 +360,17 @@ class Messages(DIMSEServiceProvider):
 
     def _begin(self, request: StoreRequest, context_id: int) -> None:
         self._request, self._context_id = request, context_id
+        context = self.assoc._accepted_cx[context_id]
+        if not context.as_scp or not belongs(C_STORE, str(context.abstract_syntax)):
+            # Nothing may be stored here: the bytes pass by, and not even quarantine keeps them.
+            self._arriving = Received.passing_by(self._incoming)
+            return
         self._arriving = Received.begin(
             self._incoming,
             file_head(
                 sop_class_uid=request.sop_class_uid,
                 sop_instance_uid=request.sop_instance_uid,
-                transfer_syntax_uid=str(self.assoc._accepted_cx[context_id].transfer_syntax[0]),
+                transfer_syntax_uid=str(context.transfer_syntax[0]),
                 source_ae_title=self._calling,
             ),
             self._room,

@@ -234,7 +234,9 @@ class Intake(Association):
             if not context.as_scp:
                 # It was accepted for what the requestor gets by C-GET.
                 return self._refused(status.NOT_AUTHORIZED)
-            if request.sop_class_uid != context.abstract_syntax or not belongs(C_STORE, request.sop_class_uid):
+            if not belongs(C_STORE, str(context.abstract_syntax)):
+                return self._refused(status.WRONG_CONTEXT)
+            if request.sop_class_uid != context.abstract_syntax:
                 self._archive.refuse(received.path, status.WRONG_CONTEXT.comment, origin)
                 return self._refused(status.WRONG_CONTEXT)
             receipt = self._archive.receive(

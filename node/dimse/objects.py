@@ -23,6 +23,8 @@ class Identity:
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
+    #: Why its bytes are not to be sent, in words; empty where nothing is known to be wrong with them.
+    wrong: str = ""
 
 
 def identify(path: Path) -> Identity | str:

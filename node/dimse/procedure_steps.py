@@ -24,6 +24,7 @@ from node.errors import OperationRefused
 from storage import lifecycle, procedure_steps
 from storage.database import Database
 from storage.errors import IllegalTransition
+from storage.records import ProcedureStep
 
 __all__ = ["create_step", "set_step"]
 
@@ -124,8 +125,29 @@ def set_step(event: evt.Event, database: Database) -> Answer:
         raise OperationRefused(_NO_CLASS, "N-SET is for Modality Performed Procedure Step only")
     uid = _instance_uid(request.RequestedSOPInstanceUID)
     changes = dataset_of(event, "modification_list")
-    with database.read() as connection:
-        before = procedure_steps.get(connection, uid)
+    with database.write() as connection:
+        # What two associations say of one step is taken over one after the other.
+        before = procedure_steps.get(connection, uid, for_update=True)
+        dataset, refused = _changed(before, changes)
+        state = _text(dataset, "PerformedProcedureStepStatus")
+        step = procedure_steps.update(
+            connection,
+            uid,
+            state=None if state == before.state else state,
+            performed_series=_performed_series(dataset),
+            attributes=dataset.to_json_dict(suppress_invalid_tags=True),
+        )
+    _log.info("procedure step changed", calling_ae_title=calling_ae_title(event), step=uid, state=step.state)
+    if not refused:
+        return _SUCCESS, None
+    answer = Dataset()
+    answer.Status = _LIST_ERROR
+    answer.ErrorComment = f"not changed: {', '.join(refused)}"[:64]
+    return answer, None
+
+
+def _changed(before: ProcedureStep, changes: Dataset) -> tuple[Dataset, list[str]]:
+    """Return what a step is after an N-SET, and the keywords of what may not be changed and would have been."""
     if before.state in _FINAL:
         raise IllegalTransition("Performed Procedure Step Object may no longer be updated")
     dataset = Dataset.from_json(dict(before.attributes))
@@ -145,22 +167,7 @@ def set_step(event: evt.Event, database: Database) -> Answer:
         _require(dataset, _AT_END)
     if state == lifecycle.COMPLETED:
         _require(dataset, ("PerformedSeriesSequence",))
-    series = _performed_series(dataset)
-    with database.write() as connection:
-        step = procedure_steps.update(
-            connection,
-            uid,
-            state=None if state == before.state else state,
-            performed_series=series,
-            attributes=dataset.to_json_dict(suppress_invalid_tags=True),
-        )
-    _log.info("procedure step changed", calling_ae_title=calling_ae_title(event), step=uid, state=step.state)
-    if not refused:
-        return _SUCCESS, None
-    answer = Dataset()
-    answer.Status = _LIST_ERROR
-    answer.ErrorComment = f"not changed: {', '.join(refused)}"[:64]
-    return answer, None
+    return dataset, refused
 
 
 def _require(dataset: Dataset, keywords: Iterable[str]) -> None:

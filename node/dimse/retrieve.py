@@ -35,9 +35,9 @@ from node.errors import NodeError, TooManyMatches, UnknownDestination, Unreadabl
 from node.peers import Address
 from node.settings import Settings
 from node.transcoder import Transcoders
-from storage.blobs import Blobs
+from storage.blobs import Blobs, file_size
 from storage.database import Database
-from storage.retrieval import find_stored
+from storage.retrieval import Stored, find_stored
 
 __all__ = ["TRANSCODED", "Retriever"]
 
@@ -137,10 +137,21 @@ class Retriever:
             found = find_stored(connection, wanted, _MOST + 1)
         if len(found) > _MOST:
             raise TooManyMatches(f"more than {_MOST} objects match; ask for fewer")
-        return [
-            Identity(self._blobs.path(one.blob), one.sop_class_uid, one.sop_instance_uid, one.transfer_syntax_uid)
-            for one in found
-        ]
+        return [self._identity(one) for one in found]
+
+    def _identity(self, one: Stored) -> Identity:
+        path = self._blobs.path(one.blob)
+        size = file_size(path)
+        changed = one.damage not in (None, "missing") or size not in (None, one.size)
+        if changed:
+            _log.error("bytes are not what was received", blob=one.blob)
+        return Identity(
+            path,
+            one.sop_class_uid,
+            one.sop_instance_uid,
+            one.transfer_syntax_uid,
+            wrong="the stored bytes are not what was received" if changed else "",
+        )
 
     def _in_turn(
         self, talk: Conversation, objects: Sequence[Identity], tally: Tally, perform: _Perform
@@ -200,7 +211,12 @@ class Retriever:
         worker = threading.Thread(
             target=self._send_all, args=(talk, objects, outcomes, stop, slot), name="sub-operations", daemon=True
         )
-        worker.start()
+        try:
+            worker.start()
+        except RuntimeError:
+            # No further thread can be had: nobody else gives the slot back.
+            self._slots.release(slot)
+            raise
         why = ""
         try:
             talk.pending(tally)

@@ -153,6 +153,8 @@ class Storing:
 
     def send(self, one: Identity) -> Sent:
         """Send an object and say what became of it."""
+        if one.wrong:
+            return not_stored(one, one.wrong)
         syntaxes = self._contexts.get(one.sop_class_uid, {})
         if (context_id := syntaxes.get(one.transfer_syntax_uid)) is not None:
             return self._send(one, one.path, context_id)

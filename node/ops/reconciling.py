@@ -93,6 +93,8 @@ def _once(
     _log.info("reconciled", seconds=round(time.monotonic() - began, 3), **_told(found))
     for blob in found.missing[:_NAMED_IN_LOG]:
         _log.error("bytes are missing", blob=blob)
+    for blob in found.unreadable[:_NAMED_IN_LOG]:
+        _log.error("file without a row cannot be read", blob=blob)
     return found
 
 

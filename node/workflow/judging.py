@@ -56,7 +56,10 @@ def _settle(way: Way, study: Study, verdict: completion.Verdict) -> int:
         current = studies.get(connection, study.id)
         if (current.state, current.excluded) != (study.state, study.excluded):
             return 0
-        if current.quiet_from != study.quiet_from and not verdict.forced:
+        changed = current.quiet_from != study.quiet_from
+        if current.evidence_changed != study.evidence_changed or (changed and current.evidence_changed):
+            return 0  # an operator has changed what counts: it was weighed as it stood before
+        if changed and not verdict.forced:
             return 0  # an instance came: a full quiet period anew
         completion.carry_out(connection, current, verdict)
         if verdict.outcome == "revision" and (revision := studies.last_revision(connection, study.id)) is not None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-__all__ = ["FileBlobs", "fsync_directory"]
+__all__ = ["FileBlobs", "file_size", "fsync_directory"]
 
 
 class FileBlobs:
@@ -100,3 +100,11 @@ def fsync_directory(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def file_size(path: Path) -> int | None:
+    """Return how many bytes a file has; None where it is not there."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None

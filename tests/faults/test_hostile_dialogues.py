@@ -125,12 +125,12 @@ MISBEHAVIOUR: dict[str, tuple[Callable[[str, bytes], list[bytes]], str | int, in
     "a data PDU without items": (lambda u, d: [pdu(4, b""), *message(1, echo_request())], 0x0000, 0, 0),
     "a context that was never proposed": (lambda u, d: message(77, store_request(CT, u), d), ABORTED, 0, 0),
     "a context that was rejected": (lambda u, d: message(5, store_request(PRINT, u), d), ABORTED, 0, 0),
-    "the context of another service": (lambda u, d: message(1, store_request(CT, u), d), 0x0122, 0, 1),
+    "the context of another service": (lambda u, d: message(1, store_request(CT, u), d), 0x0122, 0, 0),
     "an object stored as a query": (
         lambda u, d: message(7, store_request(FIND, u), d.replace(CT.encode() + b"\0", FIND.encode() + b"\0")),
         0x0122,
         0,
-        1,
+        0,
     ),
     "another SOP Class than the context's": (lambda u, d: message(3, store_request(MR, u), d), 0x0122, 0, 1),
     "a dataset in another context than its command": (

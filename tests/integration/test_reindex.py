@@ -99,6 +99,22 @@ def test_the_new_index_says_what_the_old_one_said(
     assert report.found.unknown == []
 
 
+def test_a_file_that_is_not_what_came_does_not_become_right_by_it(
+    holding: Holding, settings: Settings, opened: Database, tmp_path: Path
+) -> None:
+    _filled(holding, tmp_path)
+    before = _rows(holding.database, schema.instance, "sop_instance_uid", "digest")
+    with holding.database.read() as connection:
+        blob = connection.execute(select(schema.instance.c.blob).where(schema.instance.c.made_here.is_(False))).scalar()
+    assert isinstance(blob, str)
+    content = bytearray(holding.blobs.path(blob).read_bytes())
+    content[-5] ^= 1
+    holding.blobs.path(blob).write_bytes(content)
+    assert _made(holding, settings).found.changed == [blob]
+    assert _rows(opened, schema.instance, "sop_instance_uid", "digest") == before
+    assert _rows(opened, schema.damage, "blob", "kind") == [(blob, "changed")]
+
+
 def test_nothing_runs_on_a_reindexed_study_until_an_operator_asks(
     holding: Holding, settings: Settings, opened: Database, tmp_path: Path
 ) -> None:

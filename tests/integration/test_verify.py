@@ -14,6 +14,7 @@ import pytest
 from node.ops.verify import verify
 from storage import chores, damage
 from storage.errors import NotDicom, Unknown
+from storage.reconcile import reconcile
 from tests.dicom_factory import ct_series
 from tests.system import Node, push
 from tests.work import Holding
@@ -86,6 +87,22 @@ def test_missing_changed_and_foreign_bytes_are_told_apart_and_forgotten_once_rig
     assert _findings(holding) == set()
     with holding.database.read() as connection:
         assert sum(damage.counts(connection).values()) == 0
+
+
+def test_what_is_sent_again_takes_the_place_of_a_file_that_was_changed_or_cut(holding: Holding, tmp_path: Path) -> None:
+    paths = ct_series(tmp_path / "ct", np.zeros((3, 4, 4)))
+    holding.receive(paths)
+    changed, cut, whole = sorted(holding.blobs.names())
+    _flip(holding.blobs.path(changed))
+    assert _findings(holding) == {("changed", "instance", changed)}
+    # What nobody has read since is known by its length alone.
+    holding.blobs.path(cut).write_bytes(holding.blobs.path(cut).read_bytes()[:-20])
+    assert sorted(one.outcome for one in holding.receive(paths)) == ["duplicate", "restored", "restored"]
+    assert _findings(holding) == set()
+    found = reconcile(holding.database, holding.blobs, holding.refused, holding.incoming)
+    assert (found.adopted, found.removed) == (0, 2), "what was replaced does not come back as an orphan"
+    assert whole in set(holding.blobs.names())
+    assert len(list(holding.blobs.names())) == 3
 
 
 def test_what_is_new_can_be_read_alone(holding: Holding, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy import select, update
 from inference.card import Card
 from inference.registry import Registry
 from node.settings import Settings
-from node.workflow import completion, control, steps, story
+from node.workflow import completion, control, judging, steps, story
 from node.workflow.way import Way
 from storage import changefeed, flags, inquiries, lifecycle, procedure_steps, receiving, schema, studies
 from storage.database import now
@@ -615,3 +615,21 @@ def test_a_study_that_waits_is_not_looked_at_again_before_anything_has_changed(
         receiving.look_again(connection, study.study_instance_uid)
     steps.complete(way)
     assert holding.again(study.study_instance_uid).looked_at != waiting.looked_at
+
+
+def test_what_is_excluded_while_a_study_is_judged_has_it_judged_anew(holding: Holding, tmp_path: Path) -> None:
+    way = way_of(holding)
+    uid = generate_uid()
+    wrong = ct_series(tmp_path / "wrong", np.zeros((1, 4, 4)), study_uid=uid, PatientName="Wrong^Patient")
+    right = ct_series(tmp_path / "right", np.zeros((2, 4, 4)), study_uid=uid, PatientName="Right^Patient")
+    holding.receive([*wrong, *right])
+    due = aged(holding, holding.again(uid), 600)
+    control.exclude(holding.database, uid, by="tester", sop_instance_uid=wrong[0].stem)
+    verdict = judging._weighed(way, due)
+    assert verdict.outcome == "revision", "the view that was read before does not know of what was excluded"
+    assert judging._settle(way, due, verdict) == 0
+    assert holding.again(uid).state == lifecycle.RECEIVING
+    aged(holding, holding.again(uid), 600)
+    assert steps.complete(way) == 1
+    study = holding.again(uid)
+    assert (study.state, study.patient_name) == (lifecycle.COMPLETE, "Right^Patient")
