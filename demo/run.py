@@ -311,4 +311,8 @@ def _nothing_left_to_do(status: dict[str, Any]) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        # Asked to stop while it was ending anyway.
+        sys.exit(130)
