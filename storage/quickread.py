@@ -134,8 +134,7 @@ def read_elements(data: bytes, size: int, wanted: Collection[int]) -> Elements |
         syntax, start = _file_meta(data)
         if syntax in ("", ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian):
             return None
-        walk = _walk_implicit if syntax == ImplicitVRLittleEndian else _walk_explicit
-        places = walk(data, start, size, wanted)
+        places = _walk(data, start, size, wanted, explicit=syntax != ImplicitVRLittleEndian)
     except (struct.error, RecursionError):
         return None
     if places is None:
@@ -183,43 +182,24 @@ def _file_meta(data: bytes) -> tuple[str, int]:
     return syntax, at
 
 
-def _walk_explicit(data: bytes, at: int, size: int, wanted: Collection[int]) -> dict[int, _Place] | None:
-    places: dict[int, _Place] = {}
-    end = len(data)
-    while at < end:
-        group, number, vr, length = _EXPLICIT(data, at)
-        at += 8
-        if vr in _LONG_VRS:
-            (length,) = _LONG(data, at)
-            at += 4
-        elif vr not in _SHORT_VRS:
-            return None
-        tag = group << 16 | number
-        if group >= 0x7FE0:
-            whole = length == _UNDEFINED or at + length <= size
-            return places if tag in _PIXELS and whole else None
-        value = at
-        if length != _UNDEFINED:
-            at += length
-        elif vr != b"SQ" or not (at := _after_sequence(data, at, explicit=True)):
-            return None
-        if at > end or group < 0x0008:
-            return None
-        if tag in wanted:
-            if at - value > _LONGEST or tag in places:
-                return None
-            places[tag] = (vr.decode("ascii"), value, at)
-    return places if at == size else None
-
-
-def _walk_implicit(data: bytes, at: int, size: int, wanted: Collection[int]) -> dict[int, _Place] | None:
-    if data[at + 4 : at + 6].isalpha():
+def _walk(data: bytes, at: int, size: int, wanted: Collection[int], *, explicit: bool) -> dict[int, _Place] | None:
+    if not explicit and data[at + 4 : at + 6].isalpha():
         return None  # explicit all the same
     places: dict[int, _Place] = {}
     end = len(data)
+    # Without a VR, what is of undefined length can be nothing but a sequence.
+    vr = b"SQ"
     while at < end:
-        group, number, length = _IMPLICIT(data, at)
+        if explicit:
+            group, number, vr, length = _EXPLICIT(data, at)
+        else:
+            group, number, length = _IMPLICIT(data, at)
         at += 8
+        if explicit and vr in _LONG_VRS:
+            (length,) = _LONG(data, at)
+            at += 4
+        elif explicit and vr not in _SHORT_VRS:
+            return None
         tag = group << 16 | number
         if group >= 0x7FE0:
             whole = length == _UNDEFINED or at + length <= size
@@ -227,14 +207,14 @@ def _walk_implicit(data: bytes, at: int, size: int, wanted: Collection[int]) -> 
         value = at
         if length != _UNDEFINED:
             at += length
-        elif not (at := _after_sequence(data, at, explicit=False)):
+        elif vr != b"SQ" or not (at := _after_sequence(data, at, explicit=explicit)):
             return None
         if at > end or group < 0x0008:
             return None
         if tag in wanted:
             if at - value > _LONGEST or tag in places:
                 return None
-            places[tag] = (_vr_of(tag), value, at)
+            places[tag] = (vr.decode("ascii") if explicit else _vr_of(tag), value, at)
     return places if at == size else None
 
 
