@@ -131,7 +131,8 @@ class Room:
         OSError
             When a disk cannot be asked.
         """
-        if self._clock() >= self._due:
+        # Nobody is refused on an old look: room that came back counts at once.
+        if self._clock() >= self._due or self._refusal or length > self._spare:
             readings = self.readings()
             self._refusal = "; ".join(one.words for one in readings if one.level is Level.REFUSED)
             self._spare = min(one.spare for one in readings)
