@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from node.cli import quarantine
+from node.cli import models, quarantine
 from node.cli.holding import reindex, verify
 from node.cli.options import CONFIG, ByOption, ConfigOption, JsonOption
 from node.cli.support import asker, console, explained, load, opened, print_json, progress, show
@@ -372,3 +372,4 @@ def restore(
 app.command()(verify)
 app.command()(reindex)
 app.add_typer(quarantine.app)
+app.add_typer(models.app)
