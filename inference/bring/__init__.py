@@ -1,0 +1,1 @@
+"""Bringing a model from elsewhere: reading what it is made of, and writing a folder with its card."""
