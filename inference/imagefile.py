@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inference.codecs import DIRECT_SYNTAXES, decode_directly
 from inference.errors import InputRefused
 
 if TYPE_CHECKING:
@@ -93,6 +95,9 @@ def stored_values(dataset: Dataset) -> npt.NDArray[Any]:
     meta = getattr(dataset, "file_meta", None)
     syntax = UID(str((meta and meta.get("TransferSyntaxUID")) or "1.2.840.10008.1.2"))
     name = syntax.name if syntax.name != str(syntax) else "an unknown one"
+    directly = _decoded_directly(dataset, syntax)
+    if directly is not None:
+        return directly
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -109,6 +114,30 @@ def stored_values(dataset: Dataset) -> npt.NDArray[Any]:
     if values.shape != (count_of(dataset, "Rows"), count_of(dataset, "Columns")):
         raise InputRefused("no-pixels", f"Pixel Data decodes to {values.shape}, not to its Rows and Columns")
     return values
+
+
+def _decoded_directly(dataset: Dataset, syntax: str) -> npt.NDArray[Any] | None:
+    """Decode by the short way where the header is that of one plain greyscale image."""
+    filename = getattr(dataset, "filename", None)
+    if syntax not in DIRECT_SYNTAXES or not isinstance(filename, (str, Path)) or not filename:
+        return None
+    stored = count_of(dataset, "BitsStored")
+    if (
+        # Of a file that breaks off, GDCM fills the rest with the last value; pydicom does not see such pixels at all.
+        "PixelData" not in dataset
+        or count_of(dataset, "NumberOfFrames", default=1) != 1
+        or count_of(dataset, "SamplesPerPixel", default=1) != 1
+        or count_of(dataset, "HighBit", default=stored - 1) != stored - 1
+    ):
+        return None
+    return decode_directly(
+        Path(filename),
+        rows=count_of(dataset, "Rows"),
+        columns=count_of(dataset, "Columns"),
+        bits_allocated=count_of(dataset, "BitsAllocated"),
+        bits_stored=stored,
+        signed=count_of(dataset, "PixelRepresentation") == 1,
+    )
 
 
 def hounsfield_rescale(dataset: Dataset) -> tuple[float, float]:
