@@ -178,6 +178,7 @@ class Resources(_Strict):
     seconds: float = Field(default=120.0, gt=0)
     memory_mb: int = Field(default=4096, ge=64)
     threads: int | None = Field(default=None, ge=1)
+    concurrency: int | None = Field(default=None, ge=1, le=64)
 
 
 class Card(_Strict):

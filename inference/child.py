@@ -1,6 +1,7 @@
 """The engine's process: loads one card, then answers jobs from its standard input until that closes.
 
-Started by :class:`inference.host.EngineHost` as ``python -m inference.child CARD DIGEST PARENT``. It may hang, grow or
+Started by :class:`inference.process.EngineProcess` as ``python -m inference.child CARD DIGEST PARENT CONCURRENCY``. It
+works at so many jobs at once, each in a thread: while one infers, the next is read and prepared. It may hang, grow or
 die at any moment; nothing in here enforces a limit, since a process that misbehaves cannot be trusted to.
 """
 
@@ -14,25 +15,29 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
 from inference.card import load_card
-from inference.engine import open_engine
+from inference.engine import Engine, open_engine
 from inference.errors import EngineFailure, InferenceError
 from inference.wire import findings_to, job_from
 
 _PR_SET_PDEATHSIG = 1
+#: The number of what is not a job: loading the model.
+_LOADING = 0
 
 
 def main(arguments: list[str]) -> int:
     """Answer jobs; return the exit status."""
-    card_path, digest, parent = Path(arguments[0]), arguments[1], int(arguments[2])
+    began = time.monotonic()
+    card_path, digest, parent, concurrency = Path(arguments[0]), arguments[1], int(arguments[2]), int(arguments[3])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with(parent)
     _be_first_out_of_memory()
     # Answers get a descriptor of their own: what a library prints must not end up among them.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    answers = _Answers(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)
     try:
         card = load_card(card_path)
@@ -40,23 +45,38 @@ def main(arguments: list[str]) -> int:
             raise EngineFailure("broke", f"{card.path} was changed since it was loaded: restart the node")
         engine = open_engine(card)
     except Exception as problem:  # noqa: BLE001 - told to the supervisor, whatever it is
-        _say(answers, {"failure": _failure(problem)})
+        answers.say(_LOADING, {"failure": _failure(problem)})
         return 1
-    _say(answers, {"ready": True})
-    for line in sys.stdin:
-        request = json.loads(Path(line.rstrip("\n")).read_text(encoding="utf-8"))
-        try:
-            findings = engine.run(job_from(request["job"]))
-            answer: dict[str, Any] = {"findings": findings_to(findings, Path(request["mask"]))}
-        except Exception as problem:  # noqa: BLE001 - told to the supervisor, whatever it is
-            answer = {"failure": _failure(problem)}
-        _say(answers, answer)
+    answers.say(_LOADING, {"seconds": round(time.monotonic() - began, 3)})
+    with ThreadPoolExecutor(concurrency, thread_name_prefix="job") as pool:
+        for line in sys.stdin:
+            number, _, request = line.rstrip("\n").partition(" ")
+            pool.submit(_answer, engine, answers, int(number), Path(request))
     return 0
 
 
-def _say(answers: IO[str], values: dict[str, Any]) -> None:
-    answers.write(json.dumps(values) + "\n")
-    answers.flush()
+def _answer(engine: Engine, answers: _Answers, number: int, path: Path) -> None:
+    try:
+        request = json.loads(path.read_text(encoding="utf-8"))
+        findings = engine.run(job_from(request["job"]))
+        answer: dict[str, Any] = {"findings": findings_to(findings, Path(request["mask"]))}
+    except Exception as problem:  # noqa: BLE001 - told to the supervisor, whatever it is
+        answer = {"failure": _failure(problem)}
+    answers.say(number, answer)
+
+
+class _Answers:
+    """The way back to the supervisor: one line an answer, whichever job it is of."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+
+    def say(self, number: int, values: dict[str, Any]) -> None:
+        line = json.dumps({"job": number, **values}) + "\n"
+        with self._lock:
+            self._stream.write(line)
+            self._stream.flush()
 
 
 def _failure(problem: Exception) -> list[str]:

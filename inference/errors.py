@@ -40,7 +40,9 @@ class EngineFailure(InferenceError):
     Parameters
     ----------
     reason
-        ``died``, ``overran-time``, ``overran-memory`` or ``broke``.
+        ``died``, ``overran-time``, ``overran-memory`` or ``broke``; and where it is not the job's doing:
+        ``interrupted`` (the process ended for another reason) or ``no-room`` (its device has no memory free for the
+        model now).
     text
         One sentence for people.
     """
@@ -49,3 +51,8 @@ class EngineFailure(InferenceError):
         super().__init__(text)
         self.reason = reason
         self.text = text
+
+    @property
+    def counts(self) -> bool:
+        """Whether it counts as a try: not where something else than the job was the reason."""
+        return self.reason not in ("interrupted", "no-room")

@@ -1,0 +1,273 @@
+"""Joins what several jobs infer at the same time into one run of the model, where that is faster.
+
+Jobs run in threads of the engine's process. While the model works, the inputs of the others gather; the next run takes
+as many of them as the card allows, in the order in which they came. Whether a run of many is faster than as many runs
+of one depends on the machine: on a GPU and on CPUs with AMX it is, on others often not. So it is measured, on the first
+inputs that gather, and the faster way is kept.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from inference.errors import EngineFailure
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from inference.engine import Engine, Job, Model
+    from inference.findings import Findings
+
+__all__ = ["BatchingModel", "SharedEngine"]
+
+Feeds = Mapping[str, "npt.NDArray[Any]"]
+Answer = dict[str, "npt.NDArray[Any]"]
+
+#: So many runs of each way are measured before the choice, and each is measured again after so many runs of the other.
+_MEASURED = 3
+_AGAIN_AFTER = 256
+#: Shapes whose choice is remembered; a model with more is one that reads volumes of any size.
+_SHAPES = 16
+
+
+class BatchingModel:
+    """A model (:class:`inference.engine.Model`) that several threads may use, over one that knows of no threads.
+
+    Parameters
+    ----------
+    model
+        Its inputs and outputs must have one item of the batch after the other along their first axis.
+    maximum
+        The largest batch; with 1, calls only wait for one another.
+    wait_seconds
+        How long a run waits for the inputs of jobs that are under way, where batches are the faster way.
+    """
+
+    def __init__(self, model: Model, *, maximum: int = 1, wait_seconds: float = 0.0) -> None:
+        self._model = model
+        self._maximum = maximum
+        self._wait = wait_seconds
+        self._changed = threading.Condition()
+        self._queue: deque[_Item] = deque()
+        self._running = False
+        self._jobs = 0
+        self._choices: dict[Any, _Choice] = {}
+
+    @property
+    def provider(self) -> str:
+        """Where the model runs."""
+        return self._model.provider
+
+    @property
+    def precision(self) -> str:
+        """What it computes in."""
+        return self._model.precision
+
+    def close(self) -> None:
+        """Free what the model holds."""
+        self._model.close()
+
+    def __getattr__(self, name: str) -> Any:
+        # What else an engine's model can do is passed through as it is.
+        return getattr(self._model, name)
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Say that a job has begun whose inputs will come: others may wait a little for them."""
+        with self._changed:
+            self._jobs += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._jobs -= 1
+                self._changed.notify_all()
+
+    def chosen(self) -> dict[str, Any]:
+        """Return what was measured, for people: the batch that is used and seconds an item, of the shape used most."""
+        with self._changed:
+            if not self._choices:
+                return {"batch": 1, "measured": False}
+            return max(self._choices.values(), key=lambda one: one.runs).described(self._maximum)
+
+    def infer(self, feeds: Feeds) -> Answer:
+        """Run once, perhaps together with others; an error is that of these inputs alone."""
+        item = _Item(feeds)
+        with self._changed:
+            self._queue.append(item)
+            self._changed.notify_all()
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: item.over or (not self._running and bool(self._queue)))
+                if item.over:
+                    break
+                # Whoever finds the model free leads the next run, for the first in the queue and those like it.
+                self._running = True
+                batch = self._gathered()
+            try:
+                self._run(batch)
+            finally:
+                with self._changed:
+                    self._running = False
+                    self._changed.notify_all()
+        if item.error is not None:
+            raise item.error
+        assert item.answer is not None
+        return item.answer
+
+    def _gathered(self) -> list[_Item]:
+        """Take the next run's inputs out of the queue; called with the lock held."""
+        key = self._queue[0].key
+        choice = self._choices.get(key)
+        if choice is None:
+            if len(self._choices) >= _SHAPES:
+                self._choices.pop(next(iter(self._choices)))
+            choice = self._choices[key] = _Choice()
+        if self._maximum > 1 and choice.wants_many():
+            until = time.monotonic() + self._wait
+            while (left := until - time.monotonic()) > 0 and self._like(key) < self._maximum and self._more_come():
+                self._changed.wait(left)
+        most = choice.size(min(self._like(key), self._maximum))
+        taken: list[_Item] = []
+        rows = 0
+        for item in list(self._queue):
+            if item.key == key and (not taken or rows + item.rows <= most):
+                taken.append(item)
+                rows += item.rows
+                self._queue.remove(item)
+        return taken
+
+    def _like(self, key: Any) -> int:
+        return sum(item.rows for item in self._queue if item.key == key)
+
+    def _more_come(self) -> bool:
+        return self._jobs > len(self._queue)
+
+    def _run(self, batch: list[_Item]) -> None:
+        choice = self._choices.get(batch[0].key) or _Choice()
+        if len(batch) > 1:
+            began = time.perf_counter()
+            try:
+                answers = self._together(batch)
+            except Exception:  # noqa: BLE001 - one by one it shows whose error it is
+                answers = None
+            if answers is not None:
+                choice.took(batch, time.perf_counter() - began)
+                for item, answer in zip(batch, answers, strict=True):
+                    item.end(answer)
+                return
+        for item in batch:
+            began = time.perf_counter()
+            try:
+                answer = self._model.infer(item.feeds)
+            except BaseException as error:  # noqa: BLE001 - raised where the inputs came from
+                item.fail(error)
+            else:
+                choice.took([item], time.perf_counter() - began)
+                item.end(answer)
+        if len(batch) > 1 and not any(item.error for item in batch):
+            # It was no input's doing.
+            choice.refuse_many()
+
+    def _together(self, batch: list[_Item]) -> list[Answer]:
+        rows = [item.rows for item in batch]
+        feeds = {name: np.concatenate([item.feeds[name] for item in batch]) for name in batch[0].feeds}
+        answer = self._model.infer(feeds)
+        for name, value in answer.items():
+            if value.ndim < 1 or len(value) != sum(rows):
+                raise EngineFailure("broke", f"the model's {name} has no item of its own for each of its inputs")
+        cuts = np.cumsum(rows)[:-1]
+        parts = {name: np.split(value, cuts) for name, value in answer.items()}
+        return [{name: part[number] for name, part in parts.items()} for number in range(len(batch))]
+
+
+class SharedEngine:
+    """An engine whose jobs may run in several threads, over a model that joins what they infer."""
+
+    def __init__(self, engine: Engine, model: BatchingModel) -> None:
+        self._engine = engine
+        self.model = model
+
+    def run(self, job: Job) -> Findings:
+        """Run one job; see :class:`inference.engine.Engine`."""
+        with self.model.under_way():
+            return self._engine.run(job)
+
+
+class _Item:
+    """The inputs of one call, and what became of them."""
+
+    def __init__(self, feeds: Feeds) -> None:
+        self.feeds = feeds
+        self.rows = min((len(value) for value in feeds.values() if value.ndim), default=1)
+        self.key = tuple((name, value.dtype.str, value.shape[1:], value.ndim) for name, value in sorted(feeds.items()))
+        self.answer: Answer | None = None
+        self.error: BaseException | None = None
+        self.over = False
+
+    def end(self, answer: Answer) -> None:
+        self.answer, self.over = answer, True
+
+    def fail(self, error: BaseException) -> None:
+        self.error, self.over = error, True
+
+
+@dataclass(slots=True)
+class _Choice:
+    """Which way is faster for inputs of one shape, by the best of the last runs of each."""
+
+    one: deque[float] = field(default_factory=lambda: deque(maxlen=_MEASURED))
+    many: deque[float] = field(default_factory=lambda: deque(maxlen=_MEASURED))
+    runs: int = 0
+    since: int = 0
+    refused: int = 0
+
+    def wants_many(self) -> bool:
+        if self.refused >= _MEASURED:
+            return False
+        return len(self.many) < _MEASURED or self.many_is_faster()
+
+    def many_is_faster(self) -> bool:
+        return not self.one or not self.many or min(self.many) < min(self.one)
+
+    def size(self, waiting: int) -> int:
+        """Return how many of those waiting to take."""
+        if waiting < 2 or self.refused >= _MEASURED:
+            return 1
+        if len(self.many) < _MEASURED:
+            return waiting
+        if len(self.one) < _MEASURED:
+            return 1
+        faster = self.many_is_faster()
+        self.since += 1
+        if self.since >= _AGAIN_AFTER:
+            self.since = 0
+            faster = not faster
+        return waiting if faster else 1
+
+    def took(self, batch: list[_Item], seconds: float) -> None:
+        rows = sum(item.rows for item in batch)
+        (self.many if len(batch) > 1 else self.one).append(seconds / rows)
+        self.runs += 1
+
+    def refuse_many(self) -> None:
+        """A batch broke: after some of them, the model is one that does not take batches."""
+        self.refused += 1
+
+    def described(self, maximum: int) -> dict[str, Any]:
+        measured = bool(self.one) and len(self.many) >= _MEASURED
+        faster = self.refused < _MEASURED and self.many_is_faster() and maximum > 1
+        return {
+            "batch": maximum if faster else 1,
+            "measured": measured,
+            "seconds_one": round(min(self.one), 6) if self.one else None,
+            "seconds_of_many": round(min(self.many), 6) if self.many else None,
+        }

@@ -1,0 +1,330 @@
+"""One engine process: its start, the pipes to it, and the watch over its jobs' time, its memory and its life.
+
+Jobs go in as lines that name a request's file, answers come back as lines of JSON that carry the job's number, in
+whatever order they are done. A thread of the supervisor reads them and enforces every limit from outside.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from inference.errors import EngineFailure
+from inference.sizing import concurrency_of, threads_of
+
+if TYPE_CHECKING:
+    from inference.card import Card
+
+__all__ = ["EngineProcess", "Pending", "resident_bytes"]
+
+#: What a new process may take to load its runtime and its model, beside the card's own limit for a job.
+START_SECONDS = 60.0
+_POLL_SECONDS = 0.05
+_IDLE_POLL_SECONDS = 0.25
+_MOST_ANSWER_BYTES = 64 * 1024 * 1024
+#: The number of what is not a job: loading the model.
+_LOADING = 0
+
+
+class Pending:
+    """A job that the process has, and what became of it.
+
+    Parameters
+    ----------
+    seconds
+        When it is over time, from now on.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.deadline = time.monotonic() + seconds
+        self._over = threading.Event()
+        self._answer: dict[str, Any] | None = None
+        self._failure: EngineFailure | None = None
+        self._at_end: Callable[[], None] | None = None
+        self._lock = threading.Lock()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for its end, at most so long; whether it has ended."""
+        return self._over.wait(seconds)
+
+    def result(self) -> dict[str, Any]:
+        """Return the answer of a job that has ended.
+
+        Raises
+        ------
+        EngineFailure
+            If there is none.
+        """
+        if self._failure is not None:
+            raise self._failure
+        assert self._answer is not None
+        return self._answer
+
+    def leave(self, at_end: Callable[[], None]) -> None:
+        """Wait for it no longer; ``at_end`` is called once it has ended, at once if it has already."""
+        with self._lock:
+            if not self._over.is_set():
+                self._at_end = at_end
+                return
+        at_end()
+
+    def end(self, *, answer: dict[str, Any] | None = None, failure: EngineFailure | None = None) -> None:
+        """Note how it ended."""
+        with self._lock:
+            self._answer, self._failure = answer, failure
+            self._over.set()
+            at_end = self._at_end
+        if at_end is not None:
+            at_end()
+
+
+class EngineProcess:
+    """One engine process and the pipes to it.
+
+    Linux sends the death signal that the child asks for when the *thread* that started it ends, so a thread of its
+    own starts it and stays until it is over.
+
+    Parameters
+    ----------
+    folder
+        Where it may write.
+
+    Raises
+    ------
+    EngineFailure
+        ``died``, if it cannot be started.
+    """
+
+    def __init__(self, card: Card, folder: Path) -> None:
+        self._card = card
+        self.folder = folder
+        self._errors = folder / "stderr"
+        self._started = threading.Event()
+        self._over = threading.Event()
+        self._reaping = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._problem: OSError | None = None
+        self._buffer = bytearray()
+        self._lock = threading.Lock()
+        self._pending: dict[int, Pending] = {}
+        self._end: EngineFailure | None = None
+        self._jobs = 0
+        self.loading = self._pending[_LOADING] = Pending(START_SECONDS)
+        self._owner = threading.Thread(target=self._own, name=f"engine-{card.name}", daemon=True)
+        self._owner.start()
+        self._started.wait()
+        if self._problem is not None:
+            raise EngineFailure("died", "the engine's process could not be started") from self._problem
+        self._watcher = threading.Thread(target=self._watch, name=f"watch-{card.name}", daemon=True)
+        self._watcher.start()
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over."""
+        return self._over.is_set() or self._end is not None
+
+    @property
+    def busy(self) -> int:
+        """How many jobs it has."""
+        with self._lock:
+            return len(self._pending)
+
+    def submit(self, make_request: Callable[[int], Path]) -> Pending:
+        """Hand a job over.
+
+        Parameters
+        ----------
+        make_request
+            Writes the file of the request for the job of a number, and names it.
+        """
+        with self._lock:
+            self._jobs += 1
+            number = self._jobs
+        request = make_request(number)
+        pending = Pending(self._card.resources.seconds)
+        with self._lock:
+            if self._end is not None:
+                pending.end(failure=self._end)
+                return pending
+            self._pending[number] = pending
+            assert self._process is not None
+            assert self._process.stdin is not None
+            try:
+                # A line this short never fills the pipe, so a child that hangs cannot hold us.
+                self._process.stdin.write(b"%d %s\n" % (number, os.fsencode(request)))
+                self._process.stdin.flush()
+            except (BrokenPipeError, ValueError):
+                # The watcher sees the death and ends every job with it.
+                pass
+        return pending
+
+    def kill(self) -> None:
+        """End it at once, with all that it has started."""
+        with self._reaping:
+            if not self._over.is_set():
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """End it and wait until it is gone."""
+        assert self._process is not None
+        self.kill()
+        self._owner.join()
+        self._watcher.join()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except BrokenPipeError:
+                    # What was never read by a dead process needs no flushing.
+                    continue
+
+    def _own(self) -> None:
+        """Start the process and stay with it to its end."""
+        threads = str(threads_of(self._card))
+        # Settings of the node may hold secrets, and a process that parses hostile images has no use for them.
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("OVERREAD")}
+        environment |= {
+            "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+            "OMP_NUM_THREADS": threads,
+            "OPENBLAS_NUM_THREADS": threads,
+        }
+        command = [sys.executable, "-P", "-m", "inference.child", str(self._card.path), self._card.digest]
+        try:
+            with self._errors.open("wb") as errors:
+                self._process = subprocess.Popen(
+                    [*command, str(os.getpid()), str(concurrency_of(self._card))],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    env=environment,
+                    process_group=0,
+                )
+        except OSError as problem:
+            self._problem = problem
+            return
+        finally:
+            self._started.set()
+        # Not reaped before it is marked as over: until then its number cannot be another process's.
+        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        with self._reaping:
+            self._over.set()
+            self._process.wait()
+
+    @property
+    def _stdout(self) -> IO[bytes]:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        return self._process.stdout
+
+    def _watch(self) -> None:
+        """Read answers and enforce limits until the process is over; then every job that it had has ended."""
+        try:
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._stdout, selectors.EVENT_READ)
+                while True:
+                    if selector.select(_POLL_SECONDS if self.busy else _IDLE_POLL_SECONDS):
+                        self._read()
+                    self._check()
+        except EngineFailure as failure:
+            self._give_up(failure)
+        except Exception as problem:  # noqa: BLE001 - whatever it is, nobody may wait for ever for a job's end
+            self._give_up(EngineFailure("broke", f"the engine could not be watched ({type(problem).__name__})"))
+
+    def _give_up(self, failure: EngineFailure) -> None:
+        self.kill()
+        with self._lock:
+            self._end = failure
+            left, self._pending = list(self._pending.values()), {}
+        for one in left:
+            one.end(failure=failure if len(left) == 1 else _interrupted(failure))
+
+    def _read(self) -> None:
+        chunk = os.read(self._stdout.fileno(), 1 << 16)
+        if not chunk:
+            raise self._death()
+        self._buffer += chunk
+        if len(self._buffer) > _MOST_ANSWER_BYTES:
+            raise EngineFailure("broke", "the engine's answer has no end")
+        *lines, rest = self._buffer.split(b"\n")
+        self._buffer = bytearray(rest)
+        for line in lines:
+            try:
+                answer = json.loads(line)
+                number = int(answer.pop("job"))
+            except (ValueError, TypeError, KeyError, AttributeError) as problem:
+                raise EngineFailure("broke", "the engine's answer is not JSON, or names no job") from problem
+            with self._lock:
+                pending = self._pending.pop(number, None)
+            if pending is None:
+                raise EngineFailure("broke", "the engine answered a job that it does not have")
+            if "failure" in answer:
+                pending.end(failure=EngineFailure(*_reason(answer["failure"])))
+            else:
+                pending.end(answer=answer)
+
+    def _check(self) -> None:
+        with self._lock:
+            pending = list(self._pending.values())
+        if not pending:
+            return
+        limit = self._card.resources.memory_mb
+        resident = resident_bytes(self.pid)
+        if resident > limit * 2**20:
+            raise EngineFailure("overran-memory", f"the engine held {resident // 2**20} MB; its limit is {limit} MB")
+        now = time.monotonic()
+        late = next((one for one in pending if now > one.deadline), None)
+        if late is not None:
+            raise EngineFailure("overran-time", f"the engine gave no answer within {late.seconds:g} s")
+
+    def _death(self) -> EngineFailure:
+        """Say how the process died; its pipe is closed, so its end is a matter of moments."""
+        assert self._process is not None
+        if not self._over.wait(2.0):
+            self.kill()
+        self._owner.join(2.0)
+        status = self._process.returncode
+        how = f"status {status}"
+        if status is not None and status < 0:
+            try:
+                how = signal.Signals(-status).name
+            except ValueError:
+                how = f"signal {-status}"
+        return EngineFailure("died", f"the engine's process died ({how})")
+
+
+def _interrupted(failure: EngineFailure) -> EngineFailure:
+    return EngineFailure("interrupted", f"it ran beside others when this happened: {failure.text}")
+
+
+def resident_bytes(pid: int) -> int:
+    """Return a process's resident memory in bytes; 0 once it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        pass
+    if Path("/proc/self/statm").exists():
+        return 0
+    shown = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, check=False)
+    return int(shown.stdout.strip() or 0) * 1024
+
+
+def _reason(failure: object) -> tuple[str, str]:
+    if isinstance(failure, list) and len(failure) == 2:
+        return str(failure[0]), str(failure[1])
+    return "broke", "the engine's answer makes no sense"

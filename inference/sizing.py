@@ -1,0 +1,26 @@
+"""How many threads and jobs an engine's process gets: threads of one job times jobs is not to exceed the cores."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from inference.card import Card
+
+__all__ = ["concurrency_of", "cores", "threads_of"]
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def threads_of(card: Card) -> int:
+    """Return how many threads one run of the model gets: what its card says, else every core."""
+    return card.resources.threads or cores()
+
+
+def concurrency_of(card: Card) -> int:
+    """Return how many jobs its process takes at once."""
+    return card.resources.concurrency or 1
