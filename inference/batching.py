@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from inference.errors import EngineFailure
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from inference.engine import Engine, Job, Model
+    from inference.engine import Engine, Job
     from inference.findings import Findings
 
 __all__ = ["BatchingModel", "SharedEngine"]
@@ -38,20 +38,33 @@ _AGAIN_AFTER = 256
 _SHAPES = 16
 
 
+class Batchable(Protocol):
+    """A loaded model whose tensors have one item of the batch after the other along their first axis."""
+
+    provider: str
+    precision: str
+
+    def infer(self, feeds: Feeds) -> Answer:
+        """Run once: tensors in by name, tensors out by name."""
+
+    def close(self) -> None:
+        """Free what it holds."""
+
+
 class BatchingModel:
     """A model (:class:`inference.engine.Model`) that several threads may use, over one that knows of no threads.
 
     Parameters
     ----------
     model
-        Its inputs and outputs must have one item of the batch after the other along their first axis.
+        With a maximum of 1 its tensors may be of any shape.
     maximum
         The largest batch; with 1, calls only wait for one another.
     wait_seconds
         How long a run waits for the inputs of jobs that are under way, where batches are the faster way.
     """
 
-    def __init__(self, model: Model, *, maximum: int = 1, wait_seconds: float = 0.0) -> None:
+    def __init__(self, model: Batchable, *, maximum: int = 1, wait_seconds: float = 0.0) -> None:
         self._model = model
         self._maximum = maximum
         self._wait = wait_seconds
@@ -154,6 +167,7 @@ class BatchingModel:
     def _run(self, batch: list[_Item]) -> None:
         choice = self._choices.get(batch[0].key) or _Choice()
         if len(batch) > 1:
+            answers: list[Answer] | None
             began = time.perf_counter()
             try:
                 answers = self._together(batch)

@@ -204,6 +204,68 @@ def greedy(gigabytes: float) -> ModelProto:
     )
 
 
+def poisoned(kind: str, turns: int = 2_000_000) -> ModelProto:
+    """Calls 1 what is above 200 HU; where anything is above 2500 HU it ``hangs``, ``grows`` or ``breaks``.
+
+    One that ``waits`` takes so many turns over whatever it reads, the most of a microsecond each.
+    """
+    first_turns, more_turns, more_floats, more_label = {
+        "hangs": (0, 10**15, 0, 0),
+        "grows": (0, 10**6, 250_000_000, 0),
+        "breaks": (0, 0, 0, 6),
+        "waits": (turns, 0, 0, 0),
+    }[kind]
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["condition_in"], ["condition_out"]),
+            helper.make_node("Sin", ["state_in"], ["state_out"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("condition_in", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state_in", TensorProto.FLOAT, [None]),
+        ],
+        [
+            helper.make_tensor_value_info("condition_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state_out", TensorProto.FLOAT, [None]),
+        ],
+    )
+    nodes = [
+        helper.make_node("Cast", ["hu"], ["value"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMax", ["value"], ["highest"], keepdims=0),
+        helper.make_node("Greater", ["highest", "poison"], ["is_poison"]),
+        helper.make_node("Cast", ["is_poison"], ["p"], to=TensorProto.INT64),
+        helper.make_node("Mul", ["p", "more_turns"], ["added_turns"]),
+        helper.make_node("Add", ["turns", "added_turns"], ["all_turns"]),
+        helper.make_node("Mul", ["p", "more_floats"], ["added_floats"]),
+        helper.make_node("Add", ["added_floats", "one"], ["size"]),
+        helper.make_node(
+            "ConstantOfShape", ["size"], ["block"], value=helper.make_tensor("v", TensorProto.FLOAT, [1], [0.0])
+        ),
+        helper.make_node("Loop", ["all_turns", "", "block"], ["end"], body=body),
+        helper.make_node("ReduceMax", ["end"], ["nothing_more"], keepdims=0),
+        helper.make_node("Add", ["value", "nothing_more"], ["sum"]),
+        helper.make_node("Greater", ["sum", "low"], ["bright"]),
+        helper.make_node("Cast", ["bright"], ["marked"], to=TensorProto.UINT8),
+        helper.make_node("Mul", ["p", "more_label"], ["added_label"]),
+        helper.make_node("Cast", ["added_label"], ["added"], to=TensorProto.UINT8),
+        helper.make_node("Add", ["marked", "added"], ["some"]),
+        *_ignored_spacing("some", "labels"),
+    ]
+    return _segmentation_model(
+        nodes,
+        [
+            *_constants(poison=2500.0, low=200.0),
+            helper.make_tensor("turns", TensorProto.INT64, [], [first_turns]),
+            helper.make_tensor("more_turns", TensorProto.INT64, [], [more_turns]),
+            helper.make_tensor("more_floats", TensorProto.INT64, [], [more_floats]),
+            helper.make_tensor("more_label", TensorProto.INT64, [], [more_label]),
+            helper.make_tensor("one", TensorProto.INT64, [1], [1]),
+        ],
+    )
+
+
 def mean_brightness(plus: float = 0.0) -> ModelProto:
     """The mean of each image, plus something (NaN, to break)."""
     nodes = [

@@ -19,7 +19,7 @@ from inference.engine import ImageFile, Job
 from inference.errors import EngineFailure
 from inference.host import EngineHost, resident_bytes
 from tests.dicom_factory import ct_series
-from tests.model_factory import constant_label, endless, greedy, segmentation_card, thresholding, write_model
+from tests.model_factory import constant_label, endless, greedy, poisoned, segmentation_card, thresholding, write_model
 
 LIMITS = {"seconds": 30, "memory_mb": 2048, "threads": 1}
 
@@ -307,3 +307,104 @@ def test_the_engines_process_holds_neither_node_nor_storage_nor_torch_nor_the_no
         check=True,
     ).stdout.split()
     assert not {"node", "storage", "torch", "onnxruntime", "highdicom", "pynetdicom"} & set(loaded)
+
+
+@pytest.fixture(scope="module")
+def good_and_bad(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[ImageFile, ...], tuple[ImageFile, ...]]:
+    """Images that a poisoned model answers, and some that it cannot stand."""
+    hu = np.full((4, 16, 16), -1000)
+    hu[:, 4:8, 4:8] = 500
+    poison = hu.copy()
+    poison[:, 4:8, 4:8] = 3000
+    good, bad = (
+        tuple(ImageFile(p.stem, p) for p in ct_series(tmp_path_factory.mktemp("ct"), one)) for one in (hu, poison)
+    )
+    return good, bad
+
+
+def crowd(
+    host: EngineHost, sets: list[tuple[ImageFile, ...]], heartbeats: dict[int, Callable[[], None]] | None = None
+) -> list[object]:
+    """Run a job a thread; each ends with its findings or with what it raised."""
+    ended: list[object] = [None] * len(sets)
+
+    def one(number: int) -> None:
+        try:
+            ended[number] = host.run(job_for(host, sets[number]), heartbeat=(heartbeats or {}).get(number))
+        except (EngineFailure, RuntimeError) as failure:
+            ended[number] = failure
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(len(sets))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return ended
+
+
+def reasons(ended: list[object]) -> list[str]:
+    return [one.reason if isinstance(one, EngineFailure) else type(one).__name__ for one in ended]
+
+
+@pytest.mark.parametrize(
+    ("kind", "resources", "reason"),
+    [
+        ("hangs", {"seconds": 2.0}, "overran-time"),
+        ("grows", {"memory_mb": 600}, "overran-memory"),
+        ("breaks", {}, "broke"),
+    ],
+)
+def test_one_of_several_jobs_that_goes_wrong_fails_alone_and_memory_comes_back(
+    tmp_path: Path,
+    good_and_bad: tuple[tuple[ImageFile, ...], tuple[ImageFile, ...]],
+    kind: str,
+    resources: dict[str, float],
+    reason: str,
+) -> None:
+    good, bad = good_and_bad
+    with host_of(tmp_path, poisoned(kind), concurrency=4, **resources) as host:
+        ended = crowd(host, [good, bad, good, good])
+        assert reasons(ended) == ["Findings", reason, "Findings", "Findings"]
+        assert host.run(job_for(host, good)).segmentation is not None
+        assert host.pid is not None
+        assert resident_bytes(host.pid) < 400 * 2**20
+        assert len(list(tmp_path.glob("engine-*"))) == 1
+
+
+def test_an_engine_that_is_killed_with_several_jobs_in_it_costs_none_of_them(
+    tmp_path: Path, good_and_bad: tuple[tuple[ImageFile, ...], tuple[ImageFile, ...]]
+) -> None:
+    good, _ = good_and_bad
+    with host_of(tmp_path, poisoned("waits", 500_000), concurrency=3) as host:
+        host.load()
+        first = host.pid
+        assert first is not None
+
+        def kill() -> None:
+            wait_for(lambda: len(list(tmp_path.glob("engine-*/job-*.json"))) == 3, 30, "all are under way")
+            os.kill(first, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        ended = crowd(host, [good, good, good])
+        killer.join()
+        assert reasons(ended) == ["Findings"] * 3
+        assert host.pid not in (None, first)
+
+
+def test_a_job_that_is_abandoned_among_others_leaves_them_their_process(
+    tmp_path: Path, good_and_bad: tuple[tuple[ImageFile, ...], tuple[ImageFile, ...]]
+) -> None:
+    good, _ = good_and_bad
+    with host_of(tmp_path, poisoned("waits"), concurrency=2) as host:
+        host.load()
+        first = host.pid
+        seen: list[int | None] = []
+
+        def lost() -> None:
+            raise RuntimeError("the lease is lost")
+
+        ended = crowd(host, [good, good], {0: lost, 1: lambda: seen.append(host.pid)})
+        assert isinstance(ended[0], RuntimeError)
+        assert reasons(ended[1:]) == ["Findings"]
+        assert set(seen) == {first}
