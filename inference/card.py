@@ -11,150 +11,79 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from inference.errors import CardError
-from inference.findings import Code
-from inference.matching import check_condition
+from inference.fields import CodeField, Limit, Strict
+from inference.inputs import InputRole
+from inference.options import Command, KServe, MonaiBundle, Onnx, OpenVino, TorchXRayVision
+from inference.steps import GEOMETRIC, PROJECTION, PostprocessStep, PreprocessStep, Slab, Window
 
-__all__ = [
-    "Card",
-    "InputRole",
-    "KeepComponents",
-    "Output",
-    "RadiographInput",
-    "RequireVolume",
-    "Resources",
-    "Slab",
-    "load_card",
-]
+__all__ = ["Batch", "Card", "Explain", "Output", "Resources", "Sample", "load_card"]
 
 #: Raised whenever code of this package changes what an unchanged card answers, so that digests change with it.
 BEHAVIOUR_REVISION = 1
+
+#: Engines that take tensors and give tensors; the others read the images and say what they found themselves.
+TENSOR_ENGINES = frozenset({"onnx", "openvino", "torchxrayvision", "kserve"})
 
 _BEHAVIOUR = {
     "name",
     "version",
     "task",
     "engine",
+    "onnx",
+    "openvino",
+    "torchxrayvision",
+    "monai_bundle",
+    "kserve",
+    "command",
     "files",
     "inputs",
     "tensors",
+    "layout",
     "slab",
+    "window",
     "preprocess",
     "postprocess",
     "outputs",
     "not_analysed",
+    "explain",
 }
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_TENSORS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
+    "segmentation": (frozenset({"image", "output"}), frozenset({"spacing"})),
+    "classification": (frozenset({"image", "output"}), frozenset({"features"})),
+    "measurement": (frozenset({"image", "output"}), frozenset()),
+    "detection": (frozenset({"image", "boxes", "scores", "classes"}), frozenset()),
+}
 
 #: Documentation is for people: plain text, a list of points or a table.
 Documentation = str | list[Any] | dict[str, Any]
 
 
-def _code(value: object) -> object:
-    if isinstance(value, Code):
-        return value
-    expected = {"value", "scheme", "meaning"}
-    if not isinstance(value, Mapping) or set(value) != expected or not all(value[k] for k in expected):
-        raise ValueError("expected a code: {value, scheme, meaning}")
-    return Code(value=str(value["value"]), scheme=str(value["scheme"]), meaning=str(value["meaning"]))
-
-
-CodeField = Annotated[Code, BeforeValidator(_code)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FileEntry(_Strict):
-    """One file of the model, beside its card."""
+class FileEntry(Strict):
+    """One file of the model, below the card's folder."""
 
     sha256: str = Field(pattern=f"^{_SHA256.pattern}$")
 
 
-class InputRole(_Strict):
-    """One role of an input set: which series may fill it, and which is best where several may."""
+class OutputLimits(Strict):
+    """What an answer may be; beyond it there is no finding, but a reason."""
 
-    role: str = Field(min_length=1)
-    kind: Literal["volume", "radiograph"]
-    match: dict[str, Any] = Field(default_factory=dict)
-    minimum_instances: int = Field(default=1, ge=1)
-    select: Literal["best", "each"] = "best"
-    prefer: tuple[Literal["axial", "original", "thinnest", "most_slices", "kernel"], ...] = ()
-    kernel_preference: tuple[str, ...] = ()
-    slice_spacing_mm: tuple[float, float] | None = None
-
-    @model_validator(mode="after")
-    def _sound(self) -> InputRole:
-        check_condition(self.match, "match")
-        if self.slice_spacing_mm and not 0 < self.slice_spacing_mm[0] <= self.slice_spacing_mm[1]:
-            raise ValueError("slice_spacing_mm: expected [least, most] in mm, both above 0")
-        return self
+    volume_ml: Limit | None = None
+    value: Limit | None = None
 
 
-class Slab(_Strict):
-    """How a volume is cut along its slices: ``slices`` at a time, neighbours sharing ``overlap`` slices in all."""
+class Output(Strict):
+    """One thing that the model can say: a label of a mask, an index of a vector, or a class of boxes.
 
-    slices: int = Field(ge=1)
-    overlap: int = Field(default=0, ge=0)
-
-    @model_validator(mode="after")
-    def _sound(self) -> Slab:
-        if self.overlap >= self.slices:
-            raise ValueError("overlap: expected less than slices")
-        return self
-
-
-class RadiographInput(_Strict):
-    """Bring a radiograph to a square of ``size`` pixels, as :func:`inference.preprocess.radiograph_input` does."""
-
-    size: int = Field(default=256, ge=16, le=4096)
-
-
-class KeepComponents(_Strict):
-    """Leave out connected components that are too small: below ``minimum_ml``, or below a fraction of the largest."""
-
-    minimum_ml: float = Field(default=0.0, ge=0)
-    minimum_fraction: float = Field(default=0.0, ge=0, le=1)
-
-
-class RequireVolume(_Strict):
-    """Below ``minimum_ml`` in all there is no finding, but the statement named by ``otherwise``."""
-
-    minimum_ml: float = Field(gt=0)
-    otherwise: str
-
-
-class _OneOf(_Strict):
-    @model_validator(mode="after")
-    def _one(self) -> _OneOf:
-        if len(self.model_fields_set) != 1:
-            raise ValueError(f"expected exactly one of {', '.join(type(self).model_fields)}")
-        return self
-
-
-class PreprocessStep(_OneOf):
-    """One step before the model."""
-
-    radiograph_input: RadiographInput | None = None
-
-
-class PostprocessStep(_OneOf):
-    """One step after the model."""
-
-    keep_components: KeepComponents | None = None
-    require_volume: RequireVolume | None = None
-
-
-class Output(_Strict):
-    """One thing that the model can say: a label of a mask, or an index of a vector of probabilities."""
+    ``unit`` is a UCUM code: of the value that a measurement gives.
+    """
 
     name: str = Field(min_length=1)
     code: CodeField
@@ -163,33 +92,74 @@ class Output(_Strict):
     measure: Literal["volume"] | None = None
     index: int | None = Field(default=None, ge=0)
     threshold: float | None = Field(default=None, gt=0, lt=1)
+    unit: CodeField | None = None
+    limits: OutputLimits = OutputLimits()
 
 
-class Statement(_Strict):
+class Statement(Strict):
     """Why a model made no finding, in words and, where a standard code exists, in a code."""
 
     meaning: str = Field(min_length=1)
     code: CodeField | None = None
 
 
-class Resources(_Strict):
-    """What one run may take before its process is ended: wall time, resident memory, and the threads that it gets."""
+class Batch(Strict):
+    """How inputs of several studies may be joined: at most so many, waiting for more at most so long."""
+
+    maximum: int = Field(default=1, ge=1, le=256)
+    wait_ms: float = Field(default=5.0, ge=0, le=1000)
+
+
+class Explain(Strict):
+    """How a classifier shows where it looked: an exact class activation map, or occlusion with a square of ``size``."""
+
+    method: Literal["cam", "occlusion"]
+    size: int = Field(default=32, ge=4)
+
+
+class Sample(Strict):
+    """A case that the model must answer as it did when it was made.
+
+    ``images`` is a folder of DICOM files below the card's, role by role for several roles; ``expect`` maps the name of
+    an output to a probability, a value or a volume in mL, each within ``tolerance`` (absolute; for volumes a share).
+    """
+
+    name: str = Field(min_length=1)
+    images: str | dict[str, str]
+    expect: dict[str, float] = Field(default_factory=dict)
+    tolerance: float = Field(default=0.02, ge=0)
+    #: The reason key, where the case is one that must not be analysed.
+    not_analysed: str | None = None
+
+
+class Resources(Strict):
+    """What one run may take before its process is ended: wall time, resident memory, and the threads that it gets.
+
+    ``concurrency`` is how many jobs may be under way in the process at once; ``gpu_memory_mb`` what is taken of a GPU.
+    """
 
     seconds: float = Field(default=120.0, gt=0)
     memory_mb: int = Field(default=4096, ge=64)
     threads: int | None = Field(default=None, ge=1)
     concurrency: int | None = Field(default=None, ge=1, le=64)
+    gpu_memory_mb: int | None = Field(default=None, ge=64)
 
 
-class Card(_Strict):
+class Card(Strict):
     """What a model is. Build it with :func:`load_card`."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
-    version: str = Field(min_length=1, max_length=64)
+    version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")
     title: str = Field(min_length=1)
-    task: Literal["segmentation", "classification"]
-    engine: Literal["onnx"]
-    files: dict[str, FileEntry] = Field(min_length=1)
+    task: Literal["segmentation", "classification", "detection", "measurement"]
+    engine: Literal["onnx", "openvino", "torchxrayvision", "monai-bundle", "kserve", "command"]
+    onnx: Onnx | None = None
+    openvino: OpenVino | None = None
+    torchxrayvision: TorchXRayVision | None = None
+    monai_bundle: MonaiBundle | None = None
+    kserve: KServe | None = None
+    command: Command | None = None
+    files: dict[str, FileEntry] = Field(default_factory=dict)
     demonstration: bool = False
     intended_use: Documentation
     limits: Documentation
@@ -198,38 +168,99 @@ class Card(_Strict):
     performance: Documentation
     made_by: Documentation
     inputs: tuple[InputRole, ...] = Field(min_length=1)
-    tensors: dict[str, str]
+    tensors: dict[str, str] = Field(default_factory=dict)
+    layout: Literal["zyx", "ncdhw"] = "zyx"
     slab: Slab | None = None
+    window: Window | None = None
     preprocess: tuple[PreprocessStep, ...] = ()
     postprocess: tuple[PostprocessStep, ...] = ()
     outputs: tuple[Output, ...] = Field(min_length=1)
     not_analysed: dict[str, Statement] = Field(default_factory=dict)
+    explain: Explain | None = None
+    batch: Batch = Batch()
+    samples: tuple[Sample, ...] = ()
     resources: Resources = Resources()
 
     _directory: Path = PrivateAttr(default=Path())
 
     @model_validator(mode="after")
     def _sound(self) -> Card:
-        for name in self.files:
-            if Path(name).name != name or name in ("", ".", ".."):
-                raise ValueError(f"files: {name!r} is not the plain name of a file beside the card")
-        kind, wanted, optional = (
-            ("volume", {"image", "output"}, {"spacing"})
-            if self.task == "segmentation"
-            else ("radiograph", {"image", "output"}, set())
-        )
-        if not wanted <= set(self.tensors) <= wanted | optional:
-            raise ValueError(f"tensors: a {self.task} names {sorted(wanted)} and may name {sorted(optional)}")
-        if len(self.inputs) != 1 or self.inputs[0].kind != kind:
-            raise ValueError(f"inputs: a {self.task} reads exactly one role, of kind {kind}")
+        self._check_files()
+        self._check_engine()
+        roles = [role.role for role in self.inputs]
+        if len(set(roles)) != len(roles):
+            raise ValueError("inputs: each role has a name of its own")
+        if all(role.optional for role in self.inputs):
+            raise ValueError("inputs: at least one role is needed and not optional")
+        if len({role.kind for role in self.inputs}) != 1:
+            raise ValueError("inputs: all roles are of one kind")
+        if self.engine in TENSOR_ENGINES:
+            self._check_tensors()
+        elif self.tensors or self.preprocess or self.postprocess or self.slab or self.window:
+            raise ValueError(
+                f"tensors, preprocess, postprocess, slab, window: the engine {self.engine} does these itself"
+            )
         if self.task == "segmentation":
             self._check_segmentation()
         else:
-            self._check_classification()
+            self._check_vector()
         for step in self.postprocess:
             if step.require_volume and step.require_volume.otherwise not in self.not_analysed:
                 raise ValueError(f"postprocess: {step.require_volume.otherwise!r} does not stand under not_analysed")
         return self
+
+    def _check_files(self) -> None:
+        for name in self.files:
+            parts = PurePosixPath(name).parts
+            if not parts or name != "/".join(parts) or name.startswith("/") or ".." in parts or "\\" in name:
+                raise ValueError(f"files: {name!r} is not the plain name of a file below the card's folder")
+        if not self.files and self.engine not in ("kserve", "command"):
+            raise ValueError(f"files: the engine {self.engine} needs at least one")
+
+    def _check_engine(self) -> None:
+        own = self.engine.replace("-", "_")
+        sections = {"onnx", "openvino", "torchxrayvision", "monai_bundle", "kserve", "command"}
+        given = {section for section in sections if getattr(self, section) is not None}
+        if given - {own}:
+            raise ValueError(f"{sorted(given - {own})[0]}: the engine is {self.engine}, so this section says nothing")
+        if not given and own in ("torchxrayvision", "kserve", "command"):
+            raise ValueError(f"{own}: the engine {self.engine} needs this section")
+
+    def _check_tensors(self) -> None:
+        wanted, optional = _TENSORS[self.task]
+        if not wanted <= set(self.tensors) <= wanted | optional:
+            may = f" and may name {sorted(optional)}" if optional else ""
+            raise ValueError(f"tensors: a {self.task} names {sorted(wanted)}{may}")
+        kind = "volume" if self.task == "segmentation" else "radiograph"
+        if self.inputs[0].kind != kind:
+            raise ValueError(f"inputs: a {self.task} on the engine {self.engine} reads roles of kind {kind}")
+        if self.task == "segmentation":
+            if len(self.inputs) > 1 and self.layout == "zyx":
+                raise ValueError("layout: several roles are channels, which zyx has none of; use ncdhw")
+        elif len(self.inputs) != 1:
+            raise ValueError(f"inputs: a {self.task} on the engine {self.engine} reads exactly one role")
+        self._check_steps()
+
+    def _check_steps(self) -> None:
+        names = [next(iter(step.model_fields_set)) for step in self.preprocess]
+        if self.task == "segmentation":
+            if PROJECTION & set(names):
+                raise ValueError("preprocess: a segmentation has no step of a radiograph")
+            if self.layout == "zyx" and (names or self.window):
+                raise ValueError("preprocess, window: a graph of layout zyx takes the images as they are, slab by slab")
+            if self.layout == "ncdhw" and self.slab:
+                raise ValueError("slab: a graph of layout ncdhw is cut by window")
+            geometric = [name in GEOMETRIC for name in names]
+            if geometric != sorted(geometric, reverse=True):
+                raise ValueError("preprocess: orient, resample and crop_or_pad come before the steps on intensities")
+            return
+        if len(names) != 1 or names[0] not in PROJECTION:
+            raise ValueError(f"preprocess: a {self.task} has exactly one step, one of {sorted(PROJECTION)}")
+        after = {next(iter(step.model_fields_set)) for step in self.postprocess}
+        if after - {"activation", "calibrate"}:
+            raise ValueError(f"postprocess: a {self.task} has activation and calibrate alone")
+        if self.slab or self.window:
+            raise ValueError(f"slab, window: a {self.task} has none")
 
     def _check_segmentation(self) -> None:
         labels = [output.label for output in self.outputs]
@@ -237,19 +268,23 @@ class Card(_Strict):
             raise ValueError("outputs: a segmentation's outputs each have a label of their own")
         if any(o.category is None or o.index is not None or o.threshold is not None for o in self.outputs):
             raise ValueError("outputs: a segmentation's outputs have a category, and neither index nor threshold")
-        if self.preprocess:
-            raise ValueError("preprocess: a segmentation has none")
+        if self.explain:
+            raise ValueError("explain: only a classification has class activation maps")
 
-    def _check_classification(self) -> None:
+    def _check_vector(self) -> None:
         indices = [output.index for output in self.outputs]
         if None in indices or len(set(indices)) != len(indices):
-            raise ValueError("outputs: a classification's outputs each have an index of their own")
-        if any(o.threshold is None or o.label is not None or o.category is not None for o in self.outputs):
-            raise ValueError("outputs: a classification's outputs have a threshold, and neither label nor category")
-        if self.postprocess or self.slab:
-            raise ValueError("postprocess, slab: a classification has none")
-        if len(self.preprocess) != 1:
-            raise ValueError("preprocess: a classification has exactly one step, radiograph_input")
+            raise ValueError(f"outputs: a {self.task}'s outputs each have an index of their own")
+        if any(o.label is not None or o.category is not None for o in self.outputs):
+            raise ValueError(f"outputs: a {self.task}'s outputs have neither label nor category")
+        measured = self.task == "measurement"
+        if any((o.threshold is None) != measured or (o.unit is None) == measured for o in self.outputs):
+            wanted = "a unit and no threshold" if measured else "a threshold and no unit"
+            raise ValueError(f"outputs: a {self.task}'s outputs have {wanted}")
+        if self.explain and self.task != "classification":
+            raise ValueError("explain: only a classification has class activation maps")
+        if self.explain and self.explain.method == "cam" and "features" not in self.tensors:
+            raise ValueError("explain: cam needs tensors.features, the maps that the last layer pools")
 
     @property
     def directory(self) -> Path:
@@ -306,7 +341,7 @@ def load_card(path: Path) -> Card:
         raise CardError("; ".join(_explain(path, error) for error in problem.errors())) from problem
     card._directory = path.parent.resolve()
     for name, entry in card.files.items():
-        _check_file(path, card.directory / name, entry.sha256)
+        _check_file(path, name, entry.sha256)
     return card
 
 
@@ -320,11 +355,15 @@ def _explain(path: Path, error: Any) -> str:
     return f"{path}: {key}: {message}"
 
 
-def _check_file(card_path: Path, file: Path, expected: str) -> None:
+def _check_file(card_path: Path, name: str, expected: str) -> None:
+    folder = card_path.parent.resolve()
+    file = (folder / name).resolve()
+    if not file.is_relative_to(folder):
+        raise CardError(f"{card_path}: files.{name}: leads out of the card's folder")
     try:
         with file.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as problem:
-        raise CardError(f"{card_path}: files.{file.name}: cannot be read ({type(problem).__name__})") from problem
+        raise CardError(f"{card_path}: files.{name}: cannot be read ({type(problem).__name__})") from problem
     if found != expected:
-        raise CardError(f"{card_path}: files.{file.name}.sha256: expected {expected}, the file has {found}")
+        raise CardError(f"{card_path}: files.{name}.sha256: expected {expected}, the file has {found}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from inference.errors import CardError
 
@@ -35,7 +36,7 @@ class Job:
 
 
 class Engine(Protocol):
-    """What runs one model over input sets."""
+    """What runs one model over input sets, from several threads at once where its card says so."""
 
     def run(self, job: Job) -> Findings:
         """Read the input set, run the model, and say what it found.
@@ -47,12 +48,35 @@ class Engine(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Let go of what it holds."""
+        ...
+
 
 class Model(Protocol):
-    """A loaded model: named tensors in, its one output out."""
+    """A loaded model: named tensors in, its outputs out.
 
-    def infer(self, feeds: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    ``provider`` and ``precision`` say what really runs it (``onnxruntime:CPU``, ``fp32``).
+    """
+
+    @property
+    def provider(self) -> str: ...  # noqa: D102
+
+    @property
+    def precision(self) -> str: ...  # noqa: D102
+
+    def infer(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run once.
+
+        Parameters
+        ----------
+        feeds
+            By the tensors' own names, as the card's ``tensors`` has them.
+
+        Returns
+        -------
+        dict
+            By role: ``output``, and ``features``, ``boxes``, ``scores``, ``classes`` where the card names them.
 
         Raises
         ------
@@ -61,18 +85,41 @@ class Model(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Let go of what it holds."""
+        ...
+
+
+#: Engine to its module in :mod:`inference.engines`: it has ``open_model`` where it runs tensors, else ``open_engine``.
+_MODULES = {
+    "onnx": "onnx",
+    "openvino": "openvino",
+    "torchxrayvision": "torchxrayvision",
+    "kserve": "kserve",
+    "monai-bundle": "monai_bundle",
+    "command": "command",
+}
+
 
 def open_engine(card: Card) -> Engine:
     """Load a card's model on the engine that it names.
 
     Raises
     ------
+    CardError
+        If what the engine needs is not installed.
     EngineFailure
         If the model's files cannot be loaded.
     """
-    if card.engine == "onnx":
-        from inference.engines.onnx import OnnxModel
-        from inference.perform import CardEngine
+    from inference.card import TENSOR_ENGINES
+    from inference.perform import CardEngine
 
-        return CardEngine(card, OnnxModel(card))
-    raise CardError(f"{card.path}: engine: no engine {card.engine!r}")
+    try:
+        module = importlib.import_module(f"inference.engines.{_MODULES[card.engine]}")
+        if card.engine in TENSOR_ENGINES:
+            return CardEngine(card, cast("Model", module.open_model(card)))
+        return cast("Engine", module.open_engine(card))
+    except ModuleNotFoundError as absent:
+        raise CardError(
+            f"{card.path}: engine: {card.engine} needs {absent.name}, which is not installed here"
+        ) from absent

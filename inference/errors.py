@@ -8,6 +8,13 @@
     +-- EngineFailure      the engine gave no answer: it died, overran its time or its memory, or broke
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from inference.findings import Code
+
 
 class InferenceError(Exception):
     """Anything that ``inference`` raises on purpose."""
@@ -26,12 +33,15 @@ class InputRefused(InferenceError):
         A short key, stable across versions (``gap-in-series``, ``no-pixels``, ...).
     text
         One sentence for people: what is wrong with which images. No patient identity in it.
+    code
+        Of the reason, where a standard has one.
     """
 
-    def __init__(self, reason: str, text: str) -> None:
+    def __init__(self, reason: str, text: str, code: Code | None = None) -> None:
         super().__init__(text)
         self.reason = reason
         self.text = text
+        self.code = code
 
 
 class EngineFailure(InferenceError):

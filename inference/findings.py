@@ -6,14 +6,26 @@ of those keys, on the grid of the source images: nothing here was ever resampled
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["Classification", "Code", "Coverage", "Findings", "NotAnalysed", "Segment", "Segmentation"]
+__all__ = [
+    "Classification",
+    "Code",
+    "Coverage",
+    "Detection",
+    "Findings",
+    "HeatMap",
+    "Measurement",
+    "NotAnalysed",
+    "Segment",
+    "Segmentation",
+    "code_as_dict",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +39,11 @@ class Code:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotAnalysed:
-    """Why a model made no finding. Never to be read as "nothing found"."""
+    """Why a model made no finding, coded where a standard code exists. Never to be read as "nothing found"."""
 
     reason: str
     text: str
+    code: Code | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +60,47 @@ class Classification:
     def present(self) -> bool:
         """Whether the probability reaches the card's threshold."""
         return self.probability >= self.threshold
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One value about one image, in a UCUM unit."""
+
+    name: str
+    code: Code
+    value: float
+    unit: Code
+    image: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detection:
+    """One thing found in one image, and where.
+
+    ``box`` is (top, left, bottom, right) in the pixels of the image as it stores them: 0 is the outer edge of the
+    first row or column, so that a box over the whole image is (0, 0, Rows, Columns).
+    """
+
+    name: str
+    code: Code
+    probability: float
+    threshold: float
+    image: str
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeatMap:
+    """Where in one image a classifier looked for one finding.
+
+    ``values`` is uint8 of shape (rows, columns): on the pixels of the image as it stores them, 255 where the evidence
+    for the finding is strongest, 0 where there is none.
+    """
+
+    name: str
+    code: Code
+    image: str
+    values: npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,18 +138,31 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """What one model says about one input set. Either ``not_analysed`` stands, or at least one finding does."""
+    """What one model says about one input set. Either ``not_analysed`` stands, or the answer to what was asked does.
+
+    ``warnings`` are for people, and never hold a patient's identity. ``provider`` and ``precision`` say what really
+    ran; ``statistics`` describe the input, feature by feature, as JSON-ready values; ``fingerprints`` are perceptual
+    hashes, by image.
+    """
 
     images: tuple[str, ...]
     classifications: tuple[Classification, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+    detections: tuple[Detection, ...] = ()
     segmentation: Segmentation | None = None
+    heat_maps: tuple[HeatMap, ...] = ()
     coverage: Coverage | None = None
     not_analysed: NotAnalysed | None = None
+    warnings: tuple[str, ...] = ()
+    provider: str = ""
+    precision: str = ""
+    statistics: dict[str, Any] = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
     def summary(self) -> dict[str, Any]:
-        """Return all but the mask as JSON-ready values: what the database keeps and reports are built from."""
-        return {
+        """Return all but masks and maps as JSON-ready values: what the database keeps and reports are built from."""
+        values: dict[str, Any] = {
             "images": list(self.images),
             "classifications": [
                 {
@@ -108,6 +175,27 @@ class Findings:
                 }
                 for c in self.classifications
             ],
+            "measurements": [
+                {
+                    "name": m.name,
+                    "code": code_as_dict(m.code),
+                    "value": m.value,
+                    "unit": code_as_dict(m.unit),
+                    "image": m.image,
+                }
+                for m in self.measurements
+            ],
+            "detections": [
+                {
+                    "name": d.name,
+                    "code": code_as_dict(d.code),
+                    "probability": d.probability,
+                    "threshold": d.threshold,
+                    "image": d.image,
+                    "box": list(d.box),
+                }
+                for d in self.detections
+            ],
             "segments": [
                 {"label": s.label, "name": s.name, "code": code_as_dict(s.code), "volume_ml": s.volume_ml}
                 for s in (self.segmentation.segments if self.segmentation else ())
@@ -119,11 +207,22 @@ class Findings:
                 "spacing_mm": self.coverage.spacing_mm,
                 "extent_mm": self.coverage.extent_mm,
             },
-            "not_analysed": None
-            if self.not_analysed is None
-            else {"reason": self.not_analysed.reason, "text": self.not_analysed.text},
+            "not_analysed": None,
+            "warnings": list(self.warnings),
+            "provider": self.provider,
+            "precision": self.precision,
+            "statistics": self.statistics,
+            "fingerprints": self.fingerprints,
             "seconds": self.seconds,
         }
+        if self.not_analysed is not None:
+            code = self.not_analysed.code
+            values["not_analysed"] = {
+                "reason": self.not_analysed.reason,
+                "text": self.not_analysed.text,
+                "code": code and code_as_dict(code),
+            }
+        return values
 
 
 def code_as_dict(code: Code) -> dict[str, str]:

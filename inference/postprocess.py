@@ -1,4 +1,4 @@
-"""What happens to a mask after the model: small components leave it, and volumes are taken.
+"""What happens after the model: scores become probabilities, small components leave a mask, volumes are taken.
 
 Masks are uint8 of shape (slices, rows, columns), 0 is background; spacing is in mm in the same order.
 """
@@ -6,14 +6,74 @@ Masks are uint8 of shape (slices, rows, columns), 0 is background; spacing is in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
+
+from inference.errors import EngineFailure
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["keep_components", "volumes_ml"]
+__all__ = ["calibrated", "fill_holes", "keep_components", "probabilities_of", "volumes_ml"]
+
+F = TypeVar("F", np.float32, np.float64)
+
+
+def probabilities_of(scores: npt.NDArray[F], activation: str | None, axis: int) -> npt.NDArray[F]:
+    """Return scores as probabilities: ``sigmoid`` of each, ``softmax`` along an axis, or as they are."""
+    from scipy.special import expit, softmax
+
+    if activation == "sigmoid":
+        return cast("npt.NDArray[F]", expit(scores))
+    return cast("npt.NDArray[F]", softmax(scores, axis=axis)) if activation == "softmax" else scores
+
+
+def calibrated(probabilities: npt.NDArray[np.float64], thresholds: Sequence[float | None]) -> npt.NDArray[np.float64]:
+    """Stretch each probability so that its operating point becomes 0.5; without one it says nothing: 0.5.
+
+    Parameters
+    ----------
+    probabilities
+        Shape (outputs,).
+    thresholds
+        As many operating points.
+
+    Raises
+    ------
+    EngineFailure
+        If there are not as many.
+    """
+    if len(thresholds) != len(probabilities):
+        raise EngineFailure(
+            "broke", f"the model answered {len(probabilities)} values; its card calibrates {len(thresholds)}"
+        )
+    points = np.array([np.nan if one is None else one for one in thresholds], np.float64)
+    below = probabilities / (2 * points)
+    above = 1 - (1 - probabilities) / (2 * (1 - points))
+    stretched = np.where(probabilities < points, below, above)
+    result: npt.NDArray[np.float64] = np.where(np.isnan(points) & np.isfinite(probabilities), 0.5, stretched)
+    return result
+
+
+def fill_holes(labels: npt.NDArray[np.uint8], wanted: Sequence[int]) -> npt.NDArray[np.uint8]:
+    """Give background that one label encloses within a plane that label, in place; and return the mask.
+
+    Parameters
+    ----------
+    labels
+        uint8, (slices, rows, columns).
+    wanted
+        The labels whose holes are filled, one after the other.
+    """
+    from scipy.ndimage import binary_fill_holes
+
+    for plane in labels:
+        for label in wanted:
+            here = plane == label
+            if here.any():
+                plane[binary_fill_holes(here) & (plane == 0)] = label
+    return labels
 
 
 def voxel_ml(spacing_mm: Sequence[float]) -> float:

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
     from inference.card import Card
 
-__all__ = ["OnnxModel"]
+__all__ = ["OnnxModel", "open_model"]
+
+#: Roles of a card's ``tensors`` that a model answers with.
+OUTPUTS = frozenset({"output", "features", "boxes", "scores", "classes"})
 
 
 class OnnxModel:
@@ -49,7 +52,7 @@ class OnnxModel:
         inputs = [tensor.name for tensor in self._session.get_inputs()]
         outputs = [tensor.name for tensor in self._session.get_outputs()]
         for role, tensor in card.tensors.items():
-            kind, there = ("output", outputs) if role == "output" else ("input", inputs)
+            kind, there = ("output", outputs) if role in OUTPUTS else ("input", inputs)
             if tensor not in there:
                 raise EngineFailure(
                     "broke",
@@ -61,14 +64,27 @@ class OnnxModel:
             raise EngineFailure(
                 "broke", f"{card.path}: tensors: {self._name} wants an input {unfed[0]!r} that no key of it names"
             )
-        self._output = card.tensors["output"]
+        self._roles = [role for role in card.tensors if role in OUTPUTS]
+        self._outputs = [card.tensors[role] for role in self._roles]
+        self.provider = "onnxruntime:CPU"
+        self.precision = "fp32"
 
-    def infer(self, feeds: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    def infer(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run once; see :class:`inference.engine.Model`."""
         try:
-            return np.asarray(self._session.run([self._output], dict(feeds))[0])
+            answers = self._session.run(self._outputs, dict(feeds))
         except Exception as problem:  # onnxruntime's errors share no public base class
             raise _failure(f"{self._name} broke", problem) from problem
+        return {role: np.asarray(answer) for role, answer in zip(self._roles, answers, strict=True)}
+
+    def close(self) -> None:
+        """Let go of the session."""
+        del self._session
+
+
+def open_model(card: Card) -> OnnxModel:
+    """Load a card's ONNX file."""
+    return OnnxModel(card)
 
 
 def _failure(what: str, problem: Exception) -> EngineFailure:

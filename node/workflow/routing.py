@@ -13,7 +13,8 @@ from math import isfinite
 from statistics import median
 from typing import Any
 
-from inference.card import Card, InputRole
+from inference.card import Card
+from inference.inputs import InputRole
 from inference.matching import evaluate
 from node.settings import Route
 from storage.attributes import INSTANCE_KEYWORDS, SERIES_KEYWORDS, STUDY_KEYWORDS, attribute_value

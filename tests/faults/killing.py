@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian
-from pynetdicom import AE
+from pynetdicom import build_context
 from pynetdicom.sop_class import CTImageStorage  # type: ignore[attr-defined]
 from sqlalchemy import func, select
 
 from demo.peers import wait_until
+from node.dimse.requestor import Entity
+from node.peers import Address
 from storage import schema
 from storage.headers import read_header
 from tests.system import Node, Site, results_in
@@ -39,11 +41,12 @@ class Sender:
 
     def send(self, files: list[Path]) -> bool:
         """Send what is not acknowledged yet; returns whether all is."""
-        entity = AE(ae_title="MODALITY")
-        entity.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
-        entity.connection_timeout = entity.acse_timeout = entity.dimse_timeout = 5
-        with contextlib.suppress(OSError, RuntimeError, ValueError):
-            association = entity.associate("127.0.0.1", self.port, ae_title="OVERREAD")
+        node = Address(ae_title="OVERREAD", host="127.0.0.1", port=self.port)
+        wanted = [build_context(CTImageStorage, ExplicitVRLittleEndian)]
+        with (
+            contextlib.suppress(OSError, RuntimeError, ValueError),
+            Entity("MODALITY", timeout=5).association(node, wanted) as association,
+        ):
             if not association.is_established:
                 return False
             for file in files:
@@ -55,7 +58,6 @@ class Sender:
                     return False
                 assert status.Status == 0x0000
                 self.acknowledged.add(str(dataset.SOPInstanceUID))
-            association.release()
         return all(str(dcmread(file, stop_before_pixels=True).SOPInstanceUID) in self.acknowledged for file in files)
 
 
@@ -83,7 +85,8 @@ def finish(site: Site, sender: Sender, study_uid: str, files: list[Path]) -> Non
     wait_until(lambda: sender.send(files), 60, "everything to be acknowledged", interval=0.2)
     site.wait_for_report(study_uid)
     wait_until(seen(site.node, "notification", "ACKNOWLEDGED", study_uid), 30, "the acknowledgement")
-    assert results_in(site.pacs, study_uid) == {"SR": 1, "SEG": 1}
+    results = results_in(site.pacs, study_uid)
+    assert results == {"SR": 1, "SEG": 1}, results
     messages = site.messages_about(study_uid)
     assert len({one["control_id"] for one in messages}) == 1
     assert len({one["raw"] for one in messages}) == 1

@@ -68,7 +68,7 @@ def test_absent_weights_are_refused_by_the_files_name(tmp_path: Path) -> None:
         ({"slab": {"slices": 8, "overlaps": 2}}, "slab.overlaps: unknown key"),
         ({"slab": {"slices": 8, "overlap": 8}}, "slab: overlap: expected less than slices"),
         ({"engine": "pickle"}, "engine: Input should be 'onnx'"),
-        ({"task": "poetry"}, "task: Input should be 'segmentation' or 'classification'"),
+        ({"task": "poetry"}, "task: Input should be 'segmentation', 'classification', 'detection' or 'measurement'"),
         ({"version": 1.0}, "version: Input should be a valid string"),
         ({"files": {"../model.onnx": {"sha256": "0" * 64}}}, "files: '../model.onnx' is not the plain name"),
         ({"files": {"model.onnx": {"sha256": "abc"}}}, "files.model.onnx.sha256"),
@@ -85,7 +85,10 @@ def test_absent_weights_are_refused_by_the_files_name(tmp_path: Path) -> None:
             {"inputs": [{"role": "ct", "kind": "volume", "match": {"Modalty": "CT"}}]},
             "inputs.0: match.Modalty: not a DICOM keyword",
         ),
-        ({"inputs": [{"role": "ct", "kind": "radiograph"}]}, "inputs: a segmentation reads exactly one role"),
+        (
+            {"inputs": [{"role": "ct", "kind": "radiograph"}]},
+            "on the engine onnx reads roles of kind volume",
+        ),
         (
             {"inputs": [{"role": "ct", "kind": "volume", "slice_spacing_mm": [3, 1]}]},
             "slice_spacing_mm: expected [least, most]",
@@ -99,7 +102,7 @@ def test_a_wrong_card_names_file_key_and_what_was_expected(
     assert expected in refused(tmp_path, segmentation_card(**changes))
 
 
-@pytest.mark.parametrize("missing", ["intended_use", "limits", "licence", "outputs", "tensors", "inputs", "title"])
+@pytest.mark.parametrize("missing", ["intended_use", "limits", "licence", "outputs", "inputs", "title"])
 def test_a_card_that_leaves_out_what_people_must_know_is_refused(tmp_path: Path, missing: str) -> None:
     content = segmentation_card()
     del content[missing]

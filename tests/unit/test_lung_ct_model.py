@@ -30,7 +30,7 @@ def model(card: Card) -> OnnxModel:
 
 
 def segment(card: Card, model: OnnxModel, hu: npt.NDArray[np.int16], spacing: Any) -> npt.NDArray[np.uint8]:
-    labels = model.infer({"hu": hu, "spacing": np.asarray(spacing, np.float32)})
+    labels = model.infer({"hu": hu, "spacing": np.asarray(spacing, np.float32)})["output"]
     assert labels.shape == hu.shape
     assert labels.dtype == np.uint8
     for step in card.postprocess:

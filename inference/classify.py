@@ -1,0 +1,125 @@
+"""The way of a radiograph through a model that answers a vector: probabilities of findings, or measured values."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from inference.errors import EngineFailure, InputRefused
+from inference.findings import Classification, Findings, Measurement
+from inference.imagefile import open_image, value_of
+from inference.matching import evaluate, keywords
+from inference.postprocess import calibrated, probabilities_of
+from inference.preprocess import radiograph_input
+from inference.radiograph import radiograph_pixels
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from inference.card import Card
+    from inference.engine import ImageFile, Model
+
+    Vector = npt.NDArray[np.float64]
+
+__all__ = ["classify"]
+
+
+def classify(card: Card, model: Model, files: Sequence[ImageFile]) -> Findings:
+    """Classify, or measure, the radiographs of one role, each for itself.
+
+    Raises
+    ------
+    InputRefused
+        If too few of the images are what the card means.
+    EngineFailure
+        If the model broke, or answered what its card does not say.
+    """
+    role = card.inputs[0]
+    classifications: list[Classification] = []
+    measurements: list[Measurement] = []
+    images: list[str] = []
+    seconds = 0.0
+    for file in files:
+        dataset = open_image(file)
+        attributes = {key: value_of(dataset, key) for key in keywords(role.match)}
+        # One series may hold a frontal and a lateral view: only what the card means is read.
+        if not evaluate(role.match, attributes).matched:
+            continue
+        pixels = _prepared(card, radiograph_pixels(dataset))
+        began = time.perf_counter()
+        answer = model.infer({card.tensors["image"]: pixels[None, None]})["output"]
+        seconds += time.perf_counter() - began
+        images.append(file.key)
+        if card.task == "classification":
+            classifications.extend(_classifications(card, answer, file.key))
+        else:
+            measurements.extend(_measurements(card, answer, file.key))
+    if len(images) < role.minimum_instances:
+        raise InputRefused(
+            "outside-intended-use",
+            f"{len(images)} of {len(files)} images are what the model's card means; it needs {role.minimum_instances}",
+        )
+    return Findings(
+        images=tuple(images),
+        classifications=tuple(classifications),
+        measurements=tuple(measurements),
+        seconds=seconds,
+    )
+
+
+def _prepared(card: Card, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Return float32 (size, size), by the one step that the card declares."""
+    step = card.preprocess[0]
+    if step.radiograph_input:
+        return np.asarray(radiograph_input(pixels, size=step.radiograph_input.size), np.float32)
+    raise EngineFailure("broke", f"{card.path}: preprocess: no way to do this step")
+
+
+def _classifications(card: Card, answer: npt.NDArray[Any], image: str) -> list[Classification]:
+    probabilities = _vector(card, answer)
+    for step in card.postprocess:
+        if step.activation:
+            probabilities = probabilities_of(probabilities, step.activation.kind, axis=0)
+        elif step.calibrate:
+            probabilities = calibrated(probabilities, step.calibrate.thresholds)
+    if not ((probabilities >= 0) & (probabilities <= 1)).all():
+        raise EngineFailure(
+            "broke", "the model answered values that are no probabilities (not a number, or not 0 to 1)"
+        )
+    return [
+        Classification(
+            name=output.name,
+            code=output.code,
+            probability=float(probabilities[output.index]),
+            threshold=output.threshold,
+            image=image,
+        )
+        for output in card.outputs
+        if output.index is not None and output.threshold is not None
+    ]
+
+
+def _measurements(card: Card, answer: npt.NDArray[Any], image: str) -> list[Measurement]:
+    values = _vector(card, answer)
+    if not np.isfinite(values).all():
+        raise EngineFailure("broke", "the model answered values that are not numbers")
+    return [
+        Measurement(
+            name=output.name, code=output.code, value=float(values[output.index]), unit=output.unit, image=image
+        )
+        for output in card.outputs
+        if output.index is not None and output.unit is not None
+    ]
+
+
+def _vector(card: Card, answer: npt.NDArray[Any]) -> Vector:
+    highest = max(output.index for output in card.outputs if output.index is not None)
+    if answer.ndim != 2 or answer.shape[0] != 1 or answer.shape[1] <= highest:
+        raise EngineFailure(
+            "broke", f"the model answered shape {answer.shape}; its card means (1, {highest + 1} or more)"
+        )
+    vector: Vector = answer[0].astype(np.float64)
+    return vector

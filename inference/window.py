@@ -1,0 +1,175 @@
+"""A model over a volume larger than what it reads at once: windows that slide, in memory bounded by the window.
+
+Only as many planes as a window is deep are held with their scores; what no later window covers is given away and
+forgotten. How neighbours are blended follows Isensee et al. (nnU-Net, Nature Methods 18, 2021): weights that fall off
+from a window's middle, since a network sees least at its edges.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from inference.steps import Window
+
+    Scores = npt.NDArray[np.float32]
+
+__all__ = ["slide", "starts"]
+
+#: The standard deviation of the weights, as a share of a window's edge.
+_SIGMA = 0.125
+#: The least weight, as a share of the largest: a voxel that only corners cover still gets an answer.
+_LEAST = 1e-3
+
+
+def starts(total: int, size: int, overlap: float) -> list[int]:
+    """Return where windows of ``size`` begin along an axis: evenly spread, as few as the overlap allows.
+
+    An axis that is shorter than a window has one, which begins at or before 0.
+    """
+    if total <= size:
+        return [-((size - total) // 2)]
+    step = max(1, int(size * (1 - overlap)))
+    count = -(-(total - size) // step) + 1
+    return [round(number * (total - size) / (count - 1)) for number in range(count)]
+
+
+def slide(
+    shape: tuple[int, int, int],
+    window: Window,
+    *,
+    read: Callable[[int, int], Scores],
+    predict: Callable[[Scores], Scores],
+    write: Callable[[int, Scores], None],
+    batch: int = 1,
+) -> None:
+    """Run a model over a volume, window by window.
+
+    Parameters
+    ----------
+    shape
+        Of the volume: planes, rows, columns, in whatever order the model's axes have.
+    read
+        (first plane, last plane + 1) to float32 (channels, planes, rows, columns). Called once for each step of the
+        windows along the planes; beyond the volume the model sees 0.
+    predict
+        float32 (windows, channels, *size) to float32 (windows, scores, *size).
+    write
+        Takes (first plane, scores): float32 (scores, planes, rows, columns), blended. Each plane comes once, in order.
+    batch
+        How many windows the model takes at once.
+
+    Notes
+    -----
+    A window in which every voxel of each channel is the same (air around a patient) is run once for each such value
+    and remembered: the same input has the same answer.
+    """
+    depth, rows, columns = window.size
+    weights = _weights(window)
+    places = [starts(total, size, window.overlap) for total, size in zip(shape, window.size, strict=True)]
+    padded = (max(shape[1], rows), max(shape[2], columns))
+    held: Scores | None = None
+    total = np.zeros((depth, *padded), np.float32)
+    known: dict[bytes, Scores] = {}
+    # Along axes that are too short, everything is shifted so that the padded volume begins at 0.
+    shift = [max(0, -place[0]) for place in places]
+    for number, first in enumerate(places[0]):
+        block = _padded(read(max(first, 0), min(first + depth, shape[0])), window.size, shift)
+        corners = [(y + shift[1], x + shift[2]) for y in places[1] for x in places[2]]
+        for (top, left), answer in _answers(block, corners, window, predict, batch, known):
+            if held is None:
+                held = np.zeros((answer.shape[0], depth, *padded), np.float32)
+            inside = (slice(None), slice(top, top + rows), slice(left, left + columns))
+            held[:, *inside] += answer * weights
+            total[inside] += weights
+        assert held is not None
+        last = number == len(places[0]) - 1
+        done = depth if last else places[0][number + 1] - first
+        begin = max(first, 0)
+        planes = slice(shift[0], shift[0] + shape[0]) if shift[0] else slice(0, min(done, shape[0] - begin))
+        body = (planes, slice(shift[1], shift[1] + shape[1]), slice(shift[2], shift[2] + shape[2]))
+        # In place: these planes are given away now.
+        held[:, *body] /= total[body]
+        write(begin, held[:, *body])
+        if not last:
+            held[:, : depth - done] = held[:, done:]
+            held[:, depth - done :] = 0
+            total[: depth - done] = total[done:]
+            total[depth - done :] = 0
+
+
+def _answers(
+    block: Scores,
+    corners: Sequence[tuple[int, int]],
+    window: Window,
+    predict: Callable[[Scores], Scores],
+    batch: int,
+    known: dict[bytes, Scores],
+) -> Iterator[tuple[tuple[int, int], Scores]]:
+    """Yield each corner with the model's answer to its window."""
+    _, rows, columns = window.size
+    waiting: list[tuple[tuple[int, int], Scores]] = []
+    for top, left in corners:
+        piece = block[:, :, top : top + rows, left : left + columns]
+        value = piece[:, :1, :1, :1]
+        if (piece[:, 0] == value[:, 0]).all() and (piece == value).all():
+            key = np.ascontiguousarray(value).tobytes()
+            if key not in known:
+                known[key] = _mirrored(piece[None], window.mirror, predict)[0]
+            yield (top, left), known[key]
+            continue
+        waiting.append(((top, left), piece))
+        if len(waiting) == batch:
+            yield from _together(waiting, window, predict)
+            waiting = []
+    if waiting:
+        yield from _together(waiting, window, predict)
+
+
+def _together(
+    waiting: Sequence[tuple[tuple[int, int], Scores]], window: Window, predict: Callable[[Scores], Scores]
+) -> Iterator[tuple[tuple[int, int], Scores]]:
+    answers = _mirrored(np.stack([piece for _, piece in waiting]), window.mirror, predict)
+    yield from zip((corner for corner, _ in waiting), answers, strict=True)
+
+
+def _mirrored(pieces: Scores, mirror: Sequence[int], predict: Callable[[Scores], Scores]) -> Scores:
+    """Return the mean over all combinations of flips along the named axes; without any, the plain answer."""
+    answer = predict(np.ascontiguousarray(pieces))
+    combinations = [
+        tuple(axis + 2 for axis in chosen)
+        for count in range(1, len(mirror) + 1)
+        for chosen in itertools.combinations(sorted(set(mirror)), count)
+    ]
+    if not combinations:
+        return answer
+    answer = answer.copy()
+    for axes in combinations:
+        answer += np.flip(predict(np.ascontiguousarray(np.flip(pieces, axes))), axes)
+    answer /= len(combinations) + 1
+    return answer
+
+
+def _padded(block: Scores, size: tuple[int, int, int], shift: Sequence[int]) -> Scores:
+    wanted = tuple(max(have, want) for have, want in zip(block.shape[1:], size, strict=True))
+    if block.shape[1:] == wanted:
+        return block
+    larger = np.zeros((block.shape[0], *wanted), np.float32)
+    inside = tuple(slice(before, before + have) for before, have in zip(shift, block.shape[1:], strict=True))
+    larger[:, *inside] = block
+    return larger
+
+
+def _weights(window: Window) -> Scores:
+    if window.blend == "constant":
+        return np.ones(window.size, np.float32)
+    falls = [np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) / (_SIGMA * size)) ** 2) for size in window.size]
+    weights = falls[0][:, None, None] * falls[1][None, :, None] * falls[2][None, None, :]
+    floored: Scores = np.maximum(weights / weights.max(), _LEAST).astype(np.float32)
+    return floored
