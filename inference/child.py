@@ -24,7 +24,7 @@ from inference.engine import Engine, open_engine
 from inference.errors import EngineFailure, InferenceError
 from inference.wire import findings_to, job_from
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 #: The number of what is not a job: loading the model.
 _LOADING = 0
 
@@ -99,7 +99,10 @@ def _failure(problem: Exception) -> list[str]:
 def _end_with(parent: int) -> None:
     """Die with the parent: by the kernel's signal on Linux, and by watching on any system."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc = ctypes.CDLL(None)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        # What a program of ours has orphaned stays below this process, where its supervisor finds and kills it.
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
 

@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from inference.errors import EngineFailure
-from inference.process import EngineProcess, Pending, resident_bytes
+from inference.process import EngineProcess, Pending
 from inference.sizing import concurrency_of
 from inference.wire import findings_from, job_to
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from inference.engine import Job
     from inference.findings import Findings
 
-__all__ = ["EngineHost", "resident_bytes"]
+__all__ = ["EngineHost"]
 
 _HEARTBEAT_SECONDS = 1.0
 

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from inference.errors import EngineFailure
+from inference.processtree import kill_tree, tree_resident_bytes
 from inference.sizing import concurrency_of, threads_of
 
 if TYPE_CHECKING:
     from inference.card import Card
 
-__all__ = ["EngineProcess", "Pending", "resident_bytes"]
+__all__ = ["EngineProcess", "Pending"]
 
 #: What a new process may take to load its runtime and its model, beside the card's own limit for a job.
 START_SECONDS = 60.0
@@ -178,7 +179,8 @@ class EngineProcess:
         """End it at once, with all that it has started."""
         with self._reaping:
             if not self._over.is_set():
-                os.killpg(self.pid, signal.SIGKILL)
+                # Whatever groups and sessions that has made for itself.
+                kill_tree(self.pid)
 
     def close(self) -> None:
         """End it and wait until it is gone."""
@@ -203,6 +205,8 @@ class EngineProcess:
             "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
             "OMP_NUM_THREADS": threads,
             "OPENBLAS_NUM_THREADS": threads,
+            # Removed with the process, or by the next start after a death that left no time for it.
+            "TMPDIR": str(self.folder),
         }
         command = [sys.executable, "-P", "-m", "inference.child", str(self._card.path), self._card.digest]
         try:
@@ -284,7 +288,7 @@ class EngineProcess:
         if not pending:
             return
         limit = self._card.resources.memory_mb
-        resident = resident_bytes(self.pid)
+        resident = tree_resident_bytes(self.pid, limit * 2**20)
         if resident > limit * 2**20:
             raise EngineFailure("overran-memory", f"the engine held {resident // 2**20} MB; its limit is {limit} MB")
         now = time.monotonic()
@@ -310,18 +314,6 @@ class EngineProcess:
 
 def _interrupted(failure: EngineFailure) -> EngineFailure:
     return EngineFailure("interrupted", f"it ran beside others when this happened: {failure.text}")
-
-
-def resident_bytes(pid: int) -> int:
-    """Return a process's resident memory in bytes; 0 once it is gone."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError):
-        pass
-    if Path("/proc/self/statm").exists():
-        return 0
-    shown = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, check=False)
-    return int(shown.stdout.strip() or 0) * 1024
 
 
 def _reason(failure: object) -> tuple[str, str]:

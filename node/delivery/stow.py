@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import socket
-import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from inference.hangup import HangUp
 from node.delivery.port import Delivered, Outcome, ProbeResult, Refused, Unreachable
 from node.dimse.scu import identify
 from node.dimse.status import Category, category, meaning
@@ -93,7 +91,7 @@ class StowAdapter:
         """Send a request and return the answer with as much of its body as is believed, within so many seconds."""
         # httpx's own limit is for each read: a peer that sends a byte now and then would never meet it.
         with (
-            _HangUp(seconds) as hang_up,
+            HangUp(seconds) as hang_up,
             httpx.Client(timeout=self._timeout) as client,
             client.stream(method, url, extensions={"trace": hang_up.trace}, **request) as response,
         ):
@@ -131,44 +129,6 @@ class StowAdapter:
         warning = _number(stored, _WARNING_REASON)
         note = "" if warning is None else f"the peer warned: {meaning(warning)}"
         return Delivered(answer, brief=brief, note=note)
-
-
-class _HangUp:
-    """Ends a request's connection when its time is over."""
-
-    def __init__(self, seconds: float) -> None:
-        self.expired = False
-        self._socket: socket.socket | None = None
-        self._lock = threading.Lock()
-        self._timer = threading.Timer(seconds, self._expire)
-        self._timer.daemon = True
-
-    def __enter__(self) -> _HangUp:
-        self._timer.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-        self._timer.join()
-
-    def trace(self, name: str, info: Mapping[str, Any]) -> None:
-        """Learn of the connection (httpx's request extension ``trace``)."""
-        if name in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
-            with self._lock:
-                self._socket = info["return_value"].get_extra_info("socket")
-                if self.expired:
-                    self._shut()
-
-    def _expire(self) -> None:
-        with self._lock:
-            self.expired = True
-            self._shut()
-
-    def _shut(self) -> None:
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                # The connection's, not TLS's: whoever reads from it wakes up.
-                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
 def _frame(boundary: str) -> tuple[bytes, bytes]:

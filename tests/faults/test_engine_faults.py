@@ -17,7 +17,8 @@ import pytest
 from inference.card import load_card
 from inference.engine import ImageFile, Job
 from inference.errors import EngineFailure
-from inference.host import EngineHost, resident_bytes
+from inference.host import EngineHost
+from inference.processtree import resident_bytes
 from tests.dicom_factory import ct_series
 from tests.model_factory import constant_label, endless, greedy, poisoned, segmentation_card, thresholding, write_model
 

@@ -1,0 +1,232 @@
+"""A program that is run for a model stays within its limits, and nothing of it is left when it has ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from inference import programs
+from inference.errors import EngineFailure
+from inference.processtree import descendants, kill_tree, tree_resident_bytes
+from inference.programs import Limits, run_program
+from tests.faults.test_engine_faults import alive, wait_for
+
+MB = 1 << 20
+NAMESPACES = subprocess.run(["unshare", "-Urp", "--fork", "true"], capture_output=True, check=False).returncode == 0
+
+
+def run(folder: Path, code: str, *arguments: str, network: bool = False, **limits: float) -> str:
+    chosen = {"seconds": 20.0, "memory_bytes": 512 * MB} | limits
+    return run_program(
+        [sys.executable, "-c", code, *arguments],
+        environment={"PATH": os.environ["PATH"]},
+        folder=folder,
+        watched=[folder],
+        limits=Limits(**chosen),  # type: ignore[arg-type]
+        network=network or not NAMESPACES,
+    )
+
+
+def failing(folder: Path, code: str, **limits: float) -> EngineFailure:
+    with pytest.raises(EngineFailure) as caught:
+        run(folder, code, **limits)
+    return caught.value
+
+
+@pytest.fixture(params=["namespaces", "adoption"] if NAMESPACES else ["adoption"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> bool:
+    """Whether the program is kept in namespaces, or by adopting what it orphans where a system allows none."""
+    if request.param == "namespaces":
+        return False
+    without_namespaces(monkeypatch, tmp_path)
+    return True
+
+
+def without_namespaces(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """As on a system that allows none: the same file, whose call of unshare is refused."""
+    text = Path(programs.__file__).with_name("confine.py").read_text(encoding="utf-8")
+    refused = folder / "confine.py"
+    refused.write_text(text.replace("libc.unshare(", "(lambda flags: -1)("), encoding="utf-8")
+    monkeypatch.setattr("inference.programs._CONFINE", refused)
+
+
+DAEMON = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        open(sys.argv[1], "w").write("here")
+        time.sleep(600)
+    os._exit(0)
+os.wait()
+while not os.path.exists(sys.argv[1]): time.sleep(0.01)
+"""
+
+
+def running(word: str) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if word in (entry / "cmdline").read_text(errors="replace") and int(entry.name) != os.getpid():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return [pid for pid in found if alive(pid)]
+
+
+def test_a_daemon_that_forked_twice_ends_with_its_program(tmp_path: Path, way: bool) -> None:
+    flag = tmp_path / f"daemon-{os.getpid()}"
+    run(tmp_path, DAEMON, str(flag), network=way)
+    assert flag.exists()
+    assert running(str(flag)) == []
+
+
+def test_a_program_that_hangs_is_killed_with_its_children(tmp_path: Path, way: bool) -> None:
+    flag = tmp_path / f"hangs-{os.getpid()}"
+    with pytest.raises(EngineFailure) as caught:
+        run(tmp_path, DAEMON + "time.sleep(600)", str(flag), network=way, seconds=1.5)
+    assert caught.value.reason == "overran-time"
+    assert flag.exists()
+    assert running(str(flag)) == []
+
+
+def test_the_memory_of_all_its_processes_counts(tmp_path: Path) -> None:
+    code = """
+import os, time
+for _ in range(4):
+    if os.fork() == 0:
+        held = bytearray(60 << 20); time.sleep(600)
+time.sleep(600)
+"""
+    failure = failing(tmp_path, code, memory_bytes=150 * MB)
+    assert failure.reason == "overran-memory"
+    assert "limit is 150 MB" in failure.text
+
+
+def test_a_program_that_only_forks_is_ended(tmp_path: Path) -> None:
+    if not NAMESPACES:
+        pytest.skip("this system allows no namespaces, and nothing else ends a fork bomb in time")
+    failure = failing(tmp_path, "import os\nwhile True: os.fork()", processes=60)
+    assert failure.reason in ("broke", "died")
+
+
+@pytest.mark.parametrize(
+    ("code", "limits", "told"),
+    [
+        ("open('big', 'wb').truncate(3 << 20)", {"file_bytes": MB}, "File too large"),
+        ("[open(f'n{i}', 'w') for i in range(60)]\nimport time; time.sleep(600)", {"output_files": 50}, "50 files"),
+        ("import sys; print('words', file=sys.stderr); sys.exit(3)", {}, "status 3; it said last: words"),
+        ("import os; os.kill(os.getpid(), 11)", {}, "signal 11"),
+        ("x = bytearray(600 << 20)", {"address_space_bytes": 400 * MB}, "MemoryError"),
+    ],
+    ids=["a file", "many files", "a status", "a signal", "addresses"],
+)
+def test_what_goes_wrong_is_said(tmp_path: Path, code: str, limits: dict[str, float], told: str) -> None:
+    failure = failing(tmp_path, code, **limits)
+    assert told in failure.text
+
+
+def test_a_program_without_a_network_reaches_itself_and_nobody_else(tmp_path: Path) -> None:
+    if not NAMESPACES:
+        pytest.skip("this system allows no namespaces")
+    code = """
+import socket
+server = socket.create_server(("127.0.0.1", 0)); socket.create_connection(server.getsockname()).close()
+print(sorted(name for _, name in socket.if_nameindex()))
+"""
+    assert run(tmp_path, code) == "['lo']"
+
+
+def test_without_namespaces_a_program_that_must_not_reach_the_network_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_namespaces(monkeypatch, tmp_path)
+    with pytest.raises(EngineFailure, match="network cannot be kept"):
+        run_program(
+            ["true"],
+            environment={},
+            folder=tmp_path,
+            watched=[],
+            limits=Limits(seconds=20, memory_bytes=512 * MB),
+            network=False,
+        )
+
+
+def test_the_program_gets_no_variable_that_it_was_not_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOSPITAL_SECRET", "s3cret")
+    monkeypatch.setenv("OVERREAD__HTTP__TOKEN", "s3cret")
+    assert "s3cret" not in run(tmp_path, "import os; print(dict(os.environ))")
+
+
+SUPERVISOR = """
+import sys
+from pathlib import Path
+from inference.programs import Limits, run_program
+folder = Path(sys.argv[1])
+run_program([sys.executable, "-c", sys.argv[2], sys.argv[3]], environment={}, folder=folder, watched=[],
+            limits=Limits(seconds=600, memory_bytes=1 << 30), network=sys.argv[4] == "True")
+"""
+
+
+def test_a_program_dies_with_whoever_started_it(tmp_path: Path, way: bool) -> None:
+    flag = tmp_path / f"orphan-{os.getpid()}"
+    code = SUPERVISOR
+    if way:
+        code = code.replace(
+            "folder =",
+            f"import inference.programs; inference.programs._CONFINE = Path({str(tmp_path)!r}) / "
+            "'confine.py'\nfolder =",
+            1,
+        )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path), DAEMON + "time.sleep(600)", str(flag), str(way or not NAMESPACES)]
+    )
+    try:
+        wait_for(flag.exists, 30, "the program is under way")
+        parent.kill()
+        parent.wait()
+        wait_for(lambda: running(str(flag)) == [], 5, "the program follows")
+    finally:
+        parent.kill()
+        parent.wait()
+
+
+def test_a_tree_is_measured_and_killed_as_one(tmp_path: Path) -> None:
+    flag = tmp_path / "grown"
+    code = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid(); held = bytearray(50 << 20); open(sys.argv[1], "w").close()
+time.sleep(600)
+"""
+    top = subprocess.Popen([sys.executable, "-c", code, str(flag)])
+    try:
+        wait_for(flag.exists, 20, "the child has grown")
+        below = descendants(top.pid)
+        assert len(below) == 1
+        assert tree_resident_bytes(top.pid) > 50 * MB
+        shared = tree_resident_bytes(top.pid, limit=1)
+        assert 50 * MB < shared <= tree_resident_bytes(top.pid)
+        os.kill(below[0], signal.SIGCONT)
+    finally:
+        kill_tree(top.pid)
+        top.wait()
+    wait_for(lambda: not alive(below[0]), 5, "the child has gone with it")
+
+
+def test_wrong_programs_are_named_as_such(tmp_path: Path) -> None:
+    with pytest.raises(EngineFailure, match="cannot be started: No such file"):
+        run_program(
+            ["/nowhere/program"],
+            environment={},
+            folder=tmp_path,
+            watched=[],
+            limits=Limits(seconds=5, memory_bytes=512 * MB),
+            network=not NAMESPACES,
+        )
