@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -14,16 +14,25 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 
 class Onnx(Strict):
-    """ONNX Runtime: execution providers by preference (those that are not there are passed over), and the precision."""
+    """ONNX Runtime: execution providers by preference (those that are not there are passed over), and the precision.
 
-    providers: tuple[Literal["cpu", "cuda", "tensorrt", "openvino"], ...] = Field(default=("cpu",), min_length=1)
-    precision: Precision = "fp32"
+    ``auto`` takes a GPU where there is one, else what was measured to be the fastest on this machine's processor. The
+    precision ``auto`` is the file's own, or bf16 where that was measured to answer alike.
+    ``device`` is the number of the GPU.
+    """
+
+    providers: (
+        Literal["auto"] | Annotated[tuple[Literal["cpu", "cuda", "tensorrt", "openvino"], ...], Field(min_length=1)]
+    ) = "auto"
+    precision: Precision | Literal["auto"] = "auto"
+    device: int = Field(default=0, ge=0, le=63)
 
 
 class OpenVino(Strict):
-    """OpenVINO on the CPU."""
+    """OpenVINO on the CPU: how precisely it computes, and among how many runs at once it divides its threads."""
 
-    precision: Precision = "fp32"
+    precision: Precision | Literal["auto"] = "auto"
+    streams: int = Field(default=1, ge=1, le=64)
 
 
 class TorchXRayVision(Strict):

@@ -1,0 +1,99 @@
+"""Which of several ways runs a model on this machine's processor: what was measured here, if anything was.
+
+A choice holds for one model file, one number of threads and one machine (:func:`inference.engines.machine.signature`).
+:mod:`inference.engines.tune` makes it; loading a model only reads it and never measures, so that loading is quick and
+always does the same.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from inference.engines.machine import cache_folder, signature, threads
+
+if TYPE_CHECKING:
+    from inference.card import Card
+
+__all__ = ["Choice", "Measured", "Way", "read_choice", "write_choice"]
+
+Provider = Literal["cpu", "openvino"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to run a model on the processor: ONNX Runtime (``cpu``) or OpenVINO, and how precisely it computes."""
+
+    provider: Provider = "cpu"
+    precision: Precision = "fp32"
+
+    def __str__(self) -> str:
+        return f"{self.provider}/{self.precision}"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What one way took, and how far its answers lie from those of ONNX Runtime on the same file.
+
+    ``milliseconds`` is the median of one run; ``difference`` the largest difference of a probability or, for masks,
+    the share of voxels that got another label. ``problem`` says why the way is not taken, where it is not.
+    """
+
+    way: Way
+    load_seconds: float = 0.0
+    milliseconds: float = 0.0
+    difference: float = 0.0
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was chosen for a model on this machine, and of what."""
+
+    way: Way
+    measured: tuple[Measured, ...] = ()
+
+
+def read_choice(card: Card, file: str) -> Choice | None:
+    """Return what was measured for a card's file on this machine, or None if nothing (readable) was."""
+    path = _place(card, file)
+    if path is None:
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Choice(
+            way=_way(values["way"]),
+            measured=tuple(Measured(**(one | {"way": _way(one["way"])})) for one in values["measured"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_choice(card: Card, file: str, choice: Choice) -> bool:
+    """Keep a choice for the next time that the model is loaded; return whether there is a place to keep it."""
+    path = _place(card, file)
+    if path is None:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as stream:
+        json.dump(asdict(choice), stream)
+    Path(stream.name).replace(path)
+    return True
+
+
+def _place(card: Card, file: str) -> Path | None:
+    folder = cache_folder()
+    if folder is None:
+        return None
+    return folder / "choices" / f"{card.files[file].sha256[:32]}-{threads(card)}-{signature()}.json"
+
+
+def _way(values: Any) -> Way:
+    way = Way(values["provider"], values["precision"])
+    if way.provider not in ("cpu", "openvino") or way.precision not in ("fp32", "fp16", "bf16", "int8"):
+        raise ValueError("no such way")
+    return way
