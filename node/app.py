@@ -21,7 +21,6 @@ from typing import Final, NoReturn
 
 import structlog
 
-from inference.card import Card
 from inference.registry import Registry
 from node.delivery.factory import make_destination
 from node.dimse.access import Access
@@ -29,7 +28,6 @@ from node.dimse.inlets import Inlet, bound
 from node.dimse.providers import handlers
 from node.dimse.retrieve import TRANSCODED
 from node.dimse.scp import run_receiver
-from node.errors import ConfigurationError
 from node.listening import listen
 from node.notify.receivers import Receiver, receiver_for
 from node.ops.directory import DataDirectory, refuse_incomplete
@@ -38,40 +36,22 @@ from node.ops.reconciling import reconciling
 from node.ops.rooms import watching
 from node.settings import Settings
 from node.web.application import Services, run_web
+from node.workflow.models import Models, installed, register, store_of
 from node.workflow.way import Way
 from node.workflow.workers import run_performer, run_workflow
-from storage import receiving, studies
+from storage import models, receiving, studies
 from storage.database import Database, migrate
 from storage.intake import Archive
 from storage.reconcile import clear_incoming
 from storage.space import Room, disks_of
 
-__all__ = ["load_cards", "serve"]
+__all__ = ["serve"]
 
 _log = structlog.get_logger("overread.app")
 
 _PR_SET_PDEATHSIG: Final = 1
 _GRACE_SECONDS: Final = 20.0
 _RESTART_SECONDS: Final = 0.5
-
-
-def load_cards(settings: Settings) -> dict[str, Card]:
-    """Load every model and check that each route's models are there.
-
-    Raises
-    ------
-    inference.errors.CardError, ConfigurationError
-        Naming the file, the key and what was expected.
-    """
-    cards = {card.name: card for card in Registry.from_folder(settings.models)}
-    for route in settings.route_list:
-        for name in route.models:
-            if name not in cards:
-                there = ", ".join(sorted(cards)) or "none"
-                raise ConfigurationError(
-                    f"routes.{route.name}.models: no model {name!r} in {settings.models} (there is: {there})"
-                )
-    return cards
 
 
 def serve(settings: Settings) -> int:
@@ -88,7 +68,7 @@ def serve(settings: Settings) -> int:
     """
     started = time.monotonic()
     configure_logging()
-    cards = load_cards(settings)
+    registry = installed(settings)
     directory = DataDirectory(settings.data_dir.absolute())
     with (
         directory.lock(),
@@ -96,12 +76,12 @@ def serve(settings: Settings) -> int:
         listen("http", settings.http.bind, settings.http.port) as http,
     ):
         refuse_incomplete(directory.root, settings.database_url)
-        _prepare(settings, directory)
-        parent = _Parent(_processes(settings, directory, cards, dimse, http, directory.moment()))
+        _prepare(settings, directory, registry)
+        parent = _Parent(_processes(settings, directory, registry, dimse, http, directory.moment()))
         return parent.run(lambda: _log.info("ready", seconds=round(time.monotonic() - started, 3)))
 
 
-def _prepare(settings: Settings, directory: DataDirectory) -> None:
+def _prepare(settings: Settings, directory: DataDirectory, registry: Registry) -> None:
     """Do what has to be done before anything is taken in, however much is held; the rest follows while it works."""
     shutil.rmtree(directory.root / TRANSCODED, ignore_errors=True)
     migrate(settings.database_url)
@@ -113,6 +93,7 @@ def _prepare(settings: Settings, directory: DataDirectory) -> None:
         with database.write() as connection:
             receiving.restart_quiet_periods(connection)
             studies.device_uid(connection)
+            register(connection, registry, store_of(settings))
     finally:
         database.close()
 
@@ -123,7 +104,7 @@ Process = Callable[[threading.Event], None]
 def _processes(
     settings: Settings,
     directory: DataDirectory,
-    cards: Mapping[str, Card],
+    registry: Registry,
     dimse: Sequence[Inlet],
     http: socket.socket,
     moment: int,
@@ -132,10 +113,9 @@ def _processes(
 
     What lies in the data directory from before ``moment`` is compared with the rows in the background.
     """
-    device_uids = {card.device_uid for card in cards.values()}
 
     def archive(database: Database) -> Archive:
-        return Archive(database, directory.blobs, directory.refused, device_uids)
+        return Archive(database, directory.blobs, directory.refused, models.KnownDevices(database))
 
     def room(database: Database) -> Room:
         return Room(disks_of(directory.root, database), settings.storage.marks)
@@ -187,7 +167,7 @@ def _processes(
             blobs=directory.blobs,
             incoming=directory.incoming,
             scratch=directory.root / "scratch",
-            cards=cards,
+            models=Models(registry, store_of(settings)),
         )
 
     def workflow(stop: threading.Event) -> None:
@@ -200,7 +180,7 @@ def _processes(
         try:
             with (
                 watching(room(database)),
-                reconciling(database, directory, device_uids, moment),
+                reconciling(database, directory, models.KnownDevices(database), moment),
             ):
                 run_workflow(way(database), destinations, receivers, stop)
         finally:

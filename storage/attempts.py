@@ -53,7 +53,7 @@ def claimable(connection: Connection, *, paused_models: Collection[str] = ()) ->
 def claim(
     connection: Connection, owner: str, lease_seconds: float, *, paused_models: Collection[str] = ()
 ) -> tuple[Workitem, Attempt] | None:
-    """Take the oldest workitem that nobody is at, and begin an attempt at it."""
+    """Take the oldest workitem that nobody is at, shadows last, and begin an attempt at it."""
     a = schema.attempt.c
     row = connection.execute(_claimable(paused_models).with_for_update(skip_locked=True)).mappings().one_or_none()
     if row is None:
@@ -232,7 +232,7 @@ def _claimable(paused_models: Collection[str]) -> Select[Any]:
             w.model.not_in(list(paused_models)),
             ~running,
         )
-        .order_by(w.id)
+        .order_by(w.shadow, w.id)
         .limit(1)
     )
 

@@ -6,7 +6,7 @@ Identity is the SOP Instance UID; sameness is the digest of the dataset without 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,9 +78,9 @@ class Indexed:
     made_here: bool
 
 
-def is_made_here(header: Header, device_uids: Collection[str]) -> bool:
+def is_made_here(header: Header, device_uids: Container[str]) -> bool:
     """Tell by its Contributing Equipment whether a node of this software, or one of these models, made an object."""
-    return MANUFACTURER in header.manufacturers or not header.device_uids.isdisjoint(device_uids)
+    return MANUFACTURER in header.manufacturers or any(one in device_uids for one in header.device_uids)
 
 
 def insert_instance(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,11 +80,11 @@ class Archive:
         Sequence (0018,A001) was made by such a model and is never evidence.
     """
 
-    def __init__(self, database: Database, blobs: Blobs, refused: Blobs, device_uids: Collection[str] = ()) -> None:
+    def __init__(self, database: Database, blobs: Blobs, refused: Blobs, device_uids: Container[str] = ()) -> None:
         self._database = database
         self._blobs = blobs
         self._refused = refused
-        self._device_uids = frozenset(device_uids)
+        self._device_uids = device_uids
         self._writer = Writer(database)
         self._entries: deque[_Entry] = deque()
         self._changing = threading.Condition()

@@ -43,6 +43,13 @@ ACKNOWLEDGED: Final = "ACKNOWLEDGED"
 # Modality Performed Procedure Step (PS3.4 Table F.7.2-1; PS3.3 C.4.14): IN PROGRESS and COMPLETED as above
 DISCONTINUED: Final = "DISCONTINUED"
 
+# Version of a model: only one is live, a canary reads a share of the studies, of a shadow nothing leaves
+CANDIDATE: Final = "candidate"
+SHADOW: Final = "shadow"
+CANARY: Final = "canary"
+LIVE: Final = "live"
+RETIRED: Final = "retired"
+
 #: kind -> state -> the states that may follow. A state with nothing behind it is final.
 TRANSITIONS: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
     "study": {
@@ -95,6 +102,13 @@ TRANSITIONS: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
         COMPLETED: frozenset(),
         DISCONTINUED: frozenset(),
     },
+    "model": {
+        CANDIDATE: frozenset({SHADOW, CANARY, LIVE, RETIRED}),
+        SHADOW: frozenset({CANDIDATE, CANARY, LIVE, RETIRED}),
+        CANARY: frozenset({CANDIDATE, SHADOW, LIVE, RETIRED}),
+        LIVE: frozenset({CANDIDATE, RETIRED}),
+        RETIRED: frozenset({CANDIDATE}),  # taken back it has to be promoted like any other
+    },
 }
 
 STATES: Final[Mapping[str, tuple[str, ...]]] = {kind: tuple(moves) for kind, moves in TRANSITIONS.items()}
@@ -109,6 +123,7 @@ _TABLES: Final[Mapping[str, Table]] = {
     "commitment": schema.commitment,
     "availability": schema.availability,
     "procedure_step": schema.procedure_step,
+    "model": schema.model_version,
 }
 
 

@@ -145,7 +145,11 @@ def _settled() -> ColumnElement[bool]:
     r, u, w = schema.revision.c, schema.workitem_use.c, schema.workitem.c
     document, delivery = schema.document.c, schema.delivery.c
     working = exists().where(
-        u.revision_id == r.id, u.workitem_id == w.id, w.state.in_((lifecycle.SCHEDULED, lifecycle.IN_PROGRESS))
+        u.revision_id == r.id,
+        u.workitem_id == w.id,
+        # Nobody waits for a shadow.
+        w.shadow.is_(False),
+        w.state.in_((lifecycle.SCHEDULED, lifecycle.IN_PROGRESS)),
     )
     leaving = exists().where(
         u.revision_id == r.id,

@@ -7,7 +7,7 @@ names are in memory.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class _Places:
     database: Database
     blobs: Blobs
     refused: Blobs
-    device_uids: Collection[str]
+    device_uids: Container[str]
     before: int | None
 
     def is_settled(self, blobs: Blobs, name: str) -> bool:
@@ -62,7 +62,7 @@ def clear_incoming(incoming: Path) -> int:
 
 
 def reconcile(
-    database: Database, blobs: Blobs, refused: Blobs, incoming: Path, device_uids: Collection[str] = ()
+    database: Database, blobs: Blobs, refused: Blobs, incoming: Path, device_uids: Container[str] = ()
 ) -> Reconciled:
     """Put everything in agreement at once; only while nothing else writes."""
     found = Reconciled(removed=clear_incoming(incoming))
@@ -77,7 +77,7 @@ def steps(
     database: Database,
     blobs: Blobs,
     refused: Blobs,
-    device_uids: Collection[str],
+    device_uids: Container[str],
     found: Reconciled,
     *,
     before: int | None = None,

@@ -17,6 +17,8 @@ __all__ = [
     "Flag",
     "Inquiry",
     "Instance",
+    "ModelChange",
+    "ModelVersion",
     "Notification",
     "Pause",
     "ProcedureStep",
@@ -155,6 +157,7 @@ class Workitem:
     generation: int
     replaces_id: int | None
     input_set: Json
+    shadow: bool
     state: str
     transaction_uid: str | None
     parked: bool
@@ -291,6 +294,54 @@ class Change:
     before: str | None
     after: str | None
     reason: str
+    detail: Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelVersion:
+    """One version of a model: what it is by its digests, its stage (``state``), and its last test."""
+
+    id: int
+    model: str
+    version: str
+    digest: str
+    device_uid: str
+    card_sha256: str
+    origin: str
+    state: str
+    share: float | None
+    chosen: bool
+    instead_of: str | None
+    added_at: datetime
+    tested_at: datetime | None
+    tested_digest: str | None
+    test_passed: bool | None
+    test: Json | None
+
+    @property
+    def name(self) -> str:
+        """How routes and commands name it."""
+        return f"{self.model}@{self.version}"
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether what it is now has passed its test."""
+        return self.test_passed is True and self.tested_digest == self.digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelChange:
+    """One line of the audit trail of models: who has changed which version, when, from what to what, and why."""
+
+    id: int
+    at: datetime
+    model: str
+    version: str
+    action: str
+    before: str | None
+    after: str | None
+    by: str
+    why: str
     detail: Json
 
 

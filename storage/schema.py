@@ -16,6 +16,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     Dialect,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -298,6 +299,8 @@ workitem = Table(
     Column("generation", Integer, nullable=False),
     Column("replaces_id", _Id, ForeignKey("workitem.id"), nullable=True),
     Column("input_set", JSON, nullable=False),
+    # Its findings are kept and compared, and nothing of them leaves.
+    Column("shadow", Boolean, nullable=False, server_default=false()),
     Column("state", String(16), nullable=False, index=True),
     _uid("transaction_uid", nullable=True),
     Column("parked", Boolean, nullable=False, server_default=false()),
@@ -475,6 +478,63 @@ node_identity = Table(
     Column("value", Text, nullable=False),
 )
 
+# One version of a model. What runs is decided here, not by what lies in a folder.
+model_version = Table(
+    "model_version",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("model", Text, nullable=False),
+    Column("version", String(64), nullable=False),
+    # What decides its answers, and the Device UID that follows from it; both as this software has them.
+    Column("digest", String(64), nullable=False),
+    _uid("device_uid", nullable=False),
+    # Of the card's own bytes, which name the SHA-256 of every file: they never change under a version's number.
+    Column("card_sha256", String(64), nullable=False),
+    Column("origin", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    # Of a canary: the part of the studies that it reads, above 0 and below 1.
+    Column("share", Float, nullable=True),
+    # An operator has set its stage: what is shipped later does not go before it by itself.
+    Column("chosen", Boolean, nullable=False, server_default=false()),
+    # The version that was live before this one, and becomes so again when this one is turned back.
+    Column("instead_of", String(64), nullable=True),
+    Column("added_at", UtcDateTime, nullable=False),
+    # Its last test, and the digest that was tested.
+    Column("tested_at", UtcDateTime, nullable=True),
+    Column("tested_digest", String(64), nullable=True),
+    Column("test_passed", Boolean, nullable=True),
+    Column("test", JSON, nullable=True),
+    UniqueConstraint("model", "version"),
+)
+
+# Every change of a model's versions: the audit trail, and by its last id what tells each process to look again.
+model_change = Table(
+    "model_change",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("model", Text, nullable=False, index=True),
+    Column("version", String(64), nullable=False),
+    Column("action", String(16), nullable=False),
+    Column("before", String(16), nullable=True),
+    Column("after", String(16), nullable=True),
+    Column("by", Text, nullable=False),
+    Column("why", Text, nullable=False),
+    Column("detail", JSON, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# Every Device UID that a model of this node has ever had: what carries one is known for its own, also years later.
+model_device = Table(
+    "model_device",
+    metadata,
+    _uid("device_uid", primary_key=True),
+    Column("model", Text, nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("since", UtcDateTime, nullable=False),
+)
+
 pause = Table(
     "pause",
     metadata,
@@ -482,6 +542,11 @@ pause = Table(
     Column("name", Text, primary_key=True),
     Column("since", UtcDateTime, nullable=False),
 )
+
+# One version of a model is live, and at most one is tried on a part of the studies.
+for _stage in ("live", "canary"):
+    _only = model_version.c.state == _stage
+    Index(f"uq_model_version_{_stage}", model_version.c.model, unique=True, sqlite_where=_only, postgresql_where=_only)
 
 # What a queue looks at: the open rows only, so that a long history costs nothing.
 Index("ix_delivery_due", delivery.c.destination, delivery.c.state, delivery.c.next_at)

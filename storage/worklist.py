@@ -76,11 +76,13 @@ def schedule(
     deliver: Sequence[str],
     notify: Sequence[str],
     anew: bool = False,
+    shadow: bool = False,
 ) -> tuple[Workitem, bool]:
     """Find or make the workitem of a key, and note that a revision wants it by a route.
 
     Where the work is done already, its documents are put on their way to any destination that is new to them; with
-    ``anew`` a workitem that replaces the final one is made instead.
+    ``anew`` a workitem that replaces the final one is made instead. What a shadow has done has no documents, so that a
+    workitem of its own is made where the same is wanted in earnest; the other way round the work is done already.
 
     Returns
     -------
@@ -88,23 +90,25 @@ def schedule(
         And whether it was made now.
     """
     w = schema.workitem.c
-    row = (
+    rows = (
         connection.execute(
             select(schema.workitem)
             .where(w.study_id == key.study_id, w.model_digest == key.model_digest, w.input_digest == key.input_digest)
             .order_by(w.generation.desc())
-            .limit(1)
         )
         .mappings()
-        .one_or_none()
+        .all()
     )
-    last = None if row is None else Workitem(**row)
+    generation = rows[0]["generation"] + 1 if rows else 0
+    last = next((Workitem(**row) for row in rows if row["shadow"] == shadow), None)
+    if last is None and shadow and rows and not anew:
+        last = Workitem(**rows[0])
     if last is None:
-        workitem = _insert(connection, key, input_set, 0, None)
+        workitem = _insert(connection, key, input_set, generation, None, shadow=shadow)
     elif anew and last.state in (lifecycle.COMPLETED, lifecycle.CANCELED):
         if last.parked:
             set_parked(connection, last, False, reason)
-        workitem = _insert(connection, key, input_set, last.generation + 1, last.id, reason)
+        workitem = _insert(connection, key, input_set, generation, last.id, reason, shadow=shadow)
     else:
         workitem = last
     created = workitem is not last
@@ -155,7 +159,7 @@ def replace(connection: Connection, workitem: Workitem, reason: str) -> Workitem
     )
     if workitem.parked:
         set_parked(connection, workitem, False, reason)
-    made = _insert(connection, key, workitem.input_set, generation, workitem.id, reason)
+    made = _insert(connection, key, workitem.input_set, generation, workitem.id, reason, shadow=workitem.shadow)
     for use in uses(connection, workitem.id):
         _use(connection, made, use.revision_id, use.route, use.reason, use.deliver, use.notify)
         studies.report_again(connection, use.revision_id, reason)
@@ -218,6 +222,7 @@ def earlier_documents(connection: Connection, workitem: Workitem) -> list[Docume
             w.study_id == workitem.study_id,
             w.model == workitem.model,
             w.state == lifecycle.COMPLETED,
+            w.shadow.is_(False),
             w.id < workitem.id,
         )
         .order_by(w.id.desc())
@@ -237,6 +242,8 @@ def _insert(
     generation: int,
     replaces_id: int | None,
     reason: str = "",
+    *,
+    shadow: bool = False,
 ) -> Workitem:
     inserted = connection.execute(
         insert(schema.workitem).values(
@@ -250,6 +257,7 @@ def _insert(
             generation=generation,
             replaces_id=replaces_id,
             input_set=dict(input_set),
+            shadow=shadow,
             state=lifecycle.SCHEDULED,
             created_at=now(connection),
         )
@@ -262,7 +270,7 @@ def _insert(
         workitem.id,
         lifecycle.SCHEDULED,
         study_id=key.study_id,
-        reason=reason or f"{key.model} {key.model_version}",
+        reason=reason or f"{key.model} {key.model_version}{', a shadow' if shadow else ''}",
         detail={"uid": workitem.uid},
     )
     return workitem

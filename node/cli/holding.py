@@ -81,12 +81,12 @@ def reindex(
     is historical then: nothing runs on it until **overread rerun STUDY_UID**. What was deleted on purpose stays
     deleted as far as the old database can still be read. With PostgreSQL, name an empty database in database.url.
     """
-    from node.app import load_cards
     from node.ops.reindex import ReindexReport
     from node.ops.reindex import reindex as make_anew
+    from node.workflow.models import installed
 
     settings = load(config)
-    device_uids = {card.device_uid for card in load_cards(settings).values()}
+    device_uids = {card.device_uid for card in installed(settings)}
     with progress("reindex") as step:
         report = make_anew(settings, device_uids, old_database_url=old, progress=step)
     if as_json:

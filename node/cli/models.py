@@ -49,9 +49,9 @@ def list_models(config: ConfigOption = CONFIG, as_json: JsonOption = False) -> N
     """
     import json
 
-    from node.app import load_cards
+    from node.workflow.models import installed
 
-    cards = load_cards(load(config)).values()
+    cards = installed(load(config))
     if as_json:
         typer.echo(json.dumps([{"model": one.name, "version": one.version, "digest": one.digest} for one in cards]))
         return

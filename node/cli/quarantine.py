@@ -118,15 +118,14 @@ def retry(
 
     What is taken in leaves the quarantine; what is refused again stays, with the reason. Exit status 1 where any is.
     """
-    from node.app import load_cards
     from storage import quarantine
     from storage.errors import NotDicom, Unknown
     from storage.intake import Archive
+    from storage.models import KnownDevices
 
     out, left = console(), 0
-    with opened_directory(config) as (settings, database, directory):
-        device_uids = {card.device_uid for card in load_cards(settings).values()}
-        archive = Archive(database, directory.blobs, directory.refused, device_uids)
+    with opened_directory(config) as (_, database, directory):
+        archive = Archive(database, directory.blobs, directory.refused, KnownDevices(database))
         try:
             for item in _asked_for(database, numbers, everything):
                 try:

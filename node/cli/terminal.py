@@ -119,7 +119,8 @@ def _add_decision(branch: Tree, decision: DecisionTold) -> None:
 
 def _add_workitem(branch: Tree, workitem: WorkitemTold, wanted: Sequence[tuple[str, str]]) -> None:
     parked = "  [red]PARKED[/]" if workitem.parked else ""
-    title = escape(f"{workitem.target} {workitem.model} {workitem.model_version}")
+    shadow = ", a shadow: nothing of it leaves" if workitem.shadow else ""
+    title = escape(f"{workitem.target} {workitem.model} {workitem.model_version}{shadow}")
     node = branch.add(f"[bold]{title}[/]  {_state(workitem.state)}{parked}  {escape(workitem.uid)}")
     if workitem.outcome:
         node.add(escape(workitem.outcome))

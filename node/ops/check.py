@@ -50,9 +50,10 @@ def check(settings: Settings) -> list[Check]:
 def _models(settings: Settings) -> Iterator[Check]:
     from inference.errors import InferenceError
     from inference.registry import Registry
+    from node.workflow.models import store_of
 
     try:
-        registry = Registry.from_folder(settings.models)
+        registry = Registry.from_folder(settings.models).merged(Registry.from_folder(store_of(settings), lenient=True))
     except InferenceError as error:
         yield Check(
             what="models",
@@ -71,7 +72,7 @@ def _model(settings: Settings, card: Card) -> Check:
     from inference.errors import EngineFailure
     from inference.host import EngineHost
 
-    what = f"model {card.name}"
+    what = f"model {card.name} {card.version}"
     try:
         with EngineHost(card) as host:
             host.load()

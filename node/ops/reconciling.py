@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 
 import structlog
@@ -31,7 +31,7 @@ _NAMED_IN_LOG = 100
 
 @contextmanager
 def reconciling(
-    database: Database, directory: DataDirectory, device_uids: Collection[str], before: int
+    database: Database, directory: DataDirectory, device_uids: Container[str], before: int
 ) -> Iterator[None]:
     """Reconcile in the background for as long as the block lasts, once through everything.
 
@@ -54,7 +54,7 @@ def reconciling(
 
 
 def _reconcile(
-    database: Database, directory: DataDirectory, device_uids: Collection[str], before: int, stop: threading.Event
+    database: Database, directory: DataDirectory, device_uids: Container[str], before: int, stop: threading.Event
 ) -> None:
     while not stop.is_set():
         try:
@@ -69,7 +69,7 @@ def _reconcile(
 
 
 def _once(
-    database: Database, directory: DataDirectory, device_uids: Collection[str], before: int, stop: threading.Event
+    database: Database, directory: DataDirectory, device_uids: Container[str], before: int, stop: threading.Event
 ) -> Reconciled | None:
     began = told = time.monotonic()
     found = Reconciled()

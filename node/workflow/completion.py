@@ -11,6 +11,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection
 
 from node.workflow import testimony
+from node.workflow.models import View
 from node.workflow.routing import candidates_of, could_select
 from node.workflow.testimony import Ask, Testimony
 from node.workflow.way import Way
@@ -88,6 +89,7 @@ def weigh(connection: Connection, study: Study, way: Way) -> Verdict:
     come; then evidence that something is missing holds it up, for a limited time each.
     """
     at = now(connection)
+    models = way.models.view(connection)
     evidence = studies.evidence(connection, study.id)
     if not evidence and not study.asked_by:
         until = study.quiet_from + timedelta(seconds=way.settings.completion.quiet_seconds)
@@ -96,7 +98,7 @@ def weigh(connection: Connection, study: Study, way: Way) -> Verdict:
     last = studies.last_revision(connection, study.id)
     fresh = [one for one in evidence if last is None or one.id > last.last_instance_id]
     candidates = candidates_of(study, studies.series_of(connection, study.id), evidence)
-    routes = [one for one in testimony.matching(candidates, way.routes) if _may_run(way, one.models)]
+    routes = [one for one in testimony.matching(candidates, way.routes) if _may_run(way, models, one.models)]
     senders = sorted({one.calling_ae_title.strip() for one in fresh or evidence} - {""})
     settings = way.settings
     basis = [
@@ -185,10 +187,11 @@ def _judged(connection: Connection, seen: _Seen, way: Way, because: str, reason:
         return Verdict(outcome="unchanged", reason=why, forced=forced)
     last_instance_id = evidence[-1].id
     collided = _collided(connection, study)
+    models = way.models.view(connection)
 
     def selectable(instances: Sequence[Instance]) -> bool:
         candidates = candidates_of(study, studies.series_of(connection, study.id), instances)
-        return any(could_select(one, way.routes, way.cards) for one in candidates)
+        return any(could_select(one, way.routes, models.serving) for one in candidates)
 
     if not _has_news(seen, selectable):
         return Verdict(
@@ -232,9 +235,9 @@ def _has_news(seen: _Seen, selectable: Callable[[Sequence[Instance]], bool]) -> 
     return seen.study.evidence_changed and selectable(seen.evidence)
 
 
-def _may_run(way: Way, models: Sequence[str]) -> bool:
+def _may_run(way: Way, models: View, names: Sequence[str]) -> bool:
     """Whether some model of a route runs here: what no model will read is not waited for."""
-    cards = [way.cards[one] for one in models if one in way.cards]
+    cards = [card for one in names for card in models.serving(one)]
     return any(way.settings.demonstration_models or not card.demonstration for card in cards)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, cast, get_args
 
 from sqlalchemy import Connection, null, select
 
+from inference.registry import parted
 from node.errors import NotConfigured
 from node.settings import Settings
 from node.workflow.status import Item, Refused, Status, later_message, status
@@ -341,7 +342,7 @@ def _configured(settings: Settings, kind: str, name: str) -> holds.Pausable:
     routes = settings.route_list
     known: dict[str, set[str]] = {
         "route": {route.name for route in routes},
-        "model": {model for route in routes for model in route.models},
+        "model": {parted(model)[0] for route in routes for model in route.models},
         "destination": set(settings.destinations),
         "notifier": set(settings.notifiers),
     }

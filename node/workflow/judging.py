@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from inference.card import Card
+from node.settings import Route
 from node.workflow import completion, routing
+from node.workflow.models import View
 from node.workflow.way import Way
 from storage import availability, control, lifecycle, studies, worklist
 from storage.headers import read_header
@@ -85,7 +87,7 @@ def route_revision(way: Way, revision: Revision) -> int:
     with way.database.write() as connection:
         if studies.revision(connection, revision.id).state != lifecycle.OPEN:
             return 0
-        scheduled = sum(_schedule(connection, revision, one, way.cards[one.model]) for one in decisions)
+        scheduled = sum(_schedule(connection, revision, one) for one in decisions)
         if waiting:
             return 0
         lifecycle.transition(
@@ -128,35 +130,59 @@ def _decide(way: Way, connection: Connection, revision: Revision) -> tuple[list[
     candidates = routing.candidates_of(study, studies.series_of(connection, study.id), evidence)
     decided = {(one["route"], one["model"]) for one in studies.decisions(connection, revision.id)}
     paused = control.paused(connection, "route")
+    models = way.models.view(connection)
     fresh: list[routing.Decision] = []
     waiting = False
     for rule in way.routes:
         for model in rule.models:
-            if (rule.name, model) in decided:
-                continue
-            decision = routing.weigh(
-                candidates, rule, way.cards[model], demonstrations=way.settings.demonstration_models
-            )
-            if decision.matched and rule.name in paused:
-                waiting = True
-            else:
-                fresh.append(decision)
+            for decision in _weighed_versions(way, models, candidates, rule, model, study):
+                if (rule.name, decision.model) in decided:
+                    continue
+                if decision.matched and rule.name in paused:
+                    waiting = True
+                else:
+                    fresh.append(decision)
+                    decided.add((rule.name, decision.model))
     return fresh, waiting
 
 
-def _schedule(connection: Connection, revision: Revision, decision: routing.Decision, card: Card) -> int:
+def _weighed_versions(
+    way: Way,
+    models: View,
+    candidates: Sequence[routing.Candidate],
+    rule: Route,
+    model: str,
+    study: Study,
+) -> Iterator[routing.Decision]:
+    """Weigh a route for what it names: the version that is live for the study, and each shadow."""
+    chosen, why_none = models.chosen(model, study.study_instance_uid)
+    if why_none:
+        yield routing.unserved(candidates, rule, model, why_none)
+    for one in chosen:
+        decision = routing.weigh(candidates, rule, one.card, demonstrations=way.settings.demonstration_models)
+        reasons = (*one.reasons, *decision.reasons) if decision.matched else decision.reasons
+        yield replace(decision, model=one.reference, reasons=reasons, card=one.card, shadow=one.shadow)
+
+
+def _schedule(connection: Connection, revision: Revision, decision: routing.Decision) -> int:
+    # Of a shadow nothing leaves: no document, and no word of it.
+    deliver = () if decision.shadow else decision.route.deliver
+    notify = () if decision.shadow else decision.route.notify
     studies.record_decision(
         connection,
         revision,
         route=decision.route.name,
-        model=card.name,
+        model=decision.model,
         matched=decision.matched,
         reasons=decision.reasons,
         not_analysed=decision.not_analysed,
-        deliver=decision.route.deliver,
-        notify=decision.route.notify,
+        deliver=deliver,
+        notify=notify,
     )
     made = 0
+    card = decision.card
+    if card is None:
+        return made
     for input_set in decision.input_sets:
         _, created = worklist.schedule(
             connection,
@@ -172,8 +198,9 @@ def _schedule(connection: Connection, revision: Revision, decision: routing.Deci
             revision_id=revision.id,
             route=decision.route.name,
             reason=input_set.reason,
-            deliver=decision.route.deliver,
-            notify=decision.route.notify,
+            deliver=deliver,
+            notify=notify,
+            shadow=decision.shadow,
             anew=bool(revision.verdict.get("rerun")),
         )
         made += created

@@ -14,6 +14,7 @@ from inference.card import Card
 from inference.engine import ImageFile, Job
 from inference.errors import EngineFailure
 from node.errors import EvidenceError, WorkitemUnfit
+from node.workflow import shadows
 from node.workflow.lease import Lease
 from node.workflow.way import Way
 from storage import attempts, studies, worklist
@@ -42,9 +43,10 @@ def attempt_workitem(way: Way, workitem: Workitem, attempt: Attempt, run: Run) -
     ):
         _log.info("attempt began", attempt=attempt.number)
         try:
-            job = _job(way, workitem)
-            findings = run(way.cards[workitem.model], job, lease.check)
-            documents = _document(way, workitem, findings)
+            card = _card(way, workitem)
+            job = _job(way, workitem, card)
+            findings = run(card, job, lease.check)
+            documents = () if workitem.shadow else _document(way, workitem, card, findings)
             lease.check()
             _commit(way, workitem, attempt, findings, documents)
         except EngineFailure as failure:
@@ -66,21 +68,30 @@ def attempt_workitem(way: Way, workitem: Workitem, attempt: Attempt, run: Run) -
             raise
 
 
-def _job(way: Way, workitem: Workitem) -> Job:
+def _card(way: Way, workitem: Workitem) -> Card:
+    """Return the card that a workitem was scheduled with, whatever is live by now.
+
+    Raises
+    ------
+    WorkitemUnfit
+        When that version was retired, or is not installed any more.
+    """
+    with way.database.read() as connection:
+        models = way.models.view(connection)
+    card, why_not = models.of_digest(workitem.model_digest), models.why_not(workitem.model_digest)
+    if why_not or card is None:
+        raise WorkitemUnfit(f"model {workitem.model} {workitem.model_version}: {why_not}")
+    return card
+
+
+def _job(way: Way, workitem: Workitem, card: Card) -> Job:
     """Return the job of a workitem.
 
     Raises
     ------
     WorkitemUnfit
-        When the model or an instance of its input set is no longer what was scheduled.
+        When an instance of its input set is no longer what was scheduled.
     """
-    card = way.cards.get(workitem.model)
-    if card is None:
-        raise WorkitemUnfit(f"model {workitem.model} is not installed any more")
-    if card.digest != workitem.model_digest:
-        raise WorkitemUnfit(
-            f"model {workitem.model} has changed since this was scheduled; rerun the study to use the new one"
-        )
     with way.database.read() as connection:
         by_uid = {one.sop_instance_uid: one for one in studies.evidence(connection, workitem.study_id)}
     input_set: dict[str, tuple[ImageFile, ...]] = {}
@@ -91,7 +102,7 @@ def _job(way: Way, workitem: Workitem) -> Job:
     return Job(card_path=card.path, input_set=input_set)
 
 
-def _document(way: Way, workitem: Workitem, findings: Findings) -> tuple[EvidenceDocument, ...]:
+def _document(way: Way, workitem: Workitem, card: Card, findings: Findings) -> tuple[EvidenceDocument, ...]:
     """Make the evidence documents of findings, in the source study, naming the ones that they follow."""
     from node.evidence.documents import make_documents, model_of, node_identity
 
@@ -109,7 +120,7 @@ def _document(way: Way, workitem: Workitem, findings: Findings) -> tuple[Evidenc
     try:
         return make_documents(
             findings,
-            model_of(way.cards[workitem.model]),
+            model_of(card),
             sources,
             node=identity,
             revision=revision.number,
@@ -146,6 +157,8 @@ def _commit(
     new: list[attempts.NewDocument] = []
     try:
         new.extend(_stored(way, document) for document in documents)
+        if workitem.shadow:
+            shadows.keep(way.shadows, workitem.uid, findings)
         with way.database.write() as connection:
             attempts.complete(
                 connection,

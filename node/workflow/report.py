@@ -10,9 +10,10 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from inference.card import Card
 from inference.findings import Code
+from inference.registry import parted
 from node.notify.report import DocumentReference, Report, Result, ResultState
+from node.workflow.models import View
 from storage import lifecycle, outbox, studies, worklist
 from storage.attributes import attribute_value
 from storage.records import Document, Revision, Study, Workitem
@@ -36,7 +37,7 @@ def build_report(
     study: Study,
     revision: Revision,
     receiver: str,
-    cards: Mapping[str, Card],
+    models: View,
     *,
     message_number: int,
     produced_at: datetime,
@@ -59,7 +60,7 @@ def build_report(
         revision=revision.number,
         message_number=message_number,
         produced_at=produced_at,
-        results=_results(connection, revision, receiver, cards),
+        results=_results(connection, revision, receiver, models),
         timezone_offset=str(attribute_value(study.attributes, "TimezoneOffsetFromUTC") or ""),
         cautions=tuple(str(one) for one in revision.verdict.get("flags", ())),
     )
@@ -79,9 +80,7 @@ def says(report: Report) -> bytes:
     return json.dumps(content, sort_keys=True, default=str).encode()
 
 
-def _results(
-    connection: Connection, revision: Revision, receiver: str, cards: Mapping[str, Card]
-) -> tuple[Result, ...]:
+def _results(connection: Connection, revision: Revision, receiver: str, models: View) -> tuple[Result, ...]:
     results: dict[int, Result] = {}
     for use, workitem in worklist.current_workitems(connection, revision.id):
         if receiver not in use.notify:
@@ -89,16 +88,16 @@ def _results(
         if workitem.id in results:
             known = results[workitem.id]
             results[workitem.id] = _result(
-                connection, workitem, cards, f"{known.route}, {use.route}", known.route_reason
+                connection, workitem, models, f"{known.route}, {use.route}", known.route_reason
             )
         else:
-            results[workitem.id] = _result(connection, workitem, cards, use.route, use.reason)
+            results[workitem.id] = _result(connection, workitem, models, use.route, use.reason)
     unread = [
         Result(
-            model_name=decision["model"],
-            model_version=cards[decision["model"]].version if decision["model"] in cards else "",
-            model_title=_title(cards, decision["model"]),
-            demonstration=decision["model"] in cards and cards[decision["model"]].demonstration,
+            model_name=parted(decision["model"])[0],
+            model_version=card.version if card else "",
+            model_title=card.title if card else decision["model"],
+            demonstration=card is not None and card.demonstration,
             state="not-analysed",
             reason=decision["not_analysed"]["text"],
             findings=None,
@@ -110,16 +109,16 @@ def _results(
         )
         for decision in studies.decisions(connection, revision.id)
         if decision["not_analysed"] and receiver in decision["notify"]
+        for card in (models.named(decision["model"]),)
     ]
     return (*results.values(), *unread)
 
 
-def _result(
-    connection: Connection, workitem: Workitem, cards: Mapping[str, Card], route: str, route_reason: str
-) -> Result:
+def _result(connection: Connection, workitem: Workitem, models: View, route: str, route_reason: str) -> Result:
     state: ResultState = "analysed"
     reason = None
     findings: Any = workitem.findings
+    card = models.of_digest(workitem.model_digest) or models.named(workitem.model)
     if workitem.state == lifecycle.CANCELED:
         state, reason = "parked", workitem.outcome
     elif findings and findings.get("not_analysed"):
@@ -127,8 +126,8 @@ def _result(
     return Result(
         model_name=workitem.model,
         model_version=workitem.model_version,
-        model_title=_title(cards, workitem.model),
-        demonstration=workitem.model in cards and cards[workitem.model].demonstration,
+        model_title=card.title if card else workitem.model,
+        demonstration=card is not None and card.demonstration,
         state=state,
         reason=reason,
         findings=dict(findings) if findings else None,
@@ -155,10 +154,6 @@ def _reference(connection: Connection, document: Document) -> DocumentReference:
         delivered=bool(deliveries) and all(one.state == lifecycle.DELIVERED for one in deliveries),
         note="; ".join(notes) or "kept in this node's archive",
     )
-
-
-def _title(cards: Mapping[str, Card], model: str) -> str:
-    return cards[model].title if model in cards else model
 
 
 def _procedure(item: Any) -> Code | None:

@@ -108,7 +108,8 @@ def _compose(
     study = studies.get(connection, revision.study_id)
     at: datetime = now(connection).astimezone()
     number = 1 + len([one for one in outbox.notifications_of(connection, revision.id) if one.receiver == name])
-    told = report.build_report(connection, study, revision, name, way.cards, message_number=number, produced_at=at)
+    models = way.models.view(connection)
+    told = report.build_report(connection, study, revision, name, models, message_number=number, produced_at=at)
     says = report.says(told)
     last = outbox.last_notification(connection, study.id, name)
     if last is not None and last.message and last.content_digest == outbox.content_digest(says):

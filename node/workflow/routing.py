@@ -20,7 +20,7 @@ from node.settings import Route
 from storage.attributes import INSTANCE_KEYWORDS, SERIES_KEYWORDS, STUDY_KEYWORDS, attribute_value
 from storage.records import Instance, Series, Study
 
-__all__ = ["Candidate", "Decision", "InputSet", "candidates_of", "could_select", "unmet", "weigh"]
+__all__ = ["Candidate", "Decision", "InputSet", "candidates_of", "could_select", "unmet", "unserved", "weigh"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,9 @@ class Decision:
     reasons: tuple[str, ...]
     input_sets: tuple[InputSet, ...] = ()
     not_analysed: Mapping[str, str] | None = None
+    #: Which version is to read it, and whether anything of it may leave.
+    card: Card | None = None
+    shadow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,15 +162,28 @@ def weigh(candidates: Sequence[Candidate], route: Route, card: Card | None, *, d
     )
 
 
-def could_select(candidate: Candidate, routes: Sequence[Route], cards: Mapping[str, Card]) -> bool:
-    """Whether some route and a model of it could select this series at all, whatever its number of instances."""
+def unserved(candidates: Sequence[Candidate], route: Route, model: str, why: str) -> Decision:
+    """Weigh one route for a model of which no version can read the study: where it matches, that has to be said."""
+    matched, reasons = _matching(candidates, route)
+    not_analysed = {"reason": "no-version", "text": why} if matched else None
+    return Decision(route=route, model=model, matched=bool(matched), reasons=(*reasons, why), not_analysed=not_analysed)
+
+
+def could_select(candidate: Candidate, routes: Sequence[Route], serving: Callable[[str], Sequence[Card]]) -> bool:
+    """Whether some route and a model of it could select this series at all, whatever its number of instances.
+
+    Parameters
+    ----------
+    serving
+        Gives the cards that may read a study for what a route names.
+    """
     return any(
         evaluate(route.match, candidate.attributes).matched
         and any(
             evaluate(role.match, candidate.attributes).matched
             for model in route.models
-            if model in cards
-            for role in cards[model].inputs
+            for card in serving(model)
+            for role in card.inputs
         )
         for route in routes
     )

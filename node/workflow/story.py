@@ -243,6 +243,7 @@ def _workitems(
             uid=one.uid,
             model=one.model,
             model_version=one.model_version,
+            shadow=one.shadow,
             state=one.state,
             parked=one.parked,
             outcome=one.outcome,

@@ -175,6 +175,8 @@ class WorkitemTold:
     uid: str
     model: str
     model_version: str
+    #: It was only compared: nothing of it has left.
+    shadow: bool
     state: str
     parked: bool
     outcome: str

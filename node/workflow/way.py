@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference.card import Card
 from node.settings import Route, Settings
+from node.workflow.models import Models
 from storage.blobs import Blobs
 from storage.database import Database
 
@@ -23,9 +22,14 @@ class Way:
     blobs: Blobs
     incoming: Path
     scratch: Path
-    cards: Mapping[str, Card]
+    models: Models
 
     @property
     def routes(self) -> tuple[Route, ...]:
         """The routes, in their order."""
         return self.settings.route_list
+
+    @property
+    def shadows(self) -> Path:
+        """Where masks lie that shadows have made: they are compared, and never become documents."""
+        return self.settings.data_dir.absolute() / "shadows"

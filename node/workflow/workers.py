@@ -86,13 +86,20 @@ def run_performer(way: Way, index: int, stop: threading.Event) -> None:
                 raise _Stopping
             heartbeat()
 
-        host = hosts.get(card.name)
+        host = hosts.get(card.digest)
         if host is None:
-            host = hosts[card.name] = EngineHost(card, folder=scratch)
+            host = hosts[card.digest] = EngineHost(card, folder=scratch)
         return host.run(job, heartbeat=beat)
 
     def once() -> int:
-        return int(steps.perform(way, owner, run))
+        performed = int(steps.perform(way, owner, run))
+        if hosts:
+            with way.database.read() as connection:
+                serving = way.models.view(connection).digests(way.routes)
+            for digest in set(hosts) - serving:
+                # Promoted away, turned back or retired: its memory is for others now.
+                hosts.pop(digest).close()
+        return performed
 
     try:
         _loop(way, prefix, once, stop)

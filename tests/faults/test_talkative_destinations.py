@@ -17,9 +17,11 @@ from pydicom import Dataset
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 from structlog.testing import capture_logs
 
+from inference.registry import Registry
 from node.delivery import Refused, Unreachable, make_destination
 from node.peers import Peer
 from node.settings import DimseDestination, Settings, StowDestination
+from node.workflow.models import Models
 from node.workflow.steps import deliver
 from node.workflow.way import Way
 from storage import schema
@@ -124,7 +126,7 @@ def test_a_destinations_own_words_are_kept_in_the_row_and_not_logged(embedded: H
         blobs=embedded.blobs,
         incoming=embedded.incoming,
         scratch=tmp_path,
-        cards={},
+        models=Models(Registry(()), Path("models")),
     )
     port = server.server_address[1]
     peers = {"pacs": Peer(ae_title="PEER", host="127.0.0.1", port=port, timeout_seconds=10)}

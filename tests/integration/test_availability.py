@@ -18,8 +18,10 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 from sqlalchemy import text
 
+from inference.registry import Registry
 from node.settings import Settings
 from node.workflow import control, steps
+from node.workflow.models import Models
 from node.workflow.way import Way
 from storage import procedure_steps, studies
 from storage.records import Study
@@ -72,7 +74,7 @@ def way_of(holding: Holding, **peers: Any) -> Way:
         blobs=holding.blobs,
         incoming=holding.incoming,
         scratch=holding.root / "scratch",
-        cards={},
+        models=Models(Registry(()), Path("models")),
     )
 
 

@@ -22,8 +22,10 @@ from pynetdicom.dsutils import decode, encode
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
 from sqlalchemy import text
 
+from inference.registry import Registry
 from node.settings import Settings
 from node.workflow import control, steps
+from node.workflow.models import Models
 from node.workflow.way import Way
 from storage.database import Database
 from tests.commitment import WELL_KNOWN, Reports, ask, asking, listening, references, request, told
@@ -74,7 +76,7 @@ def walking(receiver: Receiver, **peers: Any) -> Iterator[Way]:
             blobs=receiver.blobs,
             incoming=receiver.incoming,
             scratch=receiver.folder / "scratch",
-            cards={},
+            models=Models(Registry(()), Path("models")),
         )
     finally:
         database.close()

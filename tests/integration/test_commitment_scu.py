@@ -13,11 +13,13 @@ from pydicom.uid import generate_uid
 from pynetdicom.association import Association
 from sqlalchemy import text
 
+from inference.registry import Registry
 from node.delivery.factory import make_destination
 from node.delivery.port import Destination
 from node.errors import ConfigurationError
 from node.settings import Settings, load_settings
 from node.workflow import control, steps
+from node.workflow.models import Models
 from node.workflow.way import Way
 from storage import outbox, studies
 from storage.database import Database
@@ -96,7 +98,7 @@ def desk_of(receiver: Receiver, folder: Path, commit_seconds: float) -> Iterator
             blobs=holding.blobs,
             incoming=holding.incoming,
             scratch=folder,
-            cards={},
+            models=Models(Registry(()), Path("models")),
         )
         destination = make_destination("pacs", settings.destinations["pacs"], settings.peers, "OVERREAD")
         yield Desk(way, holding, destination, receiver, document, revision.id)

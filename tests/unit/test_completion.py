@@ -13,10 +13,10 @@ import pytest
 from pydicom.uid import generate_uid
 from sqlalchemy import select, update
 
-from inference.card import Card
 from inference.registry import Registry
 from node.settings import Settings
 from node.workflow import completion, control, judging, steps, story
+from node.workflow.models import Models, register
 from node.workflow.way import Way
 from storage import changefeed, flags, inquiries, lifecycle, procedure_steps, receiving, schema, studies
 from storage.database import now
@@ -28,20 +28,22 @@ ROUTE: dict[str, Any] = {"name": "chest-ct", "match": {"Modality": "CT"}, "model
 
 
 @cache
-def cards() -> dict[str, Card]:
-    folder = Path(__file__).resolve().parents[2] / "conf" / "models"
-    return {card.name: card for card in Registry.from_folder(folder)}
+def shipped() -> Registry:
+    return Registry.from_folder(Path(__file__).resolve().parents[2] / "conf" / "models")
 
 
 def way_of(holding: Holding, routes: list[dict[str, Any]] | None = None, **sections: Any) -> Way:
     settings = Settings(routes=[ROUTE] if routes is None else routes, **sections)  # type: ignore[arg-type]
+    store = holding.root / "models"
+    with holding.database.write() as connection:
+        register(connection, shipped(), store)
     return Way(
         settings=settings,
         database=holding.database,
         blobs=holding.blobs,
         incoming=holding.incoming,
         scratch=holding.root / "scratch",
-        cards=cards(),
+        models=Models(shipped(), store),
     )
 
 

@@ -1,0 +1,53 @@
+"""Masks that shadows have made: kept beside the archive, to be compared with what the live version has said."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from inference.findings import Findings
+
+__all__ = ["keep", "kept"]
+
+
+def keep(folder: Path, workitem_uid: str, findings: Findings) -> None:
+    """Write the mask of a shadow's findings, durable on return; without one nothing is written.
+
+    A file that is there already was written by an attempt whose result was not committed: it is replaced.
+    """
+    if findings.segmentation is None:
+        return
+    folder.mkdir(exist_ok=True)
+    partial = folder / f"{uuid.uuid4().hex}.partial"
+    try:
+        with partial.open("wb") as file:
+            np.savez_compressed(
+                file, labels=findings.segmentation.labels, images=np.array(findings.segmentation.images, dtype=np.str_)
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(folder / f"{workitem_uid}.npz")
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def kept(folder: Path, workitem_uid: str) -> tuple[tuple[str, ...], npt.NDArray[np.uint8]] | None:
+    """Return the mask of a shadow, if there is one.
+
+    Returns
+    -------
+    tuple of str, ndarray
+        The keys of its images (SOP Instance UIDs), and labels (uint8) of shape (images, rows, columns).
+    """
+    try:
+        with np.load(folder / f"{workitem_uid}.npz", allow_pickle=False) as stored:
+            return tuple(str(one) for one in stored["images"]), np.asarray(stored["labels"], dtype=np.uint8)
+    except FileNotFoundError:
+        return None

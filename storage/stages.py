@@ -1,0 +1,227 @@
+"""Stages of models' versions: what a start registers, and what operators promote, turn back and retire.
+
+Every move goes through :mod:`storage.lifecycle` and into the audit trail of :mod:`storage.models`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, select, update
+
+from storage import lifecycle, models, schema, worklist
+from storage.errors import AlreadyThere, IllegalTransition, Unknown
+from storage.lifecycle import CANARY, CANDIDATE, LIVE, RETIRED
+from storage.models import Found
+from storage.records import ModelVersion, Workitem
+
+__all__ = ["move", "newest", "register", "rollback"]
+
+
+def register(connection: Connection, found: Iterable[Found], *, by: str) -> None:
+    """Note what a start has found on disk.
+
+    The first shipped version of a model is live. A shipped version that comes later becomes live too, unless an
+    operator has ever set a stage of that model: then it is a candidate. What was added at run time is a candidate.
+
+    Raises
+    ------
+    AlreadyThere
+        When a version is there whose answers are others than those that were registered under its number.
+    """
+    by_model: dict[str, list[Found]] = {}
+    for one in found:
+        by_model.setdefault(one.model, []).append(one)
+    for model, offered in by_model.items():
+        known = {one.version: one for one in models.versions(connection, model, lock=True)}
+        fresh = [one for one in offered if one.version not in known]
+        for one in offered:
+            if one.version in known:
+                _seen_again(connection, known[one.version], one, by)
+        shipped = [one for one in fresh if one.origin == models.SHIPPED]
+        for one in fresh:
+            models.insert_version(
+                connection, one, by, "shipped" if one.origin == models.SHIPPED else "found among the versions added"
+            )
+        if not shipped or any(one.chosen for one in known.values()):
+            continue
+        top = newest(shipped)
+        if known and not any(one.state == LIVE for one in known.values()):
+            continue
+        why = "shipped with this version of the software" if known else "the first version that is here"
+        _make_live(
+            connection, models.get(connection, model, top.version), by=by, why=why, action="shipped", chosen=False
+        )
+
+
+def newest(found: Sequence[Found]) -> Found:
+    """Return the one with the highest version: numbers in it count as numbers."""
+    return max(found, key=lambda one: _ordered(one.version))
+
+
+def move(
+    connection: Connection, version: ModelVersion, to: str, *, by: str, why: str = "", share: float | None = None
+) -> ModelVersion:
+    """Set the stage of a version, in the name of an operator. Whether it may be is for the caller to know.
+
+    What was live before becomes a candidate; what was scheduled for it is still performed by it. What was scheduled for
+    a version that is retired is canceled, with the reason.
+
+    Raises
+    ------
+    IllegalTransition
+        When the stage that it is in does not lead there, or another version is the canary already.
+    """
+    if to == LIVE:
+        return _make_live(connection, version, by=by, why=why, action="promoted", chosen=True)
+    if to == CANARY:
+        if share is None or not 0 < share < 1:
+            raise IllegalTransition("a canary reads a share of the studies, above 0 and below 1")
+        if version.state == CANARY:
+            return _set_share(connection, version, share, by=by, why=why)
+        other = next(
+            (one for one in models.versions(connection, version.model, lock=True) if one.state == CANARY), None
+        )
+        if other is not None:
+            raise IllegalTransition(f"{other.name} is the canary; turn it back first (overread models rollback)")
+    action = {RETIRED: "retired", CANDIDATE: "withdrawn"}.get(to, "promoted")
+    _transition(connection, version, to, by=by, why=why, action=action, share=share if to == CANARY else None)
+    if to == RETIRED:
+        _cancel_scheduled(connection, version, f"{version.name} was retired by {by}" + (f": {why}" if why else ""))
+    return models.get(connection, version.model, version.version)
+
+
+def rollback(
+    connection: Connection, model: str, *, by: str, why: str = "", to: str | None = None
+) -> tuple[ModelVersion, ModelVersion]:
+    """Undo the last step: a canary becomes a candidate again, else the version that was live before is live again.
+
+    Returns
+    -------
+    ModelVersion, ModelVersion
+        What was turned back, and what is live now.
+
+    Raises
+    ------
+    Unknown
+        When there is nothing to go back to.
+    IllegalTransition
+        When the version to go back to is retired.
+    """
+    there = models.versions(connection, model, lock=True)
+    canary = next((one for one in there if one.state == CANARY), None)
+    live = models.get(connection, model)
+    if canary is not None and to is None:
+        _transition(connection, canary, CANDIDATE, by=by, why=why, action="rolled-back")
+        return models.get(connection, model, canary.version), live
+    target = to or live.instead_of
+    if target is None:
+        raise Unknown(f"{live.name} is the first that was live here: there is nothing to go back to")
+    before = models.get(connection, model, target)
+    if before.state == LIVE:
+        raise IllegalTransition(f"{before.name} is live already")
+    # Where it goes back to next is what that one stood in for, so that a second rollback goes a further step back.
+    further = before.instead_of
+    _make_live(connection, before, by=by, why=why, action="rolled-back", chosen=True, instead_of=further)
+    return models.get(connection, model, live.version), models.get(connection, model, target)
+
+
+def _make_live(
+    connection: Connection,
+    version: ModelVersion,
+    *,
+    by: str,
+    why: str,
+    action: str,
+    chosen: bool,
+    instead_of: str | None = "",
+) -> ModelVersion:
+    """Make one version live and the one that was a candidate; ``instead_of`` "" names that one."""
+    live = next((one for one in models.versions(connection, version.model, lock=True) if one.state == LIVE), None)
+    if live is not None and live.id == version.id:
+        raise IllegalTransition(f"{version.name} is live already")
+    if version.state == RETIRED:
+        raise IllegalTransition(f"{version.name} is retired; overread models promote --stage candidate takes it back")
+    if live is not None:
+        why_not = f"{version.version} takes its place"
+        _transition(connection, live, CANDIDATE, by=by, why=why_not, action=action, chosen=chosen or live.chosen)
+    before = instead_of if instead_of != "" else (live.version if live else None)
+    _transition(
+        connection, version, LIVE, by=by, why=why, action=action, chosen=chosen or version.chosen, instead_of=before
+    )
+    return models.get(connection, version.model, version.version)
+
+
+def _set_share(connection: Connection, version: ModelVersion, share: float, *, by: str, why: str) -> ModelVersion:
+    m = schema.model_version
+    connection.execute(update(m).where(m.c.id == version.id).values(share=share, chosen=True))
+    models.note(connection, version, "promoted", before=CANARY, after=CANARY, by=by, why=why, detail={"share": share})
+    return models.get(connection, version.model, version.version)
+
+
+def _transition(
+    connection: Connection,
+    version: ModelVersion,
+    to: str,
+    *,
+    by: str,
+    why: str,
+    action: str,
+    share: float | None = None,
+    chosen: bool = True,
+    **values: Any,
+) -> None:
+    lifecycle.transition(
+        connection,
+        "model",
+        version.id,
+        to,
+        study_id=None,
+        reason=f"{version.name} {action} by {by}" + (f": {why}" if why else ""),
+        share=share,
+        chosen=chosen,
+        **values,
+    )
+    detail = {} if share is None else {"share": share}
+    models.note(connection, version, action, before=version.state, after=to, by=by, why=why, detail=detail)
+
+
+def _cancel_scheduled(connection: Connection, version: ModelVersion, reason: str) -> None:
+    w = schema.workitem.c
+    rows = connection.execute(
+        select(schema.workitem).where(
+            w.model == version.model,
+            w.model_version == version.version,
+            w.state.in_((lifecycle.SCHEDULED, lifecycle.IN_PROGRESS)),
+        )
+    ).mappings()
+    for row in rows.all():
+        worklist.cancel(connection, Workitem(**row), reason)
+
+
+def _seen_again(connection: Connection, known: ModelVersion, found: Found, by: str) -> None:
+    if known.card_sha256 == found.card_sha256 and known.digest == found.digest:
+        return
+    if known.card_sha256 != found.card_sha256 and known.digest != found.digest:
+        raise AlreadyThere(
+            f"{known.name} gives other answers than the {known.name} that was registered here "
+            f"(digest {found.digest[:12]}, not {known.digest[:12]}): what has changed needs a version of its own"
+        )
+    m = schema.model_version
+    connection.execute(
+        update(m)
+        .where(m.c.id == known.id)
+        .values(card_sha256=found.card_sha256, digest=found.digest, device_uid=found.device_uid)
+    )
+    models.know_device(connection, found)
+    same = known.digest == found.digest
+    why = "words of its card have changed, nothing that decides its answers" if same else "this software runs it anew"
+    models.note(connection, known, "updated", by=by, why=why, detail={"digest": found.digest})
+
+
+def _ordered(version: str) -> list[tuple[int, int, str]]:
+    parts = re.findall(r"\d+|[A-Za-z]+", version)
+    # A release follows what is named after it (1.0.0-rc1), so that the end stands between letters and numbers.
+    return [*((2, int(one), "") if one.isdecimal() else (0, 0, one) for one in parts), (1, 0, "")]
