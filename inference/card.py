@@ -111,10 +111,17 @@ class Batch(Strict):
 
 
 class Explain(Strict):
-    """How a classifier shows where it looked: an exact class activation map, or occlusion with a square of ``size``."""
+    """How a classifier shows where it looked: an exact class activation map, or occlusion with a square of ``size``.
+
+    ``weights`` is, for ``cam``, the ``.npy`` file with the weights of the last layer, float32 (outputs, feature maps);
+    without it ``tensors.features`` has one map for each output. ``most`` findings of an image are explained, of those
+    that are present.
+    """
 
     method: Literal["cam", "occlusion"]
     size: int = Field(default=32, ge=4)
+    weights: str | None = None
+    most: int = Field(default=6, ge=1, le=64)
 
 
 class Sample(Strict):
@@ -285,6 +292,8 @@ class Card(Strict):
             raise ValueError("explain: only a classification has class activation maps")
         if self.explain and self.explain.method == "cam" and "features" not in self.tensors:
             raise ValueError("explain: cam needs tensors.features, the maps that the last layer pools")
+        if self.explain and self.explain.weights is not None and self.explain.weights not in self.files:
+            raise ValueError(f"explain: {self.explain.weights!r} does not stand under files")
 
     @property
     def directory(self) -> Path:

@@ -9,18 +9,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inference.errors import EngineFailure, InputRefused
-from inference.findings import Classification, Findings, Measurement
+from inference.explain import Frame, heat_maps
+from inference.findings import Classification, Findings, HeatMap, Measurement
 from inference.imagefile import open_image, value_of
 from inference.matching import evaluate, keywords
 from inference.postprocess import calibrated, probabilities_of
-from inference.preprocess import radiograph_input
-from inference.radiograph import radiograph_pixels
+from inference.preprocess import centre_crop, padded_square, radiograph_input, torchxrayvision_input
+from inference.radiograph import radiograph_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from inference.card import Card
     from inference.engine import ImageFile, Model
+    from inference.preprocess import Square
+    from inference.radiograph import Radiograph
 
     Vector = npt.NDArray[np.float64]
 
@@ -40,6 +43,7 @@ def classify(card: Card, model: Model, files: Sequence[ImageFile]) -> Findings:
     role = card.inputs[0]
     classifications: list[Classification] = []
     measurements: list[Measurement] = []
+    maps: list[HeatMap] = []
     images: list[str] = []
     seconds = 0.0
     for file in files:
@@ -48,15 +52,28 @@ def classify(card: Card, model: Model, files: Sequence[ImageFile]) -> Findings:
         # One series may hold a frontal and a lateral view: only what the card means is read.
         if not evaluate(role.match, attributes).matched:
             continue
-        pixels = _prepared(card, radiograph_pixels(dataset))
+        radiograph = radiograph_of(dataset)
+        pixels, square = _prepared(card, radiograph)
         began = time.perf_counter()
-        answer = model.infer({card.tensors["image"]: pixels[None, None]})["output"]
+        answers = model.infer({card.tensors["image"]: pixels[None, None]})
         seconds += time.perf_counter() - began
         images.append(file.key)
         if card.task == "classification":
-            classifications.extend(_classifications(card, answer, file.key))
+            classifications.extend(_classifications(card, answers["output"], file.key))
+            if card.explain:
+                maps.extend(
+                    heat_maps(
+                        card,
+                        model,
+                        pixels,
+                        answers,
+                        lambda answer: _probabilities(card, answer),
+                        Frame(radiograph, square),
+                        file.key,
+                    )
+                )
         else:
-            measurements.extend(_measurements(card, answer, file.key))
+            measurements.extend(_measurements(card, answers["output"], file.key))
     if len(images) < role.minimum_instances:
         raise InputRefused(
             "outside-intended-use",
@@ -66,20 +83,28 @@ def classify(card: Card, model: Model, files: Sequence[ImageFile]) -> Findings:
         images=tuple(images),
         classifications=tuple(classifications),
         measurements=tuple(measurements),
+        heat_maps=tuple(maps),
         seconds=seconds,
     )
 
 
-def _prepared(card: Card, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Return float32 (size, size), by the one step that the card declares."""
+def _prepared(card: Card, radiograph: Radiograph) -> tuple[npt.NDArray[np.float32], Square]:
+    """Return float32 (size, size), by the one step that the card declares, and the square that it shows."""
     step = card.preprocess[0]
+    shape = radiograph.pixels.shape
     if step.radiograph_input:
-        return np.asarray(radiograph_input(pixels, size=step.radiograph_input.size), np.float32)
+        return radiograph_input(radiograph.pixels, size=step.radiograph_input.size), padded_square(*shape)
+    if step.torchxrayvision_input:
+        return torchxrayvision_input(radiograph, size=step.torchxrayvision_input.size), centre_crop(*shape)
     raise EngineFailure("broke", f"{card.path}: preprocess: no way to do this step")
 
 
-def _classifications(card: Card, answer: npt.NDArray[Any], image: str) -> list[Classification]:
-    probabilities = _vector(card, answer)
+def _probabilities(card: Card, answer: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return answers of the shape (images, outputs) as probabilities of the same shape, by the card's steps."""
+    return np.stack([_probabilities_of_one(card, _vector(card, one[None])) for one in answer])
+
+
+def _probabilities_of_one(card: Card, probabilities: Vector) -> Vector:
     for step in card.postprocess:
         if step.activation:
             probabilities = probabilities_of(probabilities, step.activation.kind, axis=0)
@@ -89,6 +114,11 @@ def _classifications(card: Card, answer: npt.NDArray[Any], image: str) -> list[C
         raise EngineFailure(
             "broke", "the model answered values that are no probabilities (not a number, or not 0 to 1)"
         )
+    return probabilities
+
+
+def _classifications(card: Card, answer: npt.NDArray[Any], image: str) -> list[Classification]:
+    probabilities = _probabilities_of_one(card, _vector(card, answer))
     return [
         Classification(
             name=output.name,

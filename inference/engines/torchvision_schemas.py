@@ -30,7 +30,7 @@ def import_torchvision() -> None:
     if "torchvision" in sys.modules:
         return
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError as problem:
         if "torchvision::" not in str(problem):
             raise
