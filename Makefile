@@ -45,12 +45,20 @@ peers:
 	$$sudo apt-get update -qq && \
 	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null
 
+# A model server for the tests, in an environment of its own: it pins older versions of what the node uses.
+$(VENV)-mlserver/.installed: Makefile
+	@echo "Installing MLServer for the tests"
+	@rm -rf $(VENV)-mlserver
+	@$(PYTHON) -m venv $(VENV)-mlserver
+	@$(VENV)-mlserver/bin/python -m pip install --quiet --disable-pip-version-check --no-compile mlserver==1.7.1
+	@touch $@
+
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-test: peers lint
+test: peers $(VENV)-mlserver/.installed lint
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 soak: peers $(VENV)/.installed-dev

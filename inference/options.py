@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from inference.fields import Strict
 
-__all__ = ["Command", "KServe", "MonaiBundle", "Onnx", "OpenVino", "TorchXRayVision"]
+__all__ = ["Command", "KServe", "MonaiBundle", "Onnx", "OpenVino", "TensorExpectation", "TorchXRayVision"]
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
@@ -47,13 +48,54 @@ class MonaiBundle(Strict):
     config: str = "configs/inference.json"
 
 
-class KServe(Strict):
-    """A server of the KServe V2 protocol, and what the model is called there."""
+class TensorExpectation(Strict):
+    """What a served model's tensor has to be: a datatype of KServe V2, and a shape in which -1 is any length."""
 
-    url: str = Field(min_length=1)
+    datatype: Literal[
+        "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "BF16", "FP32", "FP64"
+    ]
+    shape: tuple[int, ...]
+
+
+class KServe(Strict):
+    """A server of the KServe V2 protocol, what the model is called there, and how long to wait for it.
+
+    ``url`` begins with ``http://`` or ``https://`` for HTTP, ``grpc://`` or ``grpcs://`` for gRPC; the s means TLS,
+    checked against the system's authorities or those of ``ca`` (a PEM file, below the card's folder or absolute).
+    ``token_environment`` names the variable that holds a bearer token. ``binary`` is how tensors are written over HTTP;
+    ``auto`` goes by what the server says of itself. ``expect`` holds what its metadata must say of a tensor.
+    """
+
+    url: str
     protocol: Literal["http", "grpc"] = "grpc"
-    model: str = Field(min_length=1)
-    version: str = ""
+    model: str = Field(min_length=1, max_length=256)
+    version: str = Field(min_length=1, max_length=64)
+    timeout_seconds: float = Field(default=30.0, gt=0, le=3600)
+    connect_seconds: float = Field(default=5.0, gt=0, le=60)
+    retries: int = Field(default=3, ge=0, le=10)
+    backoff_seconds: float = Field(default=0.5, gt=0, le=10)
+    ca: str | None = None
+    token_environment: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    binary: bool | Literal["auto"] = "auto"
+    most_answer_mb: int = Field(default=512, ge=1, le=2047)
+    expect: dict[str, TensorExpectation] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _sound(self) -> KServe:
+        parts = urlsplit(self.url)
+        schemes = {"http": ("http", "https"), "grpc": ("grpc", "grpcs")}[self.protocol]
+        plain = parts.path in ("", "/") if self.protocol == "grpc" else True
+        if parts.scheme not in schemes or not parts.hostname or parts.username or parts.query or not plain:
+            raise ValueError(f"url: expected {schemes[0]}://HOST:PORT or {schemes[1]}://HOST:PORT, without a password")
+        secret = parts.scheme in ("https", "grpcs")
+        if self.ca and not secret:
+            raise ValueError(f"ca: there is no TLS with {parts.scheme}://")
+        if self.token_environment:
+            if self.token_environment.startswith("OVERREAD"):
+                raise ValueError("token_environment: engines get no variable whose name begins with OVERREAD")
+            if not secret and parts.hostname not in ("127.0.0.1", "::1", "localhost"):
+                raise ValueError(f"token_environment: a token goes over TLS only, not over {parts.scheme}://")
+        return self
 
 
 class Command(Strict):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.peers", "tests.databases", "tests.system", "tests.web"]
+pytest_plugins = ["tests.peers", "tests.mlserver", "tests.databases", "tests.system", "tests.web"]
 
 
 @pytest.hookimpl(wrapper=True)
