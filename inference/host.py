@@ -51,11 +51,14 @@ class EngineHost:
         Its ``resources`` are the limits of each job, and say how many run at once.
     folder
         Where the process's temporary folder is made; the system's own place by default.
+    cache
+        Where compiled models and measured choices are kept from one process to the next; nowhere by default.
     """
 
-    def __init__(self, card: Card, *, folder: Path | None = None) -> None:
+    def __init__(self, card: Card, *, folder: Path | None = None, cache: Path | None = None) -> None:
         self._card = card
         self._parent_folder = folder
+        self._cache = cache
         self._most = concurrency_of(card)
         self._child: EngineProcess | None = None
         self._loading = threading.Lock()
@@ -196,7 +199,7 @@ class EngineHost:
                 self._discard()
                 folder = Path(tempfile.mkdtemp(prefix="engine-", dir=self._parent_folder))
                 try:
-                    self._child = EngineProcess(self._card, folder)
+                    self._child = EngineProcess(self._card, folder, self._cache)
                 except BaseException:
                     shutil.rmtree(folder, ignore_errors=True)
                     raise

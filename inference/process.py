@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from inference.engines.machine import CACHE_VARIABLE
 from inference.errors import EngineFailure
 from inference.processtree import kill_tree, tree_resident_bytes
 from inference.sizing import concurrency_of, threads_of
@@ -99,6 +100,8 @@ class EngineProcess:
     ----------
     folder
         Where it may write.
+    cache
+        Where it keeps what it has made of models for the next process (compiled models); None keeps nothing.
 
     Raises
     ------
@@ -106,9 +109,10 @@ class EngineProcess:
         ``died``, if it cannot be started.
     """
 
-    def __init__(self, card: Card, folder: Path) -> None:
+    def __init__(self, card: Card, folder: Path, cache: Path | None = None) -> None:
         self._card = card
         self.folder = folder
+        self._cache = cache
         self._errors = folder / "stderr"
         self._started = threading.Event()
         self._over = threading.Event()
@@ -208,6 +212,8 @@ class EngineProcess:
             # Removed with the process, or by the next start after a death that left no time for it.
             "TMPDIR": str(self.folder),
         }
+        if self._cache is not None:
+            environment[CACHE_VARIABLE] = str(self._cache)
         command = [sys.executable, "-P", "-m", "inference.child", str(self._card.path), self._card.digest]
         try:
             with self._errors.open("wb") as errors:

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from inference.engines.machine import cache_folder, signature, threads
+from inference.engines.machine import cache_folder, signature
+from inference.sizing import threads_of
 
 if TYPE_CHECKING:
     from inference.card import Card
@@ -89,7 +90,7 @@ def _place(card: Card, file: str) -> Path | None:
     folder = cache_folder()
     if folder is None:
         return None
-    return folder / "choices" / f"{card.files[file].sha256[:32]}-{threads(card)}-{signature()}.json"
+    return folder / "choices" / f"{card.files[file].sha256[:32]}-{threads_of(card)}-{signature()}.json"
 
 
 def _way(values: Any) -> Way:

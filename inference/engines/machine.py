@@ -1,4 +1,4 @@
-"""What this machine is to an engine: its threads, what its processor can do, and where it may keep what it has made."""
+"""What this machine is to an engine: what its processor can do, and where it may keep what it has made of models."""
 
 from __future__ import annotations
 
@@ -8,20 +8,13 @@ import importlib.metadata
 import os
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from inference.card import Card
+from inference.sizing import cores
 
-__all__ = ["CACHE_VARIABLE", "cache_folder", "computes_bf16", "signature", "threads"]
+__all__ = ["CACHE_VARIABLE", "cache_folder", "computes_bf16", "signature"]
 
 #: Names the folder for compiled models and measured choices; without it nothing is kept.
 CACHE_VARIABLE = "ENGINE_CACHE"
-
-
-def threads(card: Card) -> int:
-    """Return how many threads one run gets: the card's own number, or one for each core that this process may use."""
-    return card.resources.threads or len(os.sched_getaffinity(0))
 
 
 def cache_folder() -> Path | None:
@@ -51,7 +44,7 @@ def computes_bf16() -> bool:
 @functools.cache
 def signature() -> str:
     """Return what a measured choice holds for: processor, its abilities, cores and the runtimes' versions, hashed."""
-    parts = [platform.machine(), *sorted(_about("model name")), *sorted(_flags()), str(len(os.sched_getaffinity(0)))]
+    parts = [platform.machine(), *sorted(_about("model name")), *sorted(_flags()), str(cores())]
     for name in ("onnxruntime", "openvino"):
         try:
             parts.append(f"{name} {importlib.metadata.version(name)}")

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inference.engines.choice import Way, read_choice
-from inference.engines.machine import cache_folder, computes_bf16, threads
+from inference.engines.machine import cache_folder, computes_bf16
 from inference.engines.modelfile import check_file, failure, model_file
 from inference.engines.tensors import Tensor, check_tensors, output_roles
 from inference.errors import EngineFailure
+from inference.sizing import threads_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -69,7 +70,7 @@ class OnnxModel:
 
         self._name = model_file(card, ".onnx")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads(card)
+        options.intra_op_num_threads = threads_of(card)
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         # Threads that spin between slabs starve the receivers of a small machine.
@@ -206,7 +207,7 @@ def _provider_options(card: Card, name: str, precision: str) -> dict[str, str]:
             chosen |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(kept / "tensorrt")}
         return chosen | ({"trt_max_workspace_size": str(limit * 2**20)} if limit else {})
     if name == "openvino":
-        chosen = {"device_type": "CPU", "num_of_threads": str(threads(card))}
+        chosen = {"device_type": "CPU", "num_of_threads": str(threads_of(card))}
         return chosen | ({"cache_dir": str(kept / "openvino")} if kept else {})
     return {}
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inference.engines.machine import cache_folder, computes_bf16, threads
+from inference.engines.machine import cache_folder, computes_bf16
 from inference.engines.modelfile import check_file, failure, model_file
 from inference.engines.tensors import Tensor, check_tensors, output_roles
 from inference.errors import EngineFailure
+from inference.sizing import threads_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -63,7 +64,7 @@ class OpenVinoModel:
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": threads(card),
+            "INFERENCE_NUM_THREADS": threads_of(card),
             "NUM_STREAMS": streams,
             "ENABLE_CPU_PINNING": False,
         }

@@ -74,7 +74,7 @@ def _model(settings: Settings, card: Card) -> Check:
 
     what = f"model {card.name} {card.version}"
     try:
-        with EngineHost(card) as host:
+        with EngineHost(card, cache=settings.data_dir / "engines") as host:
             host.load()
     except EngineFailure as failure:
         return Check(

@@ -25,6 +25,11 @@ class Way:
     models: Models
 
     @property
+    def engine_cache(self) -> Path:
+        """Return where engines keep compiled models and measured choices; it may be deleted at any time."""
+        return self.settings.data_dir / "engines"
+
+    @property
     def routes(self) -> tuple[Route, ...]:
         """The routes, in their order."""
         return self.settings.route_list

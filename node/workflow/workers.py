@@ -88,7 +88,7 @@ def run_performer(way: Way, index: int, stop: threading.Event) -> None:
 
         host = hosts.get(card.digest)
         if host is None:
-            host = hosts[card.digest] = EngineHost(card, folder=scratch)
+            host = hosts[card.digest] = EngineHost(card, folder=scratch, cache=way.engine_cache)
         return host.run(job, heartbeat=beat)
 
     def once() -> int:
