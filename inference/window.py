@@ -24,7 +24,7 @@ __all__ = ["slide", "starts"]
 
 #: The standard deviation of the weights, as a share of a window's edge.
 _SIGMA = 0.125
-#: The least weight, as a share of the largest: a voxel that only corners cover still gets an answer.
+#: The least weight along an axis, as a share of the largest: a voxel that only corners cover still gets an answer.
 _LEAST = 1e-3
 
 
@@ -169,7 +169,9 @@ def _padded(block: Scores, size: tuple[int, int, int], shift: Sequence[int]) -> 
 def _weights(window: Window) -> Scores:
     if window.blend == "constant":
         return np.ones(window.size, np.float32)
-    falls = [np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) / (_SIGMA * size)) ** 2) for size in window.size]
-    weights = falls[0][:, None, None] * falls[1][None, :, None] * falls[2][None, None, :]
-    floored: Scores = np.maximum(weights / weights.max(), _LEAST).astype(np.float32)
-    return floored
+    falls = [
+        np.maximum(np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) / (_SIGMA * size)) ** 2), _LEAST)
+        for size in window.size
+    ]
+    weights: Scores = (falls[0][:, None, None] * falls[1][None, :, None] * falls[2][None, None, :]).astype(np.float32)
+    return weights
