@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from inference.errors import EngineFailure, InputRefused
+from inference.errors import InputRefused
 from inference.findings import Findings, NotAnalysed, Segment, Segmentation
-from inference.grid import Grid, labels_on, resample
-from inference.intensity import changes
-from inference.postprocess import fill_holes, keep_components, probabilities_of, volumes_ml
-from inference.volume import AIR_HU, read_volume
-from inference.window import slide
+from inference.grid import Grid
+from inference.labelling import label_by_slab, label_by_window
+from inference.postprocess import fill_holes, keep_components, volumes_ml
+from inference.volume import read_volume
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
     from inference.card import Card
     from inference.engine import ImageFile, Model
     from inference.volume import Volume
 
-    Scores = npt.NDArray[np.float32]
     Labels = npt.NDArray[np.uint8]
 
-__all__ = ["segment", "slabs"]
-
-#: So many planes of the model's grid are interpolated at once.
-_PLANES = 32
-#: Labels of a coarser grid are brought back smoothly up to so many of them: each costs a pass.
-_SMOOTH_LABELS = 8
+__all__ = ["segment"]
 
 
 def segment(card: Card, model: Model, input_set: Mapping[str, Sequence[ImageFile]]) -> Findings:
@@ -54,7 +46,10 @@ def segment(card: Card, model: Model, input_set: Mapping[str, Sequence[ImageFile
         )
     timed = _Timed(model)
     images = (*volume.keys, *volume.left_out)
-    labels = _by_slab(card, timed, volume) if card.layout == "zyx" else _by_window(card, timed, [volume.array], volume)
+    if card.layout == "zyx":
+        labels = label_by_slab(card, timed.infer, volume.array, volume.spacing_mm)
+    else:
+        labels = label_by_window(card, timed.infer, [volume.array], Grid(volume.array.shape, volume.affine))
     wanted = [output.label for output in card.outputs if output.label is not None]
     refused = _finished(card, labels, volume, wanted)
     if refused is not None:
@@ -79,26 +74,6 @@ def segment(card: Card, model: Model, input_set: Mapping[str, Sequence[ImageFile
     )
 
 
-def slabs(total: int, slices: int, overlap: int) -> Iterator[tuple[slice, slice]]:
-    """Cut ``total`` slices into slabs of ``slices`` that share at least ``overlap`` with their neighbours.
-
-    Yields
-    ------
-    tuple of slice
-        What the model reads, and which of those slices are kept: each slice is kept once, from the slab in which it
-        lies furthest from a cut. The last slab is moved back so that it is whole.
-    """
-    if total <= slices:
-        yield slice(0, total), slice(0, total)
-        return
-    begins = [*range(0, total - slices, slices - overlap), total - slices]
-    kept = 0
-    for number, start in enumerate(begins):
-        end = total if number == len(begins) - 1 else (begins[number + 1] + start + slices) // 2
-        yield slice(start, start + slices), slice(kept, end)
-        kept = end
-
-
 class _Timed:
     """A model with a watch on it."""
 
@@ -112,145 +87,6 @@ class _Timed:
             return self._model.infer(feeds)["output"]
         finally:
             self.seconds += time.perf_counter() - began
-
-
-def _by_slab(card: Card, model: _Timed, volume: Volume) -> Labels:
-    """Label a volume slab by slab, as it is; memory is bounded by the slab, not by the series."""
-    array = volume.array
-    slab = card.slab
-    spacing = np.array(volume.spacing_mm, dtype=np.float32)
-    known = _known(card)
-    labels: Labels = np.zeros(array.shape, dtype=np.uint8)
-    for read, keep in slabs(len(array), slab.slices if slab else len(array), slab.overlap if slab else 0):
-        feeds: dict[str, npt.NDArray[Any]] = {card.tensors["image"]: array[read]}
-        if "spacing" in card.tensors:
-            feeds[card.tensors["spacing"]] = spacing
-        answer = model.infer(feeds)
-        if answer.shape != array[read].shape or answer.dtype != np.uint8:
-            raise EngineFailure(
-                "broke",
-                f"the model answered {answer.dtype} of shape {answer.shape}; its card means uint8 labels of shape "
-                f"{array[read].shape}",
-            )
-        kept = answer[keep.start - read.start : keep.stop - read.start]
-        # The largest label tells it all where the card's labels are 1, 2, ... without a hole.
-        if not known[: int(kept.max()) + 1].all() and not known[kept].all():
-            raise EngineFailure("broke", "the model answered a label that its card does not name")
-        labels[keep] = kept
-    return labels
-
-
-def _by_window(card: Card, model: _Timed, channels: Sequence[npt.NDArray[Any]], volume: Volume) -> Labels:
-    """Label a volume on the model's own grid and bring the labels back to the volume's.
-
-    Parameters
-    ----------
-    channels
-        One array for each role, all on the volume's grid.
-    """
-    source = Grid(volume.array.shape, volume.affine)
-    target, interpolation, outside = source, "linear", None
-    for step in card.preprocess:
-        if step.orient:
-            target = target.oriented(step.orient.axes)
-        elif step.resample:
-            target, interpolation = target.with_spacing(step.resample.spacing_mm), step.resample.interpolation
-        elif step.crop_or_pad:
-            target, outside = target.cropped_or_padded(step.crop_or_pad.shape), step.crop_or_pad.value
-    reads = [_Reader(card, array, source, target, interpolation, outside) for array in channels]
-
-    def read(start: int, stop: int) -> Scores:
-        return np.stack([one.prepared(start, stop) for one in reads])
-
-    labels: Labels = np.zeros(target.shape, np.uint8)
-    decide = _Deciding(card)
-
-    def predict(pieces: Scores) -> Scores:
-        answer = model.infer({card.tensors["image"]: pieces})
-        if answer.ndim != 5 or answer.shape[0] != len(pieces) or answer.shape[2:] != pieces.shape[2:]:
-            raise EngineFailure(
-                "broke",
-                f"the model answered shape {answer.shape} to {pieces.shape}; its card means scores on the same grid",
-            )
-        if not np.isfinite(answer).all():
-            raise EngineFailure("broke", "the model answered values that are not numbers")
-        return decide.scores(np.asarray(answer, np.float32))
-
-    def write(start: int, scores: Scores) -> None:
-        labels[start : start + scores.shape[1]] = decide.labels(scores)
-
-    if card.window is not None:
-        slide(target.shape, card.window, read=read, predict=predict, write=write)
-    else:
-        write(0, predict(read(0, target.shape[0])[None])[0])
-    if target.matches(source):
-        return labels
-    coarser = any(a > 1.2 * b for a, b in zip(sorted(target.spacing_mm), sorted(source.spacing_mm), strict=True))
-    return labels_on(labels, target, source, smooth=coarser and len(card.outputs) <= _SMOOTH_LABELS)
-
-
-class _Reader:
-    """Gives one channel of the model's grid, some planes at a time."""
-
-    def __init__(
-        self, card: Card, array: npt.NDArray[Any], source: Grid, target: Grid, interpolation: Any, outside: float | None
-    ) -> None:
-        self._array = array
-        self._source = source
-        self._target = target
-        self._interpolation = interpolation
-        # Only a CT is kept as int16, in HU.
-        self._outside = outside if outside is not None else float(AIR_HU) if array.dtype == np.int16 else 0.0
-        self._change = changes(card.preprocess, self._pieces)
-
-    def prepared(self, start: int, stop: int) -> Scores:
-        return self._change(self._plain(start, stop))
-
-    def _plain(self, start: int, stop: int) -> Scores:
-        plain: Scores = resample(
-            self._array,
-            self._source,
-            self._target.section(start, stop),
-            interpolation=self._interpolation,
-            outside=self._outside,
-        ).astype(np.float32, copy=False)
-        return plain
-
-    def _pieces(self) -> Iterator[Scores]:
-        planes = self._target.shape[0]
-        for start in range(0, planes, _PLANES):
-            yield self._plain(start, min(start + _PLANES, planes))
-
-
-class _Deciding:
-    """Turns a model's scores into labels, by the card's activation and threshold."""
-
-    def __init__(self, card: Card) -> None:
-        self._activation = next((s.activation.kind for s in card.postprocess if s.activation), None)
-        self._threshold = next((s.threshold.value for s in card.postprocess if s.threshold), None)
-        self._labels = np.array([output.label for output in card.outputs], np.uint8)
-        self._known = _known(card)
-
-    def scores(self, answer: Scores) -> Scores:
-        """Return what may be averaged over windows: probabilities where the card declares them."""
-        if self._threshold is not None and answer.shape[1] != len(self._labels):
-            raise EngineFailure(
-                "broke", f"the model answered {answer.shape[1]} channels; its card names {len(self._labels)} outputs"
-            )
-        return probabilities_of(answer, self._activation, axis=1)
-
-    def labels(self, scores: Scores) -> Labels:
-        best = scores.argmax(axis=0)
-        if self._threshold is None:
-            # The channel's number is the label, and 0 the background.
-            labels: Labels = best.astype(np.uint8)
-            if not self._known[labels].all():
-                raise EngineFailure("broke", "the model answered a label that its card does not name")
-            return labels
-        reached = np.take_along_axis(scores, best[None], axis=0)[0] >= self._threshold
-        labels = self._labels[best].astype(np.uint8)
-        labels[~reached] = 0
-        return labels
 
 
 def _finished(card: Card, labels: Labels, volume: Volume, wanted: Sequence[int]) -> NotAnalysed | None:
@@ -268,9 +104,3 @@ def _finished(card: Card, labels: Labels, volume: Volume, wanted: Sequence[int])
                 statement = card.not_analysed[reason]
                 return NotAnalysed(reason=reason, text=statement.meaning, code=statement.code)
     return None
-
-
-def _known(card: Card) -> npt.NDArray[np.bool_]:
-    known = np.zeros(256, dtype=bool)
-    known[[0, *(output.label for output in card.outputs if output.label is not None)]] = True
-    return known

@@ -71,11 +71,15 @@ def slide(
     and remembered: the same input has the same answer.
     """
     depth, rows, columns = window.size
-    weights = _weights(window)
     places = [starts(total, size, window.overlap) for total, size in zip(shape, window.size, strict=True)]
+    # Windows stand on a lattice, so that the sum of their weights is a product of sums along the axes: each window is
+    # weighted by its share of that, and what is added up needs no division.
+    shares = [
+        _shares(place, size, window.blend, max(total, size))
+        for place, size, total in zip(places, window.size, shape, strict=True)
+    ]
     padded = (max(shape[1], rows), max(shape[2], columns))
     held: Scores | None = None
-    total = np.zeros((depth, *padded), np.float32)
     known: dict[bytes, Scores] = {}
     # Along axes that are too short, everything is shifted so that the padded volume begins at 0.
     shift = [max(0, -place[0]) for place in places]
@@ -85,23 +89,19 @@ def slide(
         for (top, left), answer in _answers(block, corners, window, predict, batch, known):
             if held is None:
                 held = np.zeros((answer.shape[0], depth, *padded), np.float32)
-            inside = (slice(None), slice(top, top + rows), slice(left, left + columns))
-            held[:, *inside] += answer * weights
-            total[inside] += weights
+            weighted = answer * shares[0][first][:, None, None]
+            weighted *= shares[1][top - shift[1]][:, None] * shares[2][left - shift[2]]
+            held[:, :, top : top + rows, left : left + columns] += weighted
         assert held is not None
         last = number == len(places[0]) - 1
         done = depth if last else places[0][number + 1] - first
         begin = max(first, 0)
         planes = slice(shift[0], shift[0] + shape[0]) if shift[0] else slice(0, min(done, shape[0] - begin))
         body = (planes, slice(shift[1], shift[1] + shape[1]), slice(shift[2], shift[2] + shape[2]))
-        # In place: these planes are given away now.
-        held[:, *body] /= total[body]
         write(begin, held[:, *body])
         if not last:
             held[:, : depth - done] = held[:, done:]
             held[:, depth - done :] = 0
-            total[: depth - done] = total[done:]
-            total[depth - done :] = 0
 
 
 def _answers(
@@ -166,12 +166,13 @@ def _padded(block: Scores, size: tuple[int, int, int], shift: Sequence[int]) -> 
     return larger
 
 
-def _weights(window: Window) -> Scores:
-    if window.blend == "constant":
-        return np.ones(window.size, np.float32)
-    falls = [
-        np.maximum(np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) / (_SIGMA * size)) ** 2), _LEAST)
-        for size in window.size
-    ]
-    weights: Scores = (falls[0][:, None, None] * falls[1][None, :, None] * falls[2][None, None, :]).astype(np.float32)
-    return weights
+def _shares(places: Sequence[int], size: int, blend: str, total: int) -> dict[int, Scores]:
+    """Return, by where a window begins, its share in each voxel along an axis; all windows together have 1."""
+    fall = np.ones(size)
+    if blend == "gaussian":
+        fall = np.maximum(np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) / (_SIGMA * size)) ** 2), _LEAST)
+    shift = max(0, -places[0])
+    whole = np.zeros(total)
+    for place in places:
+        whole[place + shift : place + shift + size] += fall
+    return {place: (fall / whole[place + shift : place + shift + size]).astype(np.float32) for place in places}

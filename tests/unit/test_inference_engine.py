@@ -17,8 +17,8 @@ from inference.engine import ImageFile, Job, open_engine
 from inference.errors import EngineFailure
 from inference.findings import Findings
 from inference.host import EngineHost
+from inference.labelling import slabs
 from inference.postprocess import keep_components, volumes_ml
-from inference.segment import slabs
 from inference.wire import findings_from, findings_to, job_from, job_to
 from tests.dicom_factory import ct_series, radiograph
 from tests.model_factory import classification_card, mean_brightness, segmentation_card, thresholding, write_model
