@@ -1,8 +1,8 @@
 """NIfTI-1 files: volumes out and masks in, with their place in the patient.
 
 The one place where RAS is met: a NIfTI affine maps (i, j, k) to RAS in mm; a :class:`inference.grid.Grid` maps
-(k, j, i) to LPS. ``i`` runs fastest in the file, as columns do in ours, so nothing is transposed. Source: nifti1.h of the
-NIfTI-1.1 standard.
+(k, j, i) to LPS. ``i`` runs fastest in the file, as columns do in ours, so nothing is transposed. Source: nifti1.h of
+the NIfTI-1.1 standard.
 """
 
 from __future__ import annotations
