@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from inference.fields import Strict
 
 __all__ = ["Command", "KServe", "MonaiBundle", "Onnx", "OpenVino", "TensorExpectation", "TorchXRayVision"]
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+
+
+def _relative(value: str) -> str:
+    parts = PurePosixPath(value).parts
+    if not parts or value != "/".join(parts) or value.startswith("/") or ".." in parts or "\\" in value:
+        raise ValueError("expected a plain name below the folder")
+    return value
+
+
+RelativePath = Annotated[str, AfterValidator(_relative)]
 
 
 class Onnx(Strict):
@@ -43,9 +54,30 @@ class TorchXRayVision(Strict):
 
 
 class MonaiBundle(Strict):
-    """Where, in the bundle, its parts lie."""
+    """Where, in the bundle, its parts lie, and what the channels of its answer mean.
 
-    config: str = "configs/inference.json"
+    All names are relative to ``root``, which is relative to the card's folder. The network's weights come from
+    ``weights``, or the network itself from ``script`` (TorchScript); with neither, the configuration makes both.
+    """
+
+    root: RelativePath = "bundle"
+    config: RelativePath = "configs/inference.json"
+    metadata: RelativePath = "configs/metadata.json"
+    weights: RelativePath | None = None
+    script: RelativePath | None = None
+    #: The keys of the input and of the answer in the bundle's own dictionaries.
+    image: str = Field(default="image", min_length=1)
+    prediction: str = Field(default="pred", min_length=1)
+    #: Whether channel 0 of an answer of several channels is the background; else channel 0 is label 1, and so on.
+    background: bool = True
+    #: Where channels mark the same voxel: refuse, or let the output that stands later in the card have it.
+    overlap: Literal["refuse", "last"] = "refuse"
+
+    @model_validator(mode="after")
+    def _sound(self) -> MonaiBundle:
+        if self.weights is not None and self.script is not None:
+            raise ValueError("weights, script: the network's weights come from one of them")
+        return self
 
 
 class TensorExpectation(Strict):

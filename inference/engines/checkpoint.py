@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-__all__ = ["load_weights", "matched_weights", "read_checkpoint"]
+__all__ = ["load_weights", "matched_weights", "read_checkpoint", "set_weights"]
 
 #: Keys under which training frameworks keep the state dict, in the order in which they are looked for.
 STATE_KEYS = ("state_dict", "model_state_dict", "model", "network", "net", "generator", "module")
@@ -54,8 +54,12 @@ def load_weights(network: Module, path: Path) -> tuple[str, ...]:
     EngineFailure
         If the file is no checkpoint, wants code to be run, or holds other weights than the network has.
     """
-    wanted = network.state_dict()
-    found = matched_weights(read_checkpoint(path), wanted, path.name)
+    return set_weights(network, read_checkpoint(path), path.name)
+
+
+def set_weights(network: Module, tensors: Mapping[str, Tensor], name: str) -> tuple[str, ...]:
+    """Do what :func:`load_weights` does with the tensors of a file called ``name`` that was read before."""
+    found = matched_weights(tensors, network.state_dict(), name)
     network.load_state_dict(found.weights, strict=False)
     return found.unused
 

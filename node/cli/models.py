@@ -7,6 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from node.cli.bringing import add_bundle, add_meshnet
 from node.cli.options import CONFIG, ConfigOption, JsonOption
 from node.cli.support import console, load
 
@@ -38,6 +39,8 @@ add = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
+add.command("bundle")(add_bundle)
+add.command("meshnet")(add_meshnet)
 app.add_typer(add)
 
 

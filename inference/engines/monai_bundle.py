@@ -1,0 +1,232 @@
+"""Runs MONAI bundles: a volume goes in as NIfTI with a geometry of our making, a mask comes back on the source grid.
+
+A bundle is code: its configuration may hold any Python expression, and its folder any module. So it is run only in an
+engine's own process (which gets no settings and no secrets of the node, and is ended at its limits), only where each of
+its files is the one whose digest stands in the card, and without a network. It is as trusted as the operator who added
+it; nothing here makes a hostile bundle harmless.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from inference.engines.bundle_workflow import Bundle
+from inference.errors import EngineFailure, InputRefused
+from inference.findings import Findings, NotAnalysed, Segment, Segmentation
+from inference.grid import Grid, resample
+from inference.options import MonaiBundle
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from inference.card import Card
+    from inference.engine import Job
+    from inference.volume import Volume
+
+__all__ = ["labels_of", "open_engine"]
+
+#: From DICOM's patient axes (LPS) to NIfTI's (RAS), and back.
+_LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def open_engine(card: Card) -> BundleEngine:
+    """Load a bundle's network, in a process that is for this card alone.
+
+    Raises
+    ------
+    EngineFailure
+        If this is no engine's process, a file lies in the bundle that its card does not name, or it cannot be set up.
+    """
+    main = getattr(sys.modules["__main__"], "__spec__", None)
+    if main is None or not main.name.startswith("inference."):
+        raise EngineFailure("broke", "a MONAI bundle is code: it runs in an engine's own process only (EngineHost)")
+    options = card.monai_bundle or MonaiBundle()
+    root = card.directory / options.root
+    # Bytecode that Python writes beside a bundle's modules would be a file that the card does not name.
+    sys.dont_write_bytecode = True
+    _only_named_files(card, root)
+    _stay_offline()
+    return BundleEngine(card, options, root)
+
+
+class BundleEngine:
+    """An engine (:class:`inference.engine.Engine`) over one loaded bundle."""
+
+    def __init__(self, card: Card, options: MonaiBundle, root: Path) -> None:
+        self._card = card
+        self._options = options
+        self._bundle = Bundle(
+            root,
+            config=options.config,
+            metadata=options.metadata,
+            weights=options.weights,
+            script=options.script,
+            image=options.image,
+            prediction=options.prediction,
+            threads=card.resources.threads,
+        )
+
+    def run(self, job: Job) -> Findings:
+        """Run one job; input that must not be read becomes "not analysed", with its reason.
+
+        Raises
+        ------
+        EngineFailure
+            If the bundle broke, or answered what its card does not say.
+        """
+        try:
+            findings = self._run(job)
+        except InputRefused as refusal:
+            findings = Findings(
+                images=tuple(file.key for given in job.input_set.values() for file in given),
+                not_analysed=NotAnalysed(reason=refusal.reason, text=refusal.text, code=refusal.code),
+            )
+        return replace(findings, provider=f"torch:{self._bundle.device}", precision="fp32")
+
+    def close(self) -> None:
+        """Let go of the network with the process."""
+
+    def _run(self, job: Job) -> Findings:
+        from inference.volume import read_volume
+
+        role = self._card.inputs[0]
+        volume = read_volume(job.input_set.get(role.role, ()), minimum=role.minimum_instances)
+        with tempfile.TemporaryDirectory(prefix="bundle-") as folder:
+            file = Path(folder) / f"{role.role}.nii"
+            _write_nifti(volume.array, volume.affine, file)
+            began = time.perf_counter()
+            scores, affine = self._bundle.predict([file])
+            seconds = time.perf_counter() - began
+        labels = self._on_source(labels_of(scores, self._card, self._options), affine, volume)
+        wanted = [output.label for output in self._card.outputs if output.label is not None]
+        counts = np.bincount(labels.ravel(), minlength=256)
+        voxel_ml = Grid(volume.array.shape, volume.affine).voxel_ml
+        segments = tuple(
+            Segment(
+                label=output.label,
+                name=output.name,
+                code=output.code,
+                category=output.category,
+                volume_ml=float(counts[output.label] * voxel_ml),
+            )
+            for output in self._card.outputs
+            if output.label in wanted and output.label is not None and output.category is not None
+        )
+        return Findings(
+            images=(*volume.keys, *volume.left_out),
+            segmentation=Segmentation(segments=segments, images=volume.keys, labels=volume.to_source(labels)),
+            coverage=volume.coverage,
+            seconds=seconds,
+        )
+
+    def _on_source(
+        self, labels: npt.NDArray[np.uint8], affine: npt.NDArray[np.float64], volume: Volume
+    ) -> npt.NDArray[np.uint8]:
+        """Bring labels, wherever the bundle left them, to the volume's own voxels: exact where they lie there."""
+        try:
+            given = Grid((labels.shape[0], labels.shape[1], labels.shape[2]), _LPS_RAS @ affine)
+        except ValueError as problem:
+            raise EngineFailure("broke", "the bundle's answer says no sound place in the patient") from problem
+        target = Grid(volume.array.shape, volume.affine)
+        found: npt.NDArray[np.uint8] = resample(labels, given, target, interpolation="nearest")
+        return found
+
+
+def labels_of(scores: npt.NDArray[np.float32], card: Card, options: MonaiBundle) -> npt.NDArray[np.uint8]:
+    """Turn a bundle's answer into labels of the card.
+
+    Parameters
+    ----------
+    scores
+        (channels, x, y, z). One channel holds labels. Several hold a 0 or 1 each (what a bundle discretised), or else
+        scores of which the highest counts.
+
+    Raises
+    ------
+    EngineFailure
+        If the answer is not finite, names what the card does not, or marks a voxel twice where the card refuses that.
+    """
+    if not np.isfinite(scores).all():
+        raise EngineFailure("broke", "the bundle answered values that are not numbers")
+    known = np.zeros(256, dtype=bool)
+    known[[0, *(output.label for output in card.outputs if output.label is not None)]] = True
+    if len(scores) == 1:
+        whole = np.rint(scores[0])
+        if whole.min() < 0 or whole.max() > 255 or np.abs(whole - scores[0]).max() > 0.01:
+            raise EngineFailure("broke", "the bundle answered one channel whose values are no labels")
+        found: npt.NDArray[np.uint8] = whole.astype(np.uint8)
+    else:
+        found = _from_channels(scores, card, options)
+    if not known[np.flatnonzero(np.bincount(found.ravel(), minlength=256))].all():
+        raise EngineFailure("broke", "the bundle answered a label that its card does not name")
+    return found
+
+
+def _from_channels(scores: npt.NDArray[np.float32], card: Card, options: MonaiBundle) -> npt.NDArray[np.uint8]:
+    shift = 0 if options.background else 1
+    if ((scores != 0) & (scores != 1)).any():
+        if not options.background:
+            raise EngineFailure(
+                "broke", "the bundle answered scores without a background; its post transforms must make them 0 or 1"
+            )
+        best: npt.NDArray[np.uint8] = np.argmax(scores, axis=0).astype(np.uint8)
+        return best
+    marked = scores.astype(bool)
+    found = np.zeros(scores.shape[1:], np.uint8)
+    for output in card.outputs:
+        channel = (output.label or 0) - shift
+        if not 0 <= channel < len(marked):
+            raise EngineFailure("broke", f"the bundle answered {len(marked)} channels; its card names one more")
+        if options.overlap == "refuse" and found[marked[channel]].any():
+            raise EngineFailure(
+                "broke",
+                "the bundle marked voxels twice; say monai_bundle.overlap: last in the card if the later output has "
+                "them",
+            )
+        found[marked[channel]] = output.label or 0
+    return found
+
+
+def _write_nifti(array: npt.NDArray[Any], affine: npt.NDArray[np.float64], path: Path) -> None:
+    """Write a volume (slices, rows, columns; affine to LPS) as NIfTI: (columns, rows, slices), affine to RAS, in mm."""
+    import nibabel
+
+    turned = _LPS_RAS @ affine[:, [2, 1, 0, 3]]
+    image = nibabel.Nifti1Image(array.transpose(2, 1, 0), turned)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(turned, code=1)
+    image.set_qform(turned, code=1)
+    nibabel.save(image, path)
+
+
+def _only_named_files(card: Card, root: Path) -> None:
+    """Refuse a bundle with a file that the card does not name: Python would import it without a question."""
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(card.directory).as_posix()
+        if path.is_symlink() or (not path.is_dir() and name not in card.files):
+            raise EngineFailure("broke", f"{card.path}: files: {name} lies in the bundle and is not named")
+
+
+def _stay_offline() -> None:
+    """Refuse every connection that Python code of this process tries to make, for as long as it lives.
+
+    No wall against a hostile bundle, which can reach the system itself; it stops one that would fetch or report
+    something, and says so instead of waiting for a network that a hospital does not have.
+    """
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in ("socket.getaddrinfo", "socket.gethostbyname"):
+            raise PermissionError("a bundle has no network")
+        if event in ("socket.connect", "socket.bind", "socket.sendto") and arguments[0].family.name.startswith(
+            "AF_INET"
+        ):
+            raise PermissionError("a bundle has no network")
+
+    sys.addaudithook(watch)

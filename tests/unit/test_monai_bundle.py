@@ -1,0 +1,266 @@
+"""MONAI bundles: brought in by the command, run in an engine's process, their masks on the source images' points."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from inference.bring.codes import open_names, suggest
+from inference.card import Card, load_card
+from inference.engine import ImageFile, Job, open_engine
+from inference.errors import CardError, EngineFailure
+from inference.findings import Findings
+from inference.host import EngineHost
+from tests.dicom_factory import ct_series
+
+pytest.importorskip("monai", reason="MONAI is not installed (pip install overread[torch])")
+
+from tests.bundle_factory import build_bundle, inference_config, metadata
+
+#: A stack of coronal planes, turned by ten degrees about the feet-head axis and given from the front to the back.
+TURN = np.radians(10)
+ROW = (float(np.cos(TURN)), float(np.sin(TURN)), 0.0)
+COLUMN = (0.0, 0.0, -1.0)
+BALL = np.array([12.0, -7.0, 30.0])
+RADIUS = 11.0
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_bundle(tmp_path_factory.mktemp("bundles") / "ball")
+
+
+def _config(folder: Path) -> Path:
+    values = {
+        "data_dir": str(folder / "var"),
+        "dimse": {"port": 11112},
+        "models": str(folder / "models"),
+        "routes": [],
+        "destinations": {},
+    }
+    path = folder / "node.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def _add(folder: Path, source: Path, *options: str) -> Any:
+    from node.cli import app
+
+    arguments = ["models", "add", "bundle", str(source), "--config", str(_config(folder)), *options]
+    return CliRunner().invoke(app, arguments)
+
+
+def _series(folder: Path, order: int = 1) -> tuple[tuple[ImageFile, ...], np.ndarray, np.ndarray]:
+    """Images of a bright ball in an odd orientation, the ball itself, and each voxel's place (LPS, mm)."""
+    rng = np.random.default_rng(2)
+    slices, rows, columns = 26, 40, 44
+    spacing = (2.5, 1.8, 1.6)
+    normal = np.cross(ROW, COLUMN)
+    origin = BALL - np.array(ROW) * 30 - np.array(COLUMN) * 41 - normal * 28
+    places = (
+        origin
+        + np.arange(slices)[:, None, None, None] * normal * spacing[0]
+        + np.arange(rows)[None, :, None, None] * np.array(COLUMN) * spacing[1]
+        + np.arange(columns)[None, None, :, None] * np.array(ROW) * spacing[2]
+    )
+    ball = ((places - BALL) ** 2).sum(-1) < RADIUS**2
+    hu = np.where(ball, 600, -600) + rng.normal(0, 60, ball.shape)
+    paths = ct_series(folder, hu.round(), spacing=spacing, orientation=(*ROW, *COLUMN), origin=tuple(origin))
+    images = tuple(ImageFile(path.stem, path) for path in paths)[::order]
+    return images, ball[::order], places[::order]
+
+
+def _run(card: Card, images: tuple[ImageFile, ...]) -> Findings:
+    with EngineHost(card) as host:
+        return host.run(Job(card.path, {"ct": images}))
+
+
+def test_a_bundle_is_added_by_one_command_and_marks_the_right_points_of_the_patient(
+    tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added = _add(tmp_path, bundle, "--no-check", "--code", "ball=52988006,SCT,Lesion")
+    assert added.exit_code == 0, added.output
+    card = load_card(tmp_path / "var" / "models" / "bright-ball" / "0.2.1")
+    assert (card.version, card.engine, open_names(card)) == ("0.2.1", "monai-bundle", ())
+    assert card.outputs[0].code.meaning == "Lesion"
+    assert card.intended_use == "This is an example, not to be used for diagnostic purposes"
+    assert "Apache License" in card.licence
+    assert set(card.files) == {
+        "bundle/LICENSE",
+        "bundle/configs/inference.json",
+        "bundle/configs/metadata.json",
+        "bundle/docs/README.md",
+        "bundle/models/model.pt",
+        "bundle/scripts/__init__.py",
+        "bundle/scripts/probe.py",
+    }
+    # From the last plane to the first: nothing may follow the order of the files.
+    images, ball, places = _series(tmp_path / "ct", order=-1)
+    # The bundle's own module, which looks whether it is alone in its process, would have ended the run.
+    monkeypatch.setenv("OVERREAD__HTTP__PORT", "8080")
+    findings = _run(card, images)
+    assert findings.not_analysed is None
+    assert findings.segmentation is not None
+    mask = findings.segmentation.labels == 1
+    assert findings.segmentation.images == tuple(image.key for image in images)
+    assert 2 * (mask & ball).sum() / (mask.sum() + ball.sum()) > 0.85
+    assert np.linalg.norm(places[mask].mean(axis=0) - BALL) < 1.0
+    assert findings.segmentation.segments[0].volume_ml == pytest.approx(mask.sum() * 2.5 * 1.8 * 1.6 / 1000)
+    assert findings.provider.startswith("torch:")
+    # Nothing was written beside the bundle, and no file of it was changed.
+    assert load_card(card.path).digest == card.digest
+    assert {str(p.relative_to(card.directory)) for p in card.directory.rglob("*") if p.is_file()} == {
+        *card.files,
+        "card.yaml",
+    }
+
+
+@pytest.mark.parametrize("weights", ["lightning", "ts"])
+def test_weights_may_be_a_lightning_checkpoint_or_torchscript(tmp_path: Path, bundle: Path, weights: str) -> None:
+    import nibabel
+
+    from inference.engines.bundle_workflow import Bundle
+
+    other = build_bundle(tmp_path / "other", weights=weights)
+    rng = np.random.default_rng(0)
+    image = nibabel.Nifti1Image(rng.normal(0, 400, (26, 25, 24)).astype("i2"), np.diag([-2.0, -2.0, 2.0, 1.0]))
+    nibabel.save(image, tmp_path / "image.nii")
+    expected, place = Bundle(bundle, config="configs/inference.json", weights="models/model.pt").predict(
+        [tmp_path / "image.nii"]
+    )
+    part = {"script": "models/model.ts"} if weights == "ts" else {"weights": "models/model.pt"}
+    loaded = Bundle(other, config="configs/inference.json", **part)
+    found, _ = loaded.predict([tmp_path / "image.nii"])
+    assert 0 < expected.sum() < expected.size
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(place, image.affine)
+    assert loaded.unused == (("loss.w",) if weights == "lightning" else ())
+
+
+def test_a_bundle_comes_as_an_archive_and_stays_open_until_its_codes_are_said(tmp_path: Path, bundle: Path) -> None:
+    archive = tmp_path / "ball.zip"
+    with zipfile.ZipFile(archive, "w") as into:
+        for file in sorted(bundle.rglob("*")):
+            into.write(file, Path("ball") / file.relative_to(bundle))
+    added = _add(tmp_path, archive, "--no-check", "--name", "balls")
+    assert added.exit_code == 0, added.output
+    assert '--code "ball=VALUE,SCHEME,MEANING"' in added.output
+    assert "does not run on patients" in added.output
+    assert open_names(load_card(tmp_path / "var" / "models" / "balls" / "0.2.1")) == ("ball",)
+    again = _add(tmp_path, archive, "--no-check", "--name", "balls")
+    assert isinstance(again.exception, CardError)
+    assert sorted(path.name for path in (tmp_path / "var" / "models").iterdir()) == ["balls"]
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "said"),
+    [
+        (lambda b: (b / "configs" / "metadata.json").unlink(), (), "no configs/metadata.json"),
+        (lambda b: (b / "configs" / "metadata.json").write_text("{"), (), "cannot be read"),
+        (lambda b: (b / "configs" / "inference.json").unlink(), (), "can infer"),
+        (lambda b: (b / "models" / "model.pt").unlink(), (), "no weights"),
+        (lambda b: (b / "models" / "extra").symlink_to("/etc/hostname"), (), "leads out of the folder"),
+        (lambda b: _about(b, "outputs", format="classification"), (), "bundles that segment volumes"),
+        (lambda b: _about(b, "inputs", spatial_shape=[96, 96]), (), "2-D images"),
+        (lambda b: _about(b, "inputs", modality="n/a"), (), "--modality"),
+        (lambda b: _about(b, "outputs", channel_def={"0": "background", "2": "x"}), (), "does not number"),
+        (lambda b: None, ("--code", "liver=10200004,SCT,Liver"), "has no label 'liver'"),
+        (lambda b: None, ("--code", "ball=52988006"), "expected label=VALUE"),
+        (lambda b: (b / "models" / "model.pt").write_bytes(b"PK"), ("--check",), "cannot be read as weights alone"),
+    ],
+)
+def test_what_cannot_run_is_refused_with_what_to_do_and_nothing_of_it_stays(
+    tmp_path: Path, bundle: Path, change: Any, options: tuple[str, ...], said: str
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(bundle, source)
+    change(source)
+    added = _add(tmp_path, source, *(options if "--check" in options else ("--no-check", *options)))
+    assert isinstance(added.exception, CardError)
+    with pytest.raises(CardError, match=said):
+        raise added.exception
+    assert list((tmp_path / "var" / "models").iterdir()) == []
+
+
+def test_a_bundle_runs_only_in_an_engines_process_and_only_with_the_files_that_its_card_names(
+    tmp_path: Path, bundle: Path
+) -> None:
+    assert _add(tmp_path, bundle, "--no-check").exit_code == 0
+    card = load_card(tmp_path / "var" / "models" / "bright-ball" / "0.2.1")
+    with pytest.raises(EngineFailure, match="own process only"):
+        open_engine(card)
+    (card.directory / "bundle" / "monai.py").write_text("raise SystemExit")
+    with EngineHost(card) as host, pytest.raises(EngineFailure, match=r"bundle/monai\.py lies in the bundle"):
+        host.load()
+
+
+def test_what_breaks_in_a_bundle_is_told_by_its_kind_and_place_and_names_no_patient(tmp_path: Path) -> None:
+    from inference.engines.bundle_workflow import Bundle
+
+    config = inference_config(initialize=["$open('/nowhere/Name^Of^Patient')"])
+    source = build_bundle(tmp_path / "breaking", config=config)
+    with pytest.raises(EngineFailure, match="cannot be set up: FileNotFoundError at") as failure:
+        Bundle(source, config="configs/inference.json")
+    assert "Patient" not in failure.value.text
+
+
+@pytest.mark.parametrize(
+    ("label", "code", "category"),
+    [
+        ("spleen", "78961009", "91723000"),
+        ("Cerebral-White-Matter", "68523003", "91723000"),
+        ("Grey Matter", "389081007", "91723000"),
+        ("Brain-Stem", "119238007", "91723000"),
+        ("necrosis", "6574001", "49755003"),
+    ],
+)
+def test_a_label_that_is_a_concept_of_the_standard_gets_its_code(label: str, code: str, category: str) -> None:
+    found = suggest(label)
+    assert found is not None
+    assert (found[0].value, found[0].scheme, found[1].value) == (code, "SCT", category)
+
+
+def test_a_label_that_is_none_gets_no_code() -> None:
+    assert suggest("ball") is None
+    assert suggest("VentralDC") is None
+
+
+def test_several_channels_become_labels_by_what_the_card_says(tmp_path: Path) -> None:
+    about = metadata()
+    about["network_data_format"]["outputs"]["pred"]["channel_def"] = {"0": "necrosis", "1": "edema"}
+    source = build_bundle(tmp_path / "two", about=about)
+    assert _add(tmp_path, source, "--no-check", "--name", "two").exit_code == 0
+    card = load_card(tmp_path / "var" / "models" / "two" / "0.2.1")
+    assert [(output.label, output.name) for output in card.outputs] == [(1, "necrosis"), (2, "edema")]
+    assert card.monai_bundle is not None
+    from inference.engines.monai_bundle import labels_of
+
+    apart = np.zeros((2, 1, 1, 4), np.float32)
+    apart[0, ..., 1] = apart[1, ..., 2] = 1
+    assert labels_of(apart, card, card.monai_bundle).ravel().tolist() == [0, 1, 2, 0]
+    both = apart.copy()
+    both[:, ..., 3] = 1
+    with pytest.raises(EngineFailure, match="marked voxels twice"):
+        labels_of(both, card, card.monai_bundle)
+    later = card.monai_bundle.model_copy(update={"overlap": "last"})
+    assert labels_of(both, card, later).ravel().tolist() == [0, 1, 2, 2]
+    with pytest.raises(EngineFailure, match="not numbers"):
+        labels_of(apart * np.nan, card, later)
+    with pytest.raises(EngineFailure, match="scores without a background"):
+        labels_of(apart * 0.5, card, later)
+    with pytest.raises(EngineFailure, match="does not name"):
+        labels_of(np.full((1, 1, 1, 2), 3, np.float32), card, later)
+
+
+def _about(folder: Path, side: str, **changes: Any) -> None:
+    about = json.loads((folder / "configs" / "metadata.json").read_text())
+    next(iter(about["network_data_format"][side].values())).update(changes)
+    (folder / "configs" / "metadata.json").write_text(json.dumps(about))
