@@ -118,13 +118,16 @@ class Segment:
 class Segmentation:
     """Segments and the mask that holds them.
 
-    ``labels`` is uint8 of shape (images, rows, columns): plane ``i`` lies on the pixels of image ``images[i]``,
-    exactly as that image stores its rows and columns; 0 is background.
+    ``labels`` is uint8 of shape (planes, rows, columns): plane ``i`` lies on the pixels of image ``images[i]``, exactly
+    as that image stores its rows and columns; 0 is background. Of a multi-frame image it lies on frame ``frames[i]``,
+    counted from 1, and the image is named once for each of its planes; 0 stands for a single-frame image, and so does
+    an empty ``frames`` for all of them.
     """
 
     segments: tuple[Segment, ...]
     images: tuple[str, ...]
     labels: npt.NDArray[np.uint8]
+    frames: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from inference.resampling import PIECE, aligned, by_axis, by_voxel, corners, in_
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["Grid", "labels_on", "reorient", "resample"]
+__all__ = ["Grid", "labels_on", "reorient", "resample", "turned"]
 
 T = TypeVar("T", bound=np.generic)
 Interpolation = Literal["linear", "nearest"]
@@ -164,9 +164,31 @@ class Grid:
 
 def reorient(array: npt.NDArray[T], source: Grid, axes: str) -> tuple[npt.NDArray[T], Grid]:
     """View an array with its axes growing towards ``axes``; nothing is copied. See :meth:`Grid.oriented`."""
-    order, flips = _turn(source, axes)
-    turned = array.transpose(order)
-    return turned[tuple(slice(None, None, -1 if flip else None) for flip in flips)], source.oriented(axes)
+    target = source.oriented(axes)
+    return turned(array, source, target), target
+
+
+def turned(array: npt.NDArray[T], source: Grid, target: Grid) -> npt.NDArray[T]:
+    """View an array on a grid that holds the same voxels with other axes; nothing is copied.
+
+    Raises
+    ------
+    ValueError
+        If the grids do not hold the same voxels.
+    """
+    mapping = np.linalg.inv(source.affine) @ target.affine
+    order = [int(axis) for axis in np.abs(mapping[:3, :3]).argmax(axis=0)]
+    flips = [mapping[axis, number] < 0 for number, axis in enumerate(order)]
+    if sorted(order) == [0, 1, 2]:
+        view = array.transpose(order)[tuple(slice(None, None, -1 if flip else None) for flip in flips)]
+        # Where each corner of the target comes from, told by the view, against where the affines say that it does.
+        ends = corners(target.shape)
+        told = np.empty_like(ends)
+        for number, axis in enumerate(order):
+            told[:, axis] = (source.shape[axis] - 1 - ends[:, number]) if flips[number] else ends[:, number]
+        if view.shape == target.shape and np.allclose(source.to_lps(told), target.to_lps(ends), atol=1e-3):
+            return view
+    raise ValueError("the grids do not hold the same voxels")
 
 
 def resample(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from inference.engine import ImageFile
 
 __all__ = [
+    "ModalityValues",
     "count_of",
-    "hounsfield_rescale",
+    "decoded",
+    "modality_values",
     "open_image",
     "padding_mask",
     "require_pixels",
@@ -64,7 +67,7 @@ def require_pixels(dataset: Dataset) -> tuple[int, int]:
     Raises
     ------
     InputRefused
-        ``no-pixels``, ``multi-sample`` or ``unsupported-photometric``.
+        ``no-pixels``, ``multi-sample``, ``unsupported-photometric`` or ``unsupported-bits``.
     """
     rows, columns = count_of(dataset, "Rows"), count_of(dataset, "Columns")
     if rows < 1 or columns < 1:
@@ -78,16 +81,34 @@ def require_pixels(dataset: Dataset) -> tuple[int, int]:
     if photometric not in (("MONOCHROME1",), ("MONOCHROME2",)):
         known = photometric[0] if photometric in (("PALETTE COLOR",), ("RGB",)) else "another value or none"
         raise InputRefused("unsupported-photometric", f"Photometric Interpretation is not MONOCHROME1 or 2 ({known})")
+    allocated, stored = count_of(dataset, "BitsAllocated", default=16), count_of(dataset, "BitsStored", default=16)
+    if count_of(dataset, "HighBit", default=stored - 1) != stored - 1 or not 0 < stored <= allocated:
+        raise InputRefused(
+            "unsupported-bits", "Bits Stored, Bits Allocated and High Bit do not say where a pixel's value lies"
+        )
     return rows, columns
 
 
 def stored_values(dataset: Dataset) -> npt.NDArray[Any]:
-    """Decode an image's stored values, shape (rows, columns), sign and unused bits put right.
+    """Decode an image's (first frame's) stored values, shape (rows, columns), sign and unused bits put right.
 
     Raises
     ------
     InputRefused
         ``no-pixels``, naming the transfer syntax, if they cannot be decoded.
+    """
+    return next(decoded(dataset, (0,)))
+
+
+def decoded(dataset: Dataset, frames: Sequence[int]) -> Iterator[npt.NDArray[Any]]:
+    """Decode stored values frame by frame (counted from 0), each of shape (rows, columns).
+
+    Sign is put right, and bits above Bits Stored, where old images carry overlays, are masked off.
+
+    Raises
+    ------
+    InputRefused
+        ``no-pixels``, naming the transfer syntax, if a frame cannot be decoded.
     """
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
@@ -97,12 +118,22 @@ def stored_values(dataset: Dataset) -> npt.NDArray[Any]:
     name = syntax.name if syntax.name != str(syntax) else "an unknown one"
     directly = _decoded_directly(dataset, syntax)
     if directly is not None:
-        return directly
+        yield directly
+        return
+    shape = (count_of(dataset, "Rows"), count_of(dataset, "Columns"))
+    given = 0
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            values, _ = get_decoder(syntax).as_array(dataset, raw=True, index=0)
-    except MemoryError:
+            for frame, _ in get_decoder(syntax).iter_array(dataset, raw=True, indices=list(frames)):
+                values = np.asarray(frame)
+                if values.shape != shape:
+                    raise InputRefused(
+                        "no-pixels", f"Pixel Data decodes to {values.shape}, not to its Rows and Columns"
+                    )
+                given += 1
+                yield values
+    except (InputRefused, MemoryError):
         raise
     except NotImplementedError as problem:
         raise InputRefused("no-pixels", f"no decoder for the transfer syntax {name} ({syntax})") from problem
@@ -110,10 +141,8 @@ def stored_values(dataset: Dataset) -> npt.NDArray[Any]:
         raise InputRefused(
             "no-pixels", f"Pixel Data is truncated or cannot be decoded (transfer syntax {name}, {syntax})"
         ) from problem
-    values = np.asarray(values)
-    if values.shape != (count_of(dataset, "Rows"), count_of(dataset, "Columns")):
-        raise InputRefused("no-pixels", f"Pixel Data decodes to {values.shape}, not to its Rows and Columns")
-    return values
+    if given != len(frames):
+        raise InputRefused("no-pixels", f"Pixel Data holds {given} of {len(frames)} frames")
 
 
 def _decoded_directly(dataset: Dataset, syntax: str) -> npt.NDArray[Any] | None:
@@ -140,8 +169,39 @@ def _decoded_directly(dataset: Dataset, syntax: str) -> npt.NDArray[Any] | None:
     )
 
 
-def hounsfield_rescale(dataset: Dataset) -> tuple[float, float]:
-    """Return (slope, intercept) from stored values to HU.
+@dataclass(frozen=True, slots=True)
+class ModalityValues:
+    """From stored values to what they measure (PS3.3 C.11.1): a linear rescale, or a look-up table in its place."""
+
+    slope: float
+    intercept: float
+    table: Dataset | None = None
+
+    def of(self, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the values: int32 where the rescale keeps whole numbers whole, else float32.
+
+        Raises
+        ------
+        InputRefused
+            ``unreadable``, if the look-up table cannot be applied.
+        """
+        if self.table is not None:
+            return _looked_up(stored, self.table)
+        if self.slope == 1.0 and self.intercept == int(self.intercept):
+            whole = stored.astype(np.int32)
+            whole += int(self.intercept)
+            return whole
+        scaled = stored.astype(np.float32)
+        scaled *= np.float32(self.slope)
+        scaled += np.float32(self.intercept)
+        return scaled
+
+
+def modality_values(dataset: Dataset, modality: str) -> ModalityValues:
+    """Return how an image's, or a Pixel Value Transformation's (PS3.3 C.7.6.16.2.9), stored values become values.
+
+    A CT's become Hounsfield units or are refused; a PET's rescale differs from slice to slice and has to be there;
+    anything else that has none is read as stored.
 
     Raises
     ------
@@ -149,16 +209,39 @@ def hounsfield_rescale(dataset: Dataset) -> tuple[float, float]:
         ``missing-rescale`` or ``not-hounsfield``.
     """
     if "ModalityLUTSequence" in dataset:
-        raise InputRefused("not-hounsfield", "a CT image has a Modality LUT in place of a linear rescale")
+        table = value_of(dataset, "ModalityLUTSequence")
+        if not table or len(table) != 1:
+            raise InputRefused("missing-rescale", "the Modality LUT Sequence does not hold one table")
+        if modality == "CT" and texts_of(table[0], "ModalityLUTType") != ("HU",):
+            raise InputRefused("not-hounsfield", "a CT image's Modality LUT does not give Hounsfield units")
+        return ModalityValues(1.0, 0.0, dataset)
+    given = [value_of(dataset, keyword) for keyword in ("RescaleSlope", "RescaleIntercept")]
+    if given == [None, None] and modality not in ("CT", "PT"):
+        return ModalityValues(1.0, 0.0)
     try:
-        slope, intercept = float(value_of(dataset, "RescaleSlope")), float(value_of(dataset, "RescaleIntercept"))
+        slope, intercept = (float(value) for value in given)
     except (TypeError, ValueError, OverflowError) as problem:
         raise InputRefused("missing-rescale", "Rescale Slope or Intercept is absent or no number") from problem
-    if not math.isfinite(slope) or not math.isfinite(intercept) or slope <= 0 or abs(intercept) > 1e6:
+    limit = 1e6 if modality == "CT" else 1e12
+    if not math.isfinite(slope) or not math.isfinite(intercept) or slope <= 0 or max(slope, abs(intercept)) > limit:
         raise InputRefused("missing-rescale", "Rescale Slope or Intercept is not a possible one")
-    if not _HOUNSFIELD.issuperset(texts_of(dataset, "RescaleType")):
+    if modality == "CT" and not _HOUNSFIELD.issuperset(texts_of(dataset, "RescaleType")):
         raise InputRefused("not-hounsfield", "Rescale Type says that the values are no Hounsfield units")
-    return slope, intercept
+    return ModalityValues(slope, intercept)
+
+
+def _looked_up(stored: npt.NDArray[Any], table: Dataset) -> npt.NDArray[Any]:
+    from pydicom.pixels.processing import apply_modality_lut
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            values: npt.NDArray[Any] = np.asarray(apply_modality_lut(stored, table), dtype=np.float32)
+    except MemoryError:
+        raise
+    except Exception as problem:  # a table is hostile bytes like any other
+        raise InputRefused("unreadable", "the Modality LUT cannot be applied") from problem
+    return values
 
 
 def padding_mask(dataset: Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:

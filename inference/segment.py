@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from inference.errors import InputRefused
 from inference.findings import Findings, NotAnalysed, Segment, Segmentation
-from inference.grid import Grid
 from inference.labelling import label_by_slab, label_by_window
 from inference.postprocess import fill_holes, keep_components, volumes_ml
 from inference.volume import read_volume
@@ -45,11 +44,11 @@ def segment(card: Card, model: Model, input_set: Mapping[str, Sequence[ImageFile
             "slice-spacing", f"the slices lie {spacing:.2f} mm apart; this model reads {low:g} to {high:g} mm"
         )
     timed = _Timed(model)
-    images = (*volume.keys, *volume.left_out)
+    images = (*volume.images, *volume.left_out)
     if card.layout == "zyx":
         labels = label_by_slab(card, timed.infer, volume.array, volume.spacing_mm)
     else:
-        labels = label_by_window(card, timed.infer, [volume.array], Grid(volume.array.shape, volume.affine))
+        labels = label_by_window(card, timed.infer, [volume.array], volume.grid)
     wanted = [output.label for output in card.outputs if output.label is not None]
     refused = _finished(card, labels, volume, wanted)
     if refused is not None:
@@ -68,7 +67,9 @@ def segment(card: Card, model: Model, input_set: Mapping[str, Sequence[ImageFile
     )
     return Findings(
         images=images,
-        segmentation=Segmentation(segments=segments, images=volume.keys, labels=volume.to_source(labels)),
+        segmentation=Segmentation(
+            segments=segments, images=volume.keys, frames=volume.frames, labels=volume.to_source(labels)
+        ),
         coverage=volume.coverage,
         seconds=timed.seconds,
     )

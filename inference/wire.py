@@ -58,6 +58,7 @@ def findings_to(findings: Findings, mask: Path) -> dict[str, Any]:
     if findings.segmentation is not None:
         np.save(mask, findings.segmentation.labels, allow_pickle=False)
         values["segmentation"] = list(findings.segmentation.images)
+        values["frames"] = list(findings.segmentation.frames)
         for entry, segment in zip(values["segments"], findings.segmentation.segments, strict=True):
             entry["category"] = code_as_dict(segment.category)
     values["heat_maps"] = []
@@ -151,7 +152,10 @@ def _segmentation(values: dict[str, Any], mask: Path) -> Segmentation:
         )
         for s in values["segments"]
     )
-    return Segmentation(segments=segments, images=images, labels=labels)
+    frames = tuple(int(number) for number in values["frames"])
+    if frames and len(frames) != len(images):
+        raise ValueError("the frames do not fit their images")
+    return Segmentation(segments=segments, images=images, labels=labels, frames=frames)
 
 
 def _taken(file: Path, dimensions: int) -> npt.NDArray[np.uint8]:

@@ -174,7 +174,7 @@ def _image_library(coverage: Coverage | None, context: Context) -> Any:
     )
 
     acquired = RelationshipTypeValues.HAS_ACQ_CONTEXT
-    groups = []
+    groups: list[Any] = []
     for series in dict.fromkeys(image.series_instance_uid for image in context.source.images):
         images = [image for image in context.source.images if image.series_instance_uid == series]
         first = images[0]
@@ -192,7 +192,8 @@ def _image_library(coverage: Coverage | None, context: Context) -> Any:
                     relationship_type=acquired,
                 )
             )
-        if coverage is not None and coverage.images > 1:
+        # What was covered is told of the series whose grid the findings lie on: the first.
+        if coverage is not None and coverage.images > 1 and not groups:
             shared.append(
                 NumContentItem(
                     name=concept(codes.SPACING_BETWEEN_SLICES),

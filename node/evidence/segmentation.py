@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydicom import Dataset
+from pydicom.uid import CTImageStorage
 from pydicom.valuerep import format_number_as_ds
 
 from node.errors import EvidenceError, kind_and_place
@@ -22,6 +23,8 @@ from node.evidence.provenance import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     from inference.findings import Coverage, Segment, Segmentation
@@ -95,9 +98,10 @@ def write_segmentation(
         for index, segment in enumerate(segments)
     ]
     series_uid, instance_uid = new_uid(), new_uid()
+    references = _reference_images(images, segmentation.frames, coverage, context)
     try:
         document = HighdicomSegmentation(
-            source_images=_reference_images(images, coverage, context),
+            source_images=[reference for _, reference in references],
             pixel_array=_renumbered(labels, numbers),
             segmentation_type="BINARY",
             segment_descriptions=descriptions,
@@ -120,6 +124,7 @@ def write_segmentation(
         # Their texts quote values, which may be the patient's: the kind and the place are enough to find it.
         raise EvidenceError(f"no SEG can be written on these images: {kind_and_place(error)}") from None
     _say_in_each_frame(document)
+    _name_frames(document, {str(reference.SOPInstanceUID): frame for frame, reference in references if frame})
     return WrittenSegmentation(
         sop_class_uid=str(document.SOPClassUID),
         sop_instance_uid=instance_uid,
@@ -175,11 +180,37 @@ def _renumbered(labels: npt.NDArray[np.uint8], numbers: dict[int, int]) -> npt.N
     return table[labels]
 
 
-def _reference_images(images: list[SourceImage], coverage: Coverage | None, context: Context) -> list[Dataset]:
-    """Return the least that highdicom needs of each image, with nothing in it that it would copy unseen."""
-    placed = [image for image in images if image.position and image.orientation and image.pixel_spacing]
-    if len(images) > 1 and len(placed) != len(images):
-        lacking = next(image for image in images if image not in placed)
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """A frame of a multi-frame image."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    number: int
+
+    def name(self, item: Dataset) -> None:
+        """Let an item refer to the frame's image."""
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = self.sop_class_uid, self.sop_instance_uid
+
+
+def _reference_images(
+    images: list[SourceImage], frames: Sequence[int], coverage: Coverage | None, context: Context
+) -> list[tuple[_Frame | None, Dataset]]:
+    """Return the least that highdicom needs of each image, with nothing in it that it would copy unseen.
+
+    It knows of one multi-frame source at most, of which it wants every frame. So each frame goes to it as a
+    single-frame image with a UID of its own, and :func:`_name_frames` puts the true one in its place.
+    """
+    numbers = frames or (0,) * len(images)
+    try:
+        places = [
+            image.frames[number - 1] if number else image.place for image, number in zip(images, numbers, strict=True)
+        ]
+    except (IndexError, ValueError):
+        raise EvidenceError("the mask lies on frames that its images do not have") from None
+    placed = [bool(one.position and one.orientation and one.pixel_spacing) for one in places]
+    if len(images) > 1 and not all(placed):
+        lacking = images[placed.index(False)]
         raise EvidenceError(
             f"image {lacking.sop_instance_uid} has no position, orientation or pixel spacing: no mask can be placed"
         )
@@ -187,19 +218,21 @@ def _reference_images(images: list[SourceImage], coverage: Coverage | None, cont
     # A series that names no frame of reference gets one of its own, the same for every document about it.
     series = images[0].series_instance_uid
     own_frame = f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, f'frame of reference of {series}').int}"
-    references = []
-    for image in images:
-        item = reference_to(context.source, image.sop_class_uid, image.sop_instance_uid, image.series_instance_uid)
+    references: list[tuple[_Frame | None, Dataset]] = []
+    for image, number, place in zip(images, numbers, places, strict=True):
+        uid = new_uid() if number else image.sop_instance_uid
+        sop_class = CTImageStorage if number else image.sop_class_uid
+        item = reference_to(context.source, sop_class, uid, image.series_instance_uid)
         item.Modality = image.modality or "OT"
         item.Rows, item.Columns = image.rows, image.columns
-        if image.position and image.orientation and image.pixel_spacing:
+        if place.position and place.orientation and place.pixel_spacing:
             item.FrameOfReferenceUID = images[0].frame_of_reference_uid or own_frame
             item.PositionReferenceIndicator = None
-            item.ImagePositionPatient = _ds(image.position)
+            item.ImagePositionPatient = _ds(place.position)
             # One orientation for all: the reader of the volume has refused any that differ by more than rounding.
-            item.ImageOrientationPatient = _ds(images[0].orientation or ())
-            item.PixelSpacing = _ds(images[0].pixel_spacing or ())
-            thickness = images[0].slice_thickness or spacing
+            item.ImageOrientationPatient = _ds(places[0].orientation or ())
+            item.PixelSpacing = _ds(places[0].pixel_spacing or ())
+            thickness = places[0].slice_thickness or spacing
             if thickness:
                 item.SliceThickness = _ds((thickness,))[0]
             if spacing:
@@ -211,8 +244,30 @@ def _reference_images(images: list[SourceImage], coverage: Coverage | None, cont
             ):
                 if value:
                     setattr(item, keyword, value)
-        references.append(item)
+        frame = _Frame(image.sop_class_uid, image.sop_instance_uid, number) if number else None
+        references.append((frame, item))
     return references
+
+
+def _name_frames(document: Dataset, frames: dict[str, _Frame]) -> None:
+    """Put image and frame number (0008,1160) in the place of the UIDs that stood for frames; list each image once."""
+    if not frames:
+        return
+    for groups in document.PerFrameFunctionalGroupsSequence:
+        for derivation in groups.DerivationImageSequence:
+            for item in derivation.SourceImageSequence:
+                frame = frames.get(item.ReferencedSOPInstanceUID)
+                if frame is not None:
+                    frame.name(item)
+                    item.ReferencedFrameNumber = frame.number
+    for series in document.ReferencedSeriesSequence:
+        listed: dict[str, Dataset] = {}
+        for item in series.ReferencedInstanceSequence:
+            frame = frames.get(item.ReferencedSOPInstanceUID)
+            if frame is not None:
+                frame.name(item)
+            listed.setdefault(item.ReferencedSOPInstanceUID, item)
+        series.ReferencedInstanceSequence = list(listed.values())
 
 
 def _ds(numbers: Any) -> list[str]:

@@ -43,6 +43,9 @@ _IMAGE_TAGS: Final = (
     "LossyImageCompressionMethod",
     "TimezoneOffsetFromUTC",
     "SpecificCharacterSet",
+    "NumberOfFrames",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
 )
 _TAGS: Final = [
     *_IMAGE_TAGS,
@@ -54,8 +57,18 @@ _TAGS: Final = [
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a single-frame image, or one frame of a multi-frame one, lies: what its header says (LPS, mm)."""
+
+    position: tuple[float, ...] | None
+    orientation: tuple[float, ...] | None
+    pixel_spacing: tuple[float, ...] | None
+    slice_thickness: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SourceImage:
-    """One source image: its identity and the geometry that was read from its header (LPS, mm)."""
+    """One source image: its identity, and where it, or each of its frames, lies."""
 
     sop_class_uid: str
     sop_instance_uid: str
@@ -64,10 +77,8 @@ class SourceImage:
     rows: int
     columns: int
     frame_of_reference_uid: str | None
-    position: tuple[float, ...] | None
-    orientation: tuple[float, ...] | None
-    pixel_spacing: tuple[float, ...] | None
-    slice_thickness: float | None
+    place: Place
+    frames: tuple[Place, ...]
     lossy: tuple[str, str | list[str] | None, str | list[str] | None] | None
 
 
@@ -145,7 +156,6 @@ def _image(header: Dataset) -> SourceImage:
     for name, value in values.items():
         if not value:
             raise EvidenceError(f"source image {uid} has no {name}: nothing can refer to it")
-    thickness = _numbers(header, "SliceThickness", 1)
     lossy = valid_value(header, "LossyImageCompression")
     return SourceImage(
         sop_class_uid=values["SOPClassUID"],
@@ -155,10 +165,8 @@ def _image(header: Dataset) -> SourceImage:
         rows=_count(header, "Rows"),
         columns=_count(header, "Columns"),
         frame_of_reference_uid=raw_text(header, "FrameOfReferenceUID") or None,
-        position=_numbers(header, "ImagePositionPatient", 3),
-        orientation=_numbers(header, "ImageOrientationPatient", 6),
-        pixel_spacing=_numbers(header, "PixelSpacing", 2),
-        slice_thickness=thickness[0] if thickness and thickness[0] > 0 else None,
+        place=_place((header,)),
+        frames=_frames(header),
         lossy=(
             "01",
             valid_value(header, "LossyImageCompressionRatio"),
@@ -166,6 +174,34 @@ def _image(header: Dataset) -> SourceImage:
         )
         if lossy == "01"
         else None,
+    )
+
+
+def _frames(header: Dataset) -> tuple[Place, ...]:
+    """Return where each frame lies: by its own functional groups, else by the shared ones (PS3.3 C.7.6.16)."""
+    try:
+        own = header.get("PerFrameFunctionalGroupsSequence") or ()
+        shared = header.get("SharedFunctionalGroupsSequence") or ()
+        return tuple(_place((groups, *shared[:1])) for groups in own)
+    except UNREADABLE:
+        return ()
+
+
+def _place(holders: Sequence[Dataset]) -> Place:
+    def found(sequence: str, keyword: str, count: int) -> tuple[float, ...] | None:
+        for holder in holders:
+            items = holder.get(sequence) or [holder]
+            numbers = _numbers(items[0], keyword, count)
+            if numbers:
+                return numbers
+        return None
+
+    thickness = found("PixelMeasuresSequence", "SliceThickness", 1)
+    return Place(
+        position=found("PlanePositionSequence", "ImagePositionPatient", 3),
+        orientation=found("PlaneOrientationSequence", "ImageOrientationPatient", 6),
+        pixel_spacing=found("PixelMeasuresSequence", "PixelSpacing", 2),
+        slice_thickness=thickness[0] if thickness and thickness[0] > 0 else None,
     )
 
 

@@ -264,18 +264,18 @@ def test_two_orientations_are_refused_with_the_number_of_each(tmp_path: Path) ->
     assert "5, 3 images" in refused.text
 
 
-def test_a_tilted_gantry_is_refused_with_its_angle(tmp_path: Path) -> None:
-    angle = np.radians(12)
+def test_a_stack_that_leans_further_than_any_gantry_is_refused_with_its_angle(tmp_path: Path) -> None:
+    angle = np.radians(40)
     files = series(tmp_path, np.zeros((6, 4, 4)), step=(0, 2 * np.tan(angle), 2))
     refused = refusal(files)
     assert refused.reason == "gantry-tilt"
-    assert "12.0 degrees" in refused.text
+    assert "40.0 degrees" in refused.text
 
 
 def test_a_slice_aside_of_the_stack_is_refused(tmp_path: Path) -> None:
     files = series(tmp_path, np.zeros((6, 4, 4)), origin=(0, 0, 0), spacing=(2, 1, 1))
     edit(files[3], ImagePositionPatient=[9, 0, 6])
-    assert refusal(files).reason == "gantry-tilt"
+    assert refusal(files).reason == "slices-aside"
 
 
 @pytest.mark.parametrize("keyword", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"])
@@ -305,6 +305,8 @@ def test_an_image_without_its_place_is_refused_by_the_attributes_name(tmp_path: 
         ({"RescaleSlope": None}, "missing-rescale"),
         ({"RescaleSlope": "0"}, "missing-rescale"),
         ({"RescaleType": "MGML"}, "not-hounsfield"),
+        ({"Modality": "MR"}, "mixed-modalities"),
+        ({"HighBit": 11}, "unsupported-bits"),
     ],
     ids=str,
 )
