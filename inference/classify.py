@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inference.errors import EngineFailure, InputRefused
+from inference import gate
+from inference.errors import EngineFailure
 from inference.explain import Frame, heat_maps
 from inference.findings import Classification, Findings, HeatMap, Measurement
-from inference.imagefile import open_image, value_of
-from inference.matching import evaluate, keywords
 from inference.postprocess import calibrated, probabilities_of
 from inference.preprocess import centre_crop, padded_square, radiograph_input, torchxrayvision_input
-from inference.radiograph import radiograph_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -46,13 +44,9 @@ def classify(card: Card, model: Model, files: Sequence[ImageFile]) -> Findings:
     maps: list[HeatMap] = []
     images: list[str] = []
     seconds = 0.0
-    for file in files:
-        dataset = open_image(file)
-        attributes = {key: value_of(dataset, key) for key in keywords(role.match)}
-        # One series may hold a frontal and a lateral view: only what the card means is read.
-        if not evaluate(role.match, attributes).matched:
-            continue
-        radiograph = radiograph_of(dataset)
+    # One series may hold a frontal and a lateral view: only what the card means is read.
+    admitted = gate.Admitted(role, files)
+    for file, radiograph in admitted:
         pixels, square = _prepared(card, radiograph)
         began = time.perf_counter()
         answers = model.infer({card.tensors["image"]: pixels[None, None]})
@@ -74,16 +68,12 @@ def classify(card: Card, model: Model, files: Sequence[ImageFile]) -> Findings:
                 )
         else:
             measurements.extend(_measurements(card, answers["output"], file.key))
-    if len(images) < role.minimum_instances:
-        raise InputRefused(
-            "outside-intended-use",
-            f"{len(images)} of {len(files)} images are what the model's card means; it needs {role.minimum_instances}",
-        )
     return Findings(
         images=tuple(images),
         classifications=tuple(classifications),
         measurements=tuple(measurements),
         heat_maps=tuple(maps),
+        warnings=admitted.warnings(),
         seconds=seconds,
     )
 

@@ -112,13 +112,13 @@ def open_engine(card: Card) -> Engine:
         If the model's files cannot be loaded.
     """
     from inference.card import TENSOR_ENGINES
-    from inference.perform import CardEngine
+    from inference.perform import CardEngine, GatedEngine
 
     try:
         module = importlib.import_module(f"inference.engines.{_MODULES[card.engine]}")
         if card.engine in TENSOR_ENGINES:
             return CardEngine(card, cast("Model", module.open_model(card)))
-        return cast("Engine", module.open_engine(card))
+        return GatedEngine(card, cast("Engine", module.open_engine(card)))
     except ModuleNotFoundError as absent:
         raise CardError(
             f"{card.path}: engine: {card.engine} needs {absent.name}, which is not installed here"

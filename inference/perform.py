@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from inference import gate
 from inference.errors import InputRefused
 from inference.findings import Findings, NotAnalysed
 
 if TYPE_CHECKING:
     from inference.card import Card
-    from inference.engine import Job, Model
+    from inference.engine import Engine, Job, Model
 
-__all__ = ["CardEngine"]
+__all__ = ["CardEngine", "GatedEngine"]
 
 
 class CardEngine:
@@ -31,12 +32,9 @@ class CardEngine:
             If the model broke or answered what its card does not say.
         """
         try:
-            findings = self._run(job)
+            findings = gate.after(self._card, self._run(job))
         except InputRefused as refusal:
-            findings = Findings(
-                images=tuple(file.key for given in job.input_set.values() for file in given),
-                not_analysed=NotAnalysed(reason=refusal.reason, text=refusal.text, code=refusal.code),
-            )
+            findings = _refused(job, refusal)
         return replace(findings, provider=self._model.provider, precision=self._model.precision)
 
     def close(self) -> None:
@@ -44,11 +42,7 @@ class CardEngine:
         self._model.close()
 
     def _run(self, job: Job) -> Findings:
-        roles = {role.role for role in self._card.inputs}
-        missing = [role.role for role in self._card.inputs if not role.optional and not job.input_set.get(role.role)]
-        if missing or set(job.input_set) - roles:
-            lacking = f"; not given: {', '.join(missing)}" if missing else ""
-            raise InputRefused("missing-role", f"the model reads {', '.join(sorted(roles))} and no other{lacking}")
+        _require_roles(self._card, job)
         if self._card.task == "segmentation":
             from inference.segment import segment
 
@@ -56,3 +50,42 @@ class CardEngine:
         from inference.classify import classify
 
         return classify(self._card, self._model, job.input_set[self._card.inputs[0].role])
+
+
+class GatedEngine:
+    """An engine that reads its files by itself, between the checks before and after that every model has."""
+
+    def __init__(self, card: Card, engine: Engine) -> None:
+        self._card = card
+        self._engine = engine
+
+    def run(self, job: Job) -> Findings:
+        """Run one job; see :meth:`CardEngine.run`."""
+        words: dict[str, None] = {}
+        try:
+            _require_roles(self._card, job)
+            for role in self._card.inputs:
+                words |= dict.fromkeys(gate.series(role, job.input_set.get(role.role, ())))
+        except InputRefused as refusal:
+            return _refused(job, refusal)
+        findings = gate.after(self._card, self._engine.run(job))
+        return replace(findings, warnings=(*words, *findings.warnings))
+
+    def close(self) -> None:
+        """Let go of the engine."""
+        self._engine.close()
+
+
+def _require_roles(card: Card, job: Job) -> None:
+    roles = {role.role for role in card.inputs}
+    missing = [role.role for role in card.inputs if not role.optional and not job.input_set.get(role.role)]
+    if missing or set(job.input_set) - roles:
+        lacking = f"; not given: {', '.join(missing)}" if missing else ""
+        raise InputRefused("missing-role", f"the model reads {', '.join(sorted(roles))} and no other{lacking}")
+
+
+def _refused(job: Job, refusal: InputRefused) -> Findings:
+    return Findings(
+        images=tuple(file.key for given in job.input_set.values() for file in given),
+        not_analysed=NotAnalysed(reason=refusal.reason, text=refusal.text, code=refusal.code),
+    )

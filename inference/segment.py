@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from inference.errors import InputRefused
+from inference import gate
 from inference.findings import Findings, NotAnalysed, Segment, Segmentation
 from inference.labelling import label_by_slab, label_by_window
 from inference.postprocess import fill_holes, keep_components, volumes_ml
@@ -36,13 +36,9 @@ def segment(card: Card, model: Model, input_set: Mapping[str, Sequence[ImageFile
         If the model broke, or answered what its card does not say.
     """
     role = card.inputs[0]
+    unknown = gate.headers(card.inputs, input_set)
     volume = read_volume(input_set.get(role.role, ()), minimum=role.minimum_instances)
-    spacing = volume.coverage.spacing_mm
-    if role.slice_spacing_mm and not role.slice_spacing_mm[0] <= spacing <= role.slice_spacing_mm[1]:
-        low, high = role.slice_spacing_mm
-        raise InputRefused(
-            "slice-spacing", f"the slices lie {spacing:.2f} mm apart; this model reads {low:g} to {high:g} mm"
-        )
+    gate.volume(role, volume.coverage)
     timed = _Timed(model)
     images = (*volume.images, *volume.left_out)
     if card.layout == "zyx":
@@ -71,6 +67,7 @@ def segment(card: Card, model: Model, input_set: Mapping[str, Sequence[ImageFile
             segments=segments, images=volume.keys, frames=volume.frames, labels=volume.to_source(labels)
         ),
         coverage=volume.coverage,
+        warnings=unknown,
         seconds=timed.seconds,
     )
 

@@ -25,6 +25,8 @@ ABSENT: Final = Code(value="272519000", scheme="SCT", meaning="Absent")  # CID 2
 SUMMARY_OF_ANALYSES: Final = Code(value="111065", scheme="DCM", meaning="Summary of Analyses")
 SUCCEEDED: Final = Code(value="111222", scheme="DCM", meaning="Succeeded")  # CID 6042
 NOT_ATTEMPTED: Final = Code(value="111225", scheme="DCM", meaning="Not Attempted")  # CID 6042
+#: Why nothing was analysed; SNOMED CT has it, DICOM's own lists have no such question.
+REASON: Final = Code(value="410666004", scheme="SCT", meaning="Reason for")
 COMMENT: Final = Code(value="121106", scheme="DCM", meaning="Comment")
 QUALITATIVE_EVALUATIONS: Final = Code(value="C0034375", scheme="UMLS", meaning="Qualitative Evaluations")  # TID 1500
 IMAGING_MEASUREMENTS: Final = Code(value="126010", scheme="DCM", meaning="Imaging Measurements")

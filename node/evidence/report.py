@@ -314,12 +314,13 @@ def _not_analysed(verdict: NotAnalysed, context: Context) -> Any:
     """A group that says that nothing was analysed and why; it holds no finding that could be read as absent."""
     from highdicom.sr import MeasurementsAndQualitativeEvaluations, QualitativeEvaluation
 
+    said = [QualitativeEvaluation(name=concept(codes.SUMMARY_OF_ANALYSES), value=concept(codes.NOT_ATTEMPTED))]
+    if verdict.code is not None:
+        said.append(QualitativeEvaluation(name=concept(codes.REASON), value=concept(verdict.code)))
     group = MeasurementsAndQualitativeEvaluations(
         tracking_identifier=_tracking("not analysed", "not analysed", context),
         algorithm_id=_algorithm(context),
-        qualitative_evaluations=[
-            QualitativeEvaluation(name=concept(codes.SUMMARY_OF_ANALYSES), value=concept(codes.NOT_ATTEMPTED))
-        ],
+        qualitative_evaluations=said,
     )
     group[0].ContentSequence.append(_text(f"Not analysed: {verdict.text} ({verdict.reason})"))
     return group
@@ -334,6 +335,7 @@ def _evaluations(findings: Findings, context: Context) -> list[Any]:
         said.append(f"Not analysed: {findings.not_analysed.text} ({findings.not_analysed.reason})")
     elif findings.classifications and not any(one.present for one in findings.classifications):
         said.append("Analysed; none of the findings above reached its threshold.")
+    said.extend(findings.warnings)
     if findings.coverage is not None:
         said.append(coverage_statement(findings.coverage))
     said.extend(statements(context.model))

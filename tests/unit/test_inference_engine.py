@@ -176,7 +176,7 @@ def test_a_view_outside_the_cards_meaning_is_left_out(tmp_path: Path) -> None:
     assert classify(tmp_path / "a", (lateral, frontal)).images == (frontal.key,)
     alone = classify(tmp_path / "b", (lateral,))
     assert alone.not_analysed is not None
-    assert alone.not_analysed.reason == "outside-intended-use"
+    assert alone.not_analysed.reason == "view"
 
 
 def test_a_radiograph_without_rows_is_not_analysed(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""The scripts that made `inference/plausible.npz`: data, training and evaluation."""
