@@ -129,12 +129,16 @@ class Sample(Strict):
 
     ``images`` is a folder of DICOM files below the card's, role by role for several roles; ``expect`` maps the name of
     an output to a probability, a value or a volume in mL, each within ``tolerance`` (absolute; for volumes a share).
+    ``mask`` is a file below the card's folder as :func:`inference.samples.write_mask` writes it: each label has to
+    reach a Dice coefficient of ``dice`` with it.
     """
 
     name: str = Field(min_length=1)
     images: str | dict[str, str]
     expect: dict[str, float] = Field(default_factory=dict)
     tolerance: float = Field(default=0.02, ge=0)
+    mask: str | None = None
+    dice: float = Field(default=0.95, gt=0, le=1)
     #: The reason key, where the case is one that must not be analysed.
     not_analysed: str | None = None
 

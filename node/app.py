@@ -45,7 +45,7 @@ from storage.intake import Archive
 from storage.reconcile import clear_incoming
 from storage.space import Room, disks_of
 
-__all__ = ["serve"]
+__all__ = ["prepare_database", "serve"]
 
 _log = structlog.get_logger("overread.app")
 
@@ -79,6 +79,20 @@ def serve(settings: Settings) -> int:
         _prepare(settings, directory, registry)
         parent = _Parent(_processes(settings, directory, registry, dimse, http, directory.moment()))
         return parent.run(lambda: _log.info("ready", seconds=round(time.monotonic() - started, 3)))
+
+
+def prepare_database(settings: Settings) -> None:
+    """Make the database of a node that has never run, and register its models, as its first start would.
+
+    Raises
+    ------
+    AlreadyRunning, BackupError
+        As :func:`serve` does.
+    """
+    directory = DataDirectory(settings.data_dir.absolute())
+    with directory.lock():
+        refuse_incomplete(directory.root, settings.database_url)
+        _prepare(settings, directory, installed(settings))
 
 
 def _prepare(settings: Settings, directory: DataDirectory, registry: Registry) -> None:

@@ -14,6 +14,7 @@
     +-- TooManyMatches       one that more objects match than a response can count
     +-- UnknownDestination   one that would move objects to where the node sends nothing
     +-- OperationRefused     a DIMSE-N request that cannot be served; carries the status that answers it
+    +-- ModelRefused         a version of a model that may not be promoted, with the reason
     +-- AlreadyRunning       another node holds the data directory or a port
     +-- ReindexError         an index that cannot be made anew; the old one is as it was
     +-- BackupError          a backup that cannot be taken or restored; nothing is left half done
@@ -81,6 +82,10 @@ class OperationRefused(NodeError):
     def __init__(self, code: int, comment: str) -> None:
         super().__init__(comment)
         self.code = code
+
+
+class ModelRefused(NodeError):
+    """A version of a model may not be promoted: says what is missing, or what it has failed."""
 
 
 class AlreadyRunning(NodeError):

@@ -17,7 +17,7 @@ from storage.lifecycle import CANARY, CANDIDATE, LIVE, RETIRED
 from storage.models import Found
 from storage.records import ModelVersion, Workitem
 
-__all__ = ["move", "newest", "register", "rollback"]
+__all__ = ["move", "newest", "register", "rollback", "turned_back"]
 
 
 def register(connection: Connection, found: Iterable[Found], *, by: str) -> None:
@@ -110,22 +110,30 @@ def rollback(
     IllegalTransition
         When the version to go back to is retired.
     """
-    there = models.versions(connection, model, lock=True)
-    canary = next((one for one in there if one.state == CANARY), None)
+    models.versions(connection, model, lock=True)
+    gone, after = turned_back(connection, model, to)
+    if gone.state == CANARY:
+        _transition(connection, gone, CANDIDATE, by=by, why=why, action="rolled-back")
+    else:
+        # Where it goes back to next is what that one stood in for, so that a second rollback goes a further step back.
+        further = after.instead_of
+        _make_live(connection, after, by=by, why=why, action="rolled-back", chosen=True, instead_of=further)
+    return models.get(connection, model, gone.version), models.get(connection, model, after.version)
+
+
+def turned_back(connection: Connection, model: str, to: str | None = None) -> tuple[ModelVersion, ModelVersion]:
+    """Return what a rollback would turn back now, and what would be live then; raises as :func:`rollback` does."""
+    canary = next((one for one in models.versions(connection, model) if one.state == CANARY), None)
     live = models.get(connection, model)
     if canary is not None and to is None:
-        _transition(connection, canary, CANDIDATE, by=by, why=why, action="rolled-back")
-        return models.get(connection, model, canary.version), live
+        return canary, live
     target = to or live.instead_of
     if target is None:
         raise Unknown(f"{live.name} is the first that was live here: there is nothing to go back to")
     before = models.get(connection, model, target)
     if before.state == LIVE:
         raise IllegalTransition(f"{before.name} is live already")
-    # Where it goes back to next is what that one stood in for, so that a second rollback goes a further step back.
-    further = before.instead_of
-    _make_live(connection, before, by=by, why=why, action="rolled-back", chosen=True, instead_of=further)
-    return models.get(connection, model, live.version), models.get(connection, model, target)
+    return live, before
 
 
 def _make_live(

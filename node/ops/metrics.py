@@ -13,7 +13,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy import Connection, Table, func, select
 
-from storage import chores, damage, lifecycle, schema
+from storage import chores, damage, lifecycle, models, schema
 from storage.database import Database, now
 from storage.space import Room
 
@@ -56,6 +56,7 @@ class _FromState(Collector):
             yield from self._amounts(connection)
             yield from self._waiting(connection)
             yield from self._damage(connection)
+            yield self._models(connection)
         yield from self._disks()
         yield self._gauge("wal_bytes", "Size of SQLite's write-ahead log.", _wal_size(self._database.url))
 
@@ -73,6 +74,18 @@ class _FromState(Collector):
         for one in chores.chores(connection):
             left.add_metric([one.name], 0 if one.ended_at else one.total - one.done)
         yield left
+
+    @staticmethod
+    def _models(connection: Connection) -> GaugeMetricFamily:
+        gauge = GaugeMetricFamily(
+            "overread_model_version",
+            "The part of the studies that a version reads (1: all of them), by its stage.",
+            labels=["model", "version", "stage"],
+        )
+        for one in models.versions(connection):
+            if one.state in (lifecycle.LIVE, lifecycle.CANARY, lifecycle.SHADOW):
+                gauge.add_metric([one.model, one.version, one.state], one.share or 1)
+        return gauge
 
     def _disks(self) -> Iterator[GaugeMetricFamily]:
         free = GaugeMetricFamily("overread_disk_free_bytes", "Free on a disk that the node writes to.", labels=["disk"])

@@ -7,6 +7,7 @@ that name is 404, a move that the lifecycle does not have is 409, a name that is
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Literal, Protocol
 
@@ -14,9 +15,10 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from node.settings import Settings
-from node.workflow import control, story
+from node.workflow import control, governing, overview, story
 from storage import changefeed, quarantine
 from storage import control as holds
+from storage import models as model_rows
 from storage.database import Database
 
 __all__ = ["Services", "router"]
@@ -27,6 +29,9 @@ _PRINTED = r"^[^\x00-\x1f\x7f]+$"
 #: What a database's integers hold.
 _LARGEST = (1 << 63) - 1
 StudyUID = Annotated[str, Path(description="Study Instance UID", pattern=_UID, examples=["1.2.840.113619.2.55.3.1"])]
+
+
+ModelName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$", examples=["lung-ct"])]
 
 
 class Services(Protocol):
@@ -115,10 +120,12 @@ class RouteShown(_Model):
 
 
 class ModelShown(_Model):
-    """A model as its card says."""
+    """A version of a model, as its card says and as operators have set its stage."""
 
     name: str
     version: str
+    stage: Annotated[str, Field(description="live, canary, shadow, candidate or retired")]
+    share: Annotated[float | None, Field(description="Of a canary: the part of the studies that it reads")]
     title: str
     task: str
     digest: Annotated[str, Field(description="SHA-256 over all that decides the model's answers")]
@@ -126,6 +133,42 @@ class ModelShown(_Model):
     demonstration: bool
     active: Annotated[bool, Field(description="false for a demonstration where demonstrations are off")]
     paused: bool
+    test_passed: Annotated[bool | None, Field(description="null where it has not been tested as it is now")]
+    problem: Annotated[str, Field(description="Why it cannot run here; empty where it can")]
+
+
+class ModelChanged(_Model):
+    """One change of a version of a model."""
+
+    at: datetime
+    model: str
+    version: str
+    action: Annotated[str, Field(examples=["promoted", "rolled-back", "retired", "tested"])]
+    before: str | None
+    after: str | None
+    by: str
+    why: str
+    detail: Mapping[str, Any]
+
+
+class Because(By):
+    """Who asks and why, for the history."""
+
+    why: Annotated[str, Field(max_length=1000, description="Why, for the history")] = ""
+
+
+class Promotion(Because):
+    """What stage a version is to have."""
+
+    stage: Literal["candidate", "shadow", "canary", "live"] = "live"
+    share: Annotated[float | None, Field(gt=0, lt=1, description="Of a canary: the part of the studies")] = None
+
+
+class Rollback(Because):
+    """How far a model is to be turned back: by one step, or to a version."""
+
+    to: str | None = None
+    retire: Annotated[bool, Field(description="Also retire what is turned back")] = False
 
 
 def router(services: Services) -> APIRouter:
@@ -240,26 +283,37 @@ def router(services: Services) -> APIRouter:
             for one in settings.route_list
         ]
 
-    @api.get("/models", summary="The models that are installed, with version and digest")
+    @api.get("/models", summary="Every version of every model, with stage and digest")
     def models() -> list[ModelShown]:
-        from inference.registry import Registry
-
-        with database.read() as connection:
-            held = holds.paused(connection, "model")
+        wanted = ModelShown.model_fields
         return [
-            ModelShown(
-                name=card.name,
-                version=card.version,
-                title=card.title,
-                task=card.task,
-                digest=card.digest,
-                device_uid=card.device_uid,
-                demonstration=card.demonstration,
-                active=settings.demonstration_models or not card.demonstration,
-                paused=card.name in held,
-            )
-            for card in Registry.from_folder(settings.models)
+            ModelShown(**{key: value for key, value in asdict(one).items() if key in wanted})
+            for one in overview.versions(settings, database)
         ]
+
+    @api.get("/models/history", summary="Every change of versions and stages, the newest first")
+    def model_history(
+        model: Annotated[str | None, Query(max_length=64)] = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    ) -> list[ModelChanged]:
+        with database.read() as connection:
+            found = model_rows.history(connection, model, limit)
+        return [ModelChanged(**{key: value for key, value in asdict(one).items() if key != "id"}) for one in found]
+
+    @api.post("/models/{model}/versions/{version}/stage", summary="Set a version's stage, without a restart")
+    def promote(model: ModelName, version: ModelName, body: Promotion) -> control.Done:
+        reference = f"{model}@{version}"
+        return governing.promote(settings, database, reference, body.stage, by=body.by, why=body.why, share=body.share)
+
+    @api.post("/models/{model}/versions/{version}/retire", summary="Take a version out; what is scheduled is canceled")
+    def retire(model: ModelName, version: ModelName, body: Because | None = None) -> control.Done:
+        body = body or Because()
+        return governing.retire(database, f"{model}@{version}", by=body.by, why=body.why)
+
+    @api.post("/models/{model}/rollback", summary="Turn a model back by one step, without a restart")
+    def rollback(model: ModelName, body: Rollback | None = None) -> control.Done:
+        body = body or Rollback()
+        return governing.rollback(settings, database, model, by=body.by, why=body.why, to=body.to, retired=body.retire)
 
     return api
 

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from inference.errors import CardError
 from node import errors as node_errors
 from storage import errors as storage_errors
 
@@ -25,8 +26,10 @@ STATUSES: Final[Mapping[type[Exception], int]] = {
     node_errors.BodyTooLarge: 413,
     node_errors.NoRoom: 507,
     node_errors.RequestError: 400,
+    node_errors.ModelRefused: 409,
     node_errors.NotConfigured: 400,
     node_errors.ConfigurationError: 400,
+    CardError: 409,
     storage_errors.InvalidQuery: 400,
     storage_errors.NotDicom: 400,
     storage_errors.AlreadyThere: 409,
@@ -49,7 +52,7 @@ def problem_response(status: int, detail: str, **members: Any) -> JSONResponse:
 
 def install(application: FastAPI) -> None:
     """Make the application answer every error as a problem."""
-    for kind in (node_errors.NodeError, storage_errors.StorageError):
+    for kind in (node_errors.NodeError, storage_errors.StorageError, CardError):
         application.add_exception_handler(kind, _known)
     application.add_exception_handler(RequestValidationError, _invalid)
     application.add_exception_handler(HTTPException, _http)

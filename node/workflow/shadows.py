@@ -7,9 +7,10 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
+from inference.samples import mask_of, read_mask, write_mask
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
     from inference.findings import Findings
@@ -22,15 +23,15 @@ def keep(folder: Path, workitem_uid: str, findings: Findings) -> None:
 
     A file that is there already was written by an attempt whose result was not committed: it is replaced.
     """
-    if findings.segmentation is None:
+    mask = mask_of(findings)
+    if mask is None:
         return
-    folder.mkdir(exist_ok=True)
+    # It is a patient's: for its owner only, like the data directory.
+    folder.mkdir(mode=0o700, exist_ok=True)
     partial = folder / f"{uuid.uuid4().hex}.partial"
     try:
         with partial.open("wb") as file:
-            np.savez_compressed(
-                file, labels=findings.segmentation.labels, images=np.array(findings.segmentation.images, dtype=np.str_)
-            )
+            write_mask(file, *mask)
             file.flush()
             os.fsync(file.fileno())
         partial.rename(folder / f"{workitem_uid}.npz")
@@ -47,7 +48,6 @@ def kept(folder: Path, workitem_uid: str) -> tuple[tuple[str, ...], npt.NDArray[
         The keys of its images (SOP Instance UIDs), and labels (uint8) of shape (images, rows, columns).
     """
     try:
-        with np.load(folder / f"{workitem_uid}.npz", allow_pickle=False) as stored:
-            return tuple(str(one) for one in stored["images"]), np.asarray(stored["labels"], dtype=np.uint8)
+        return read_mask(folder / f"{workitem_uid}.npz")
     except FileNotFoundError:
         return None

@@ -1,0 +1,360 @@
+"""What operators do with versions of models: bring them in, test them, promote them, turn them back, retire them.
+
+Whether a version may be promoted is decided here: its files are what its card says, its own sample cases have passed,
+and no report that lies beside its card says otherwise. How stages move is :mod:`storage.stages`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy.exc import IntegrityError
+
+from inference.bring.archive import take_in
+from inference.card import Card, load_card
+from inference.errors import CardError
+from inference.registry import card_of, card_sha256, parted, version_folder
+from inference.samples import run_samples
+from node.errors import ModelRefused
+from node.settings import Settings
+from node.workflow.control import Done
+from node.workflow.models import found_of, store_of
+from storage import models, stages
+from storage.blobs.files import fsync_directory
+from storage.database import Database
+from storage.errors import AlreadyThere, IllegalTransition
+from storage.lifecycle import CANDIDATE, LIVE, RETIRED, SHADOW
+from storage.records import ModelVersion
+
+__all__ = ["Stage", "Verified", "add", "locate", "promote", "retire", "rollback", "run_test", "verify", "version_named"]
+
+Stage = Literal["candidate", "shadow", "canary", "live"]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """Whether the bytes of a version are those that it was registered with, and what is wrong where they are not."""
+
+    version: str
+    passed: bool
+    found: str
+
+
+def locate(settings: Settings, model: str, version: str) -> Card:
+    """Load the card of one version from where it lies; every file of it is hashed.
+
+    Raises
+    ------
+    CardError
+        When it is not there, or its bytes are not what its card says.
+    """
+    shipped = settings.models / model / "card.yaml"
+    if shipped.is_file():
+        card = card_of(shipped, settings.models)
+        if card.version == version:
+            return card
+    for root in (settings.models, store_of(settings)):
+        file = root / model / version / "card.yaml"
+        if file.is_file():
+            return card_of(file, root)
+    raise CardError(f"{model}@{version}: its files are neither in {settings.models} nor in {store_of(settings)}")
+
+
+def add(
+    settings: Settings, database: Database, source: Path, *, by: str, why: str = "", progress: Progress | None = None
+) -> Done:
+    """Bring a version in from a folder or a zip archive with its card, as a candidate. The same again is no change.
+
+    Raises
+    ------
+    CardError
+        When something in the source is refused; nothing is left of it.
+    AlreadyThere
+        When other content stands under its number.
+    """
+    store = store_of(settings)
+    store.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _alone(store):
+        return _add(settings, database, source, store, by=by, why=why, progress=progress)
+
+
+@contextmanager
+def _alone(store: Path) -> Iterator[None]:
+    """Let one after the other bring something in; what one has left that was killed is taken away."""
+    with (store / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for left in store.glob(".coming-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+
+
+def _add(
+    settings: Settings, database: Database, source: Path, store: Path, *, by: str, why: str, progress: Progress | None
+) -> Done:
+    coming = store / f".coming-{uuid.uuid4().hex}"
+    try:
+        take_in(source, coming, progress=progress)
+        card = load_card(coming)
+        place = version_folder(store, card.name, card.version)
+        if _stands(settings, database, card):
+            return Done(unchanged=[f"{card.name}@{card.version} is here already, with the same bytes"])
+        _put(coming, place)
+        found = found_of(card_of(place / "card.yaml", store), store)
+        with database.write() as connection:
+            models.add(connection, found, by=by, why=why or f"from {source.name}")
+    finally:
+        shutil.rmtree(coming, ignore_errors=True)
+    name = f"{card.name}@{card.version}"
+    what = f"{name} is added as a candidate: digest {card.digest[:12]}, {len(card.files)} files"
+    return Done(changed=[what], hint=f"overread models test {name}, then overread models promote {name}")
+
+
+def verify(settings: Settings, database: Database, reference: str | None = None) -> Iterator[Verified]:
+    """Hash every file of every version, or of those that are named, and compare with what was registered."""
+    for one in _named(database, reference):
+        problem = ""
+        try:
+            card = locate(settings, one.model, one.version)
+            if card_sha256(card) != one.card_sha256:
+                problem = f"{card.path}: the card's bytes have changed since it was registered"
+        except CardError as error:
+            problem = str(error)
+        yield Verified(version=one.name, passed=not problem, found=problem or f"{len(card.files)} files as registered")
+
+
+def run_test(
+    settings: Settings, database: Database, reference: str, *, by: str, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Run the card's own sample cases, and keep what came of it; only what has passed may be promoted.
+
+    Returns
+    -------
+    dict
+        ``version``, ``passed``, ``summary`` and ``samples``, as the database keeps it.
+    """
+    one = version_named(database, reference)
+    card = _as_registered(settings, one)
+    results = run_samples(card, progress=progress)
+    passed = bool(results) and all(result.passed for result in results)
+    summary = f"{sum(result.passed for result in results)} of {len(results)} samples as expected"
+    if not results:
+        summary = "the card has no samples"
+    samples = [{**asdict(result), "passed": result.passed} for result in results]
+    report: dict[str, Any] = {"version": one.name, "passed": passed, "summary": summary, "samples": samples}
+    if not results:
+        return report
+    with database.write() as connection:
+        models.record_test(connection, one, passed=passed, report=report, by=by)
+    return report
+
+
+def promote(
+    settings: Settings,
+    database: Database,
+    reference: str,
+    stage: Stage = LIVE,
+    *,
+    by: str,
+    why: str = "",
+    share: float | None = None,
+    untested: bool = False,
+) -> Done:
+    """Set the stage of a version; the running node goes by it from its next decision on.
+
+    Parameters
+    ----------
+    share
+        Of a canary: the part of the studies that it reads.
+    untested
+        Whether an operator answers for a version whose card has no samples; ``why`` has to say something then.
+
+    Raises
+    ------
+    ModelRefused
+        When it has not passed its test, or a report beside its card says no.
+    CardError
+        When its files are not what they were.
+    IllegalTransition
+        When its stage does not lead there.
+    """
+    one = version_named(database, reference)
+    if stage != CANDIDATE:
+        card = _as_registered(settings, one)
+        _check_tested(one, shadow=stage == SHADOW, answered_for=untested and bool(why) and not card.samples)
+        _check_report(card)
+    try:
+        with database.write() as connection:
+            now = models.get(connection, one.model, one.version)
+            if now.digest != one.digest:
+                raise ModelRefused(f"{one.name} has changed while it was looked at; look again")
+            before = [other for other in models.versions(connection, one.model) if other.state == LIVE]
+            moved = stages.move(connection, now, stage, by=by, why=why, share=share)
+    except IntegrityError:
+        raise IllegalTransition(f"another version of {one.model} was promoted at the same moment; look again") from None
+    changed = [f"{one.name}: {one.state} -> {moved.state}" + (f", {100 * share:g} % of the studies" if share else "")]
+    if stage == LIVE:
+        changed += [f"{other.name}: {LIVE} -> {CANDIDATE}" for other in before]
+        return Done(changed=changed, hint=f"to turn it back: overread models rollback {one.model}" if before else "")
+    return Done(changed=changed)
+
+
+def rollback(
+    settings: Settings,
+    database: Database,
+    model: str,
+    *,
+    by: str,
+    why: str = "",
+    to: str | None = None,
+    retired: bool = False,
+) -> Done:
+    """Turn a model back by one step, or to a version that is named; without a restart, and in one transaction.
+
+    Parameters
+    ----------
+    retired
+        Whether the version that is turned back is retired too: then what is scheduled for it is canceled.
+
+    Raises
+    ------
+    Unknown, IllegalTransition
+        When there is nothing to go back to.
+    CardError
+        When the files of the version to go back to are not what they were.
+    """
+    with database.read() as connection:
+        _, expected = stages.turned_back(connection, model, to)
+    _as_registered(settings, expected)
+    try:
+        with database.write() as connection:
+            gone, live = stages.rollback(connection, model, by=by, why=why, to=to)
+            if live.id != expected.id:
+                raise IllegalTransition(f"another version of {model} was promoted meanwhile; look again")
+            if retired:
+                gone = stages.move(connection, gone, RETIRED, by=by, why=why)
+    except IntegrityError:
+        raise IllegalTransition(f"another version of {model} was promoted at the same moment; look again") from None
+    return Done(changed=[f"{gone.name} is turned back, and {gone.state}", f"{live.name} is live"])
+
+
+def retire(database: Database, reference: str, *, by: str, why: str = "") -> Done:
+    """Take a version out for good: it runs nowhere, and what is scheduled for it is canceled, with the reason."""
+    one = version_named(database, reference)
+    with database.write() as connection:
+        now = models.get(connection, one.model, one.version)
+        stages.move(connection, now, RETIRED, by=by, why=why)
+    hint = f"no version of {one.model} is live now: its routes say so of every study" if now.state == LIVE else ""
+    return Done(changed=[f"{one.name}: {now.state} -> {RETIRED}"], hint=hint)
+
+
+def _named(database: Database, reference: str | None) -> list[ModelVersion]:
+    with database.read() as connection:
+        if reference is None:
+            return models.versions(connection)
+        model, version = parted(reference)
+        if version is not None:
+            return [models.get(connection, model, version)]
+        return models.versions(connection, model) or [models.get(connection, model)]
+
+
+def version_named(database: Database, reference: str) -> ModelVersion:
+    """Return the version that is named; a model of which there is only one needs no number.
+
+    Raises
+    ------
+    Unknown, ModelRefused
+        When there is none, or several.
+    """
+    found = _named(database, reference)
+    if len(found) > 1:
+        names = ", ".join(one.name for one in found)
+        raise ModelRefused(f"{reference} has several versions, name one: {names}")
+    return found[0]
+
+
+def _as_registered(settings: Settings, one: ModelVersion) -> Card:
+    card = locate(settings, one.model, one.version)
+    if card.digest != one.digest:
+        raise CardError(
+            f"{card.path}: its digest is {card.digest[:12]}; {one.name} was registered as {one.digest[:12]}"
+        )
+    return card
+
+
+def _check_tested(one: ModelVersion, *, shadow: bool, answered_for: bool) -> None:
+    if one.tested_digest == one.digest and one.test_passed is False:
+        raise ModelRefused(f"{one.name} has not passed its test: {(one.test or {}).get('summary')}")
+    # Of a shadow nothing leaves: to run it beside the live version is how it is tried.
+    if one.is_tested or shadow or answered_for:
+        return
+    raise ModelRefused(
+        f"{one.name} has not been tested as it is now: overread models test {one.name}. "
+        "For a card without samples somebody has to answer: --untested with --why"
+    )
+
+
+def _check_report(card: Card) -> None:
+    """Heed what another tool has left beside the card, such as the accuracy of a quantised model."""
+    file = card.directory / "report.json"
+    if not file.exists():
+        return
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ModelRefused(f"{file}: cannot be read; {card.name}@{card.version} is not promoted without it") from None
+    if not isinstance(report, dict) or report.get("passed") is not True:
+        why = report.get("summary") or report.get("reason") or "" if isinstance(report, dict) else ""
+        raise ModelRefused(f"{file} says that {card.name}@{card.version} has not passed{f': {why}' if why else ''}")
+
+
+def _stands(settings: Settings, database: Database, card: Card) -> bool:
+    """Whether this very version is registered and its files are where they belong.
+
+    Raises
+    ------
+    AlreadyThere
+        When other content stands under its number.
+    """
+    with database.read() as connection:
+        known = [one for one in models.versions(connection, card.name) if one.version == card.version]
+    if not known:
+        return False
+    if known[0].card_sha256 != card_sha256(card):
+        raise AlreadyThere(
+            f"{known[0].name} is registered with other content: what has changed needs a version of its own"
+        )
+    try:
+        return locate(settings, card.name, card.version).digest == known[0].digest
+    except CardError:
+        # Its files were lost or damaged: they are put back.
+        return False
+
+
+def _put(coming: Path, place: Path) -> None:
+    """Move a version to its place, durable on return."""
+    for path in sorted(coming.rglob("*")):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    for folder in (coming, *(path for path in coming.rglob("*") if path.is_dir())):
+        fsync_directory(folder)
+    place.parent.mkdir(mode=0o700, exist_ok=True)
+    if place.exists():
+        # Left by one that was never registered, or damaged: what was registered is compared before.
+        shutil.rmtree(place)
+    coming.rename(place)
+    fsync_directory(place.parent)
+    fsync_directory(place.parent.parent)

@@ -1,0 +1,107 @@
+"""What operators are shown of models: every version with its stage, and one with its card, test and history."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from inference.card import Card
+from inference.errors import CardError
+from node.settings import Settings
+from node.workflow import governing
+from storage import control, models
+from storage.database import Database
+from storage.records import ModelChange, ModelVersion
+
+__all__ = ["VersionShown", "VersionTold", "version", "versions"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionShown:
+    """One version on one line; ``problem`` says why it cannot run here."""
+
+    name: str
+    version: str
+    stage: str
+    share: float | None
+    title: str
+    task: str
+    engine: str
+    digest: str
+    device_uid: str
+    origin: str
+    added_at: datetime
+    tested_at: datetime | None
+    test_passed: bool | None
+    demonstration: bool
+    active: bool
+    paused: bool
+    routes: list[str]
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionTold:
+    """One version with all that is known of it."""
+
+    shown: VersionShown
+    card: Mapping[str, Any]
+    test: Mapping[str, Any] | None
+    history: list[ModelChange]
+
+
+def versions(settings: Settings, database: Database) -> list[VersionShown]:
+    """Return every version that is registered."""
+    with database.read() as connection:
+        found, held = models.versions(connection), control.paused(connection, "model")
+    return [_shown(settings, one, held)[0] for one in found]
+
+
+def version(settings: Settings, database: Database, reference: str) -> VersionTold:
+    """Return one version with its card, its last test and its history.
+
+    Raises
+    ------
+    Unknown, ModelRefused
+        When there is none, or several.
+    """
+    one = governing.version_named(database, reference)
+    with database.read() as connection:
+        held = control.paused(connection, "model")
+        changes = [each for each in models.history(connection, one.model) if each.version == one.version]
+    shown, card = _shown(settings, one, held)
+    told = card.model_dump(mode="json", exclude_defaults=True) if card else {}
+    return VersionTold(shown=shown, card=told, test=one.test, history=changes)
+
+
+def _shown(settings: Settings, one: ModelVersion, held: frozenset[str]) -> tuple[VersionShown, Card | None]:
+    card, problem = None, ""
+    try:
+        card = governing.locate(settings, one.model, one.version)
+        if card.digest != one.digest:
+            problem = f"{card.path} has digest {card.digest[:12]}, not the one that was registered"
+    except CardError as error:
+        problem = str(error)
+    shown = VersionShown(
+        name=one.model,
+        version=one.version,
+        stage=one.state,
+        share=one.share,
+        title=card.title if card else one.model,
+        task=card.task if card else "",
+        engine=card.engine if card else "",
+        digest=one.digest,
+        device_uid=one.device_uid,
+        origin=one.origin,
+        added_at=one.added_at,
+        tested_at=one.tested_at if one.tested_digest == one.digest else None,
+        test_passed=one.test_passed if one.tested_digest == one.digest else None,
+        demonstration=card is not None and card.demonstration,
+        active=settings.demonstration_models or card is None or not card.demonstration,
+        paused=one.model in held,
+        routes=[route.name for route in settings.route_list if {one.model, one.name} & set(route.models)],
+        problem=problem,
+    )
+    return shown, card
