@@ -26,7 +26,7 @@ from pydicom.uid import (
 from phantoms.radiograph import FINDINGS, TRAINING, Style, make_radiograph
 from phantoms.thorax import LEFT_LUNG, RIGHT_LUNG, ThoraxPhantom, make_head, make_thorax
 
-__all__ = ["Patient", "PhantomStudy", "write_chest_ct", "write_head_ct", "write_radiograph"]
+__all__ = ["Patient", "PhantomStudy", "write_chest_ct", "write_head_ct", "write_radiograph", "write_small_ct"]
 
 AIR = -1024
 SLICE_MM, PIXEL_MM = 3.0, 1.4
@@ -116,6 +116,22 @@ def write_head_ct(folder: Path, seed: int, *, patient: Patient | None = None, sl
     )
 
 
+def write_small_ct(folder: Path, seed: int, *, head: bool = False) -> PhantomStudy:
+    """Write one axial series of a chest or a head that is coarse and small on disk: a sample case of a model."""
+    spacing = (8.0, 5.6, 5.6)
+    make = make_head if head else make_thorax
+    phantom = make(seed, shape=(26, 64, 64), spacing=spacing)
+    study = _Study(folder, "CT", "CT HEAD" if head else "CT CHEST", Patient(), protocol="THORAX NATIVE 8.0")
+    best = study.volume(2, "CHEST 8.0 Br36", phantom.hu, spacing, ["ORIGINAL", "PRIMARY", "AXIAL"], "Br36")
+    return PhantomStudy(
+        study_instance_uid=study.uid,
+        kind="head CT" if head else "chest CT",
+        description=study.description,
+        files=tuple(study.files),
+        best_series_uid=best,
+    )
+
+
 def write_radiograph(
     folder: Path,
     seed: int,
@@ -124,9 +140,10 @@ def write_radiograph(
     modality: Literal["CR", "DX"] = "DX",
     patient: Patient | None = None,
     style: Style = TRAINING,
+    shape: tuple[int, int] = (1024, 896),
 ) -> PhantomStudy:
     """Write one frontal chest radiograph with the given findings, as Computed Radiography or Digital X-Ray."""
-    phantom = make_radiograph(seed, findings, style=style)
+    phantom = make_radiograph(seed, findings, shape=shape, style=style)
     study = _Study(folder, modality, "CHEST PA", patient or Patient(), protocol="CHEST PA")
     study.radiograph(phantom.pixels, phantom.spacing)
     return PhantomStudy(
