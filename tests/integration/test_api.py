@@ -14,6 +14,7 @@ import pytest
 from node.listening import listen
 from node.settings import Settings
 from node.web.application import Services, run_web
+from node.workflow.models import installed, register, store_of
 from storage import outbox
 from storage.space import Disk, Room
 from tests.peers import wait_until
@@ -31,6 +32,8 @@ def http(embedded: Holding) -> Iterator[httpx.Client]:
         destinations={"pacs": {"kind": "folder", "path": "out"}},  # type: ignore[dict-item]
         routes=ROUTES,  # type: ignore[arg-type]
     )
+    with embedded.database.write() as connection:
+        register(connection, installed(settings), store_of(settings))
     services = Services(
         settings=settings,
         database=embedded.database,
@@ -93,6 +96,23 @@ def test_models_come_with_version_and_digest(http: httpx.Client) -> None:
     models = {one["name"]: one for one in http.get("/api/v1/models").json()}
     assert models["lung-ct"]["active"] is True
     assert len(models["lung-ct"]["digest"]) == 64
+    assert (models["lung-ct"]["stage"], models["lung-ct"]["problem"]) == ("live", "")
+
+
+def test_a_model_is_retired_and_turned_back_by_http_in_the_name_of_whoever_asks(http: httpx.Client) -> None:
+    assert http.post("/api/v1/models/lung-ct/rollback", json={"by": "ann"}).status_code == 404  # nothing to go back to
+    refused = http.post("/api/v1/models/lung-ct/versions/1.0.0/stage", json={"stage": "canary", "share": 0.5})
+    assert (refused.status_code, "has not been tested" in refused.json()["detail"]) == (409, True)
+    retired = http.post("/api/v1/models/lung-ct/versions/1.0.0/retire", json={"by": "ann", "why": "a better one comes"})
+    assert retired.json()["changed"] == ["lung-ct@1.0.0: live -> retired"]
+    newest = http.get("/api/v1/models/history", params={"model": "lung-ct", "limit": 1}).json()[0]
+    assert (newest["before"], newest["after"], newest["by"], newest["why"]) == (
+        "live",
+        "retired",
+        "ann",
+        "a better one comes",
+    )
+    assert http.get("/api/v1/models/history", params={"model": "nothing"}).json() == []
 
 
 @pytest.mark.parametrize(
@@ -117,6 +137,6 @@ def test_what_is_wrong_is_a_problem_with_its_status(
 def test_openapi_teaches_every_operation(http: httpx.Client) -> None:
     document = http.get("/openapi.json").json()
     paths = {path: operations for path, operations in document["paths"].items() if path.startswith("/api/v1")}
-    assert len(paths) == 13
+    assert len(paths) == 17
     assert all(one.get("summary") for operations in paths.values() for one in operations.values())
     assert "Story" in document["components"]["schemas"]
