@@ -132,7 +132,9 @@ def label_by_window(card: Card, infer: Infer, channels: Sequence[npt.NDArray[Any
     decide = _Deciding(card)
 
     def predict(pieces: Scores) -> Scores:
-        answer = infer({card.tensors["image"]: pieces})
+        return scored(pieces, infer({card.tensors["image"]: pieces}))
+
+    def scored(pieces: Scores, answer: npt.NDArray[Any]) -> Scores:
         if answer.ndim != 5 or answer.shape[0] != len(pieces) or answer.shape[2:] != pieces.shape[2:]:
             raise EngineFailure(
                 "broke",
@@ -148,7 +150,13 @@ def label_by_window(card: Card, infer: Infer, channels: Sequence[npt.NDArray[Any
     if card.window is not None:
         slide(target.shape, card.window, read=read, predict=predict, write=write)
     else:
-        write(0, predict(read(0, target.shape[0])[None])[0])
+        whole = read(0, target.shape[0])[None]
+        answer = infer({card.tensors["image"]: whole})
+        if answer.dtype == np.uint8 and answer.shape == (1, 1, *target.shape):
+            # A graph that has chosen itself: many classes of a large volume are never held as scores all at once.
+            labels = decide.given(answer[0, 0])
+        else:
+            write(0, scored(whole, answer)[0])
     if target.matches(source):
         return labels
     coarser = any(a > 1.2 * b for a, b in zip(sorted(target.spacing_mm), sorted(source.spacing_mm), strict=True))
@@ -204,6 +212,14 @@ class _Deciding:
                 "broke", f"the model answered {answer.shape[1]} channels; its card names {len(self._labels)} outputs"
             )
         return probabilities_of(answer, self._activation, axis=1)
+
+    def given(self, labels: Labels) -> Labels:
+        """Return labels that the model has chosen itself, once the card names them all."""
+        if self._activation is not None or self._threshold is not None:
+            raise EngineFailure("broke", "the model answered labels; its card declares steps for scores")
+        if not self._known[np.flatnonzero(np.bincount(labels.ravel(), minlength=256))].all():
+            raise EngineFailure("broke", "the model answered a label that its card does not name")
+        return labels
 
     def labels(self, scores: Scores) -> Labels:
         best = scores.argmax(axis=0)

@@ -21,6 +21,7 @@ from inference.engines.bundle_workflow import Bundle
 from inference.errors import EngineFailure, InputRefused
 from inference.findings import Findings, NotAnalysed, Segment, Segmentation
 from inference.grid import Grid, resample
+from inference.nifti import write_nifti
 from inference.options import MonaiBundle
 
 if TYPE_CHECKING:
@@ -100,28 +101,29 @@ class BundleEngine:
         volume = read_volume(job.input_set.get(role.role, ()), minimum=role.minimum_instances)
         with tempfile.TemporaryDirectory(prefix="bundle-") as folder:
             file = Path(folder) / f"{role.role}.nii"
-            _write_nifti(volume.array, volume.affine, file)
+            write_nifti(file, volume.array, volume.grid)
             began = time.perf_counter()
             scores, affine = self._bundle.predict([file])
             seconds = time.perf_counter() - began
         labels = self._on_source(labels_of(scores, self._card, self._options), affine, volume)
         wanted = [output.label for output in self._card.outputs if output.label is not None]
         counts = np.bincount(labels.ravel(), minlength=256)
-        voxel_ml = Grid(volume.array.shape, volume.affine).voxel_ml
         segments = tuple(
             Segment(
                 label=output.label,
                 name=output.name,
                 code=output.code,
                 category=output.category,
-                volume_ml=float(counts[output.label] * voxel_ml),
+                volume_ml=float(counts[output.label] * volume.grid.voxel_ml),
             )
             for output in self._card.outputs
             if output.label in wanted and output.label is not None and output.category is not None
         )
         return Findings(
-            images=(*volume.keys, *volume.left_out),
-            segmentation=Segmentation(segments=segments, images=volume.keys, labels=volume.to_source(labels)),
+            images=(*volume.images, *volume.left_out),
+            segmentation=Segmentation(
+                segments=segments, images=volume.keys, frames=volume.frames, labels=volume.to_source(labels)
+            ),
             coverage=volume.coverage,
             seconds=seconds,
         )
@@ -134,8 +136,7 @@ class BundleEngine:
             given = Grid((labels.shape[0], labels.shape[1], labels.shape[2]), _LPS_RAS @ affine)
         except ValueError as problem:
             raise EngineFailure("broke", "the bundle's answer says no sound place in the patient") from problem
-        target = Grid(volume.array.shape, volume.affine)
-        found: npt.NDArray[np.uint8] = resample(labels, given, target, interpolation="nearest")
+        found: npt.NDArray[np.uint8] = resample(labels, given, volume.grid, interpolation="nearest")
         return found
 
 
@@ -192,18 +193,6 @@ def _from_channels(scores: npt.NDArray[np.float32], card: Card, options: MonaiBu
             )
         found[marked[channel]] = output.label or 0
     return found
-
-
-def _write_nifti(array: npt.NDArray[Any], affine: npt.NDArray[np.float64], path: Path) -> None:
-    """Write a volume (slices, rows, columns; affine to LPS) as NIfTI: (columns, rows, slices), affine to RAS, in mm."""
-    import nibabel
-
-    turned = _LPS_RAS @ affine[:, [2, 1, 0, 3]]
-    image = nibabel.Nifti1Image(array.transpose(2, 1, 0), turned)
-    image.header.set_xyzt_units("mm")
-    image.set_sform(turned, code=1)
-    image.set_qform(turned, code=1)
-    nibabel.save(image, path)
 
 
 def _only_named_files(card: Card, root: Path) -> None:
