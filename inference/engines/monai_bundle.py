@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inference import gate
 from inference.engines.bundle_workflow import Bundle
 from inference.errors import EngineFailure, InputRefused
 from inference.findings import Findings, NotAnalysed, Segment, Segmentation
@@ -99,6 +100,7 @@ class BundleEngine:
 
         role = self._card.inputs[0]
         volume = read_volume(job.input_set.get(role.role, ()), minimum=role.minimum_instances)
+        gate.volume(role, volume.coverage)
         with tempfile.TemporaryDirectory(prefix="bundle-") as folder:
             file = Path(folder) / f"{role.role}.nii"
             write_nifti(file, volume.array, volume.grid)

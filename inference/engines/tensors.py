@@ -145,8 +145,8 @@ def _meant_volume(card: Card, role: str) -> _Meant | None:
     if role == "image":
         return _Meant(_FLOATS, (None, len(card.inputs), *sizes), f"(pieces, {len(card.inputs)}, {words})")
     # A graph over the whole volume may choose itself and answer labels; windows are joined by their scores.
-    dtypes = _FLOATS if card.window else (*_FLOATS, "uint8")
-    return _Meant(dtypes, (None, None, *sizes), f"(pieces, channels, {words})")
+    answers: tuple[str, ...] = _FLOATS if card.window else (*_FLOATS, "uint8")
+    return _Meant(answers, (None, None, *sizes), f"(pieces, channels, {words})")
 
 
 #: Less than any file declares.
