@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,10 +23,11 @@ from inference.errors import EngineFailure
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from inference.engine import Engine, Job
+    from inference.card import Card
+    from inference.engine import Engine, Job, Model
     from inference.findings import Findings
 
-__all__ = ["BatchingModel", "SharedEngine"]
+__all__ = ["BatchingModel", "SharedEngine", "shared"]
 
 Feeds = Mapping[str, "npt.NDArray[Any]"]
 Answer = dict[str, "npt.NDArray[Any]"]
@@ -36,19 +37,6 @@ _MEASURED = 3
 _AGAIN_AFTER = 256
 #: Shapes whose choice is remembered; a model with more is one that reads volumes of any size.
 _SHAPES = 16
-
-
-class Batchable(Protocol):
-    """A loaded model whose tensors have one item of the batch after the other along their first axis."""
-
-    provider: str
-    precision: str
-
-    def infer(self, feeds: Feeds) -> Answer:
-        """Run once: tensors in by name, tensors out by name."""
-
-    def close(self) -> None:
-        """Free what it holds."""
 
 
 class BatchingModel:
@@ -64,7 +52,7 @@ class BatchingModel:
         How long a run waits for the inputs of jobs that are under way, where batches are the faster way.
     """
 
-    def __init__(self, model: Batchable, *, maximum: int = 1, wait_seconds: float = 0.0) -> None:
+    def __init__(self, model: Model, *, maximum: int = 1, wait_seconds: float = 0.0) -> None:
         self._model = model
         self._maximum = maximum
         self._wait = wait_seconds
@@ -203,6 +191,16 @@ class BatchingModel:
         return [{name: part[number] for name, part in parts.items()} for number in range(len(batch))]
 
 
+def shared(card: Card, model: Model) -> SharedEngine:
+    """Return the engine of a card over its loaded model, for as many threads as the card's process works in."""
+    from inference.perform import CardEngine
+
+    # A graph that takes a bare volume has no axis to join several along.
+    joins = card.task != "segmentation" or card.layout == "ncdhw"
+    batching = BatchingModel(model, maximum=card.batch.maximum if joins else 1, wait_seconds=card.batch.wait_ms / 1000)
+    return SharedEngine(CardEngine(card, batching), batching)
+
+
 class SharedEngine:
     """An engine whose jobs may run in several threads, over a model that joins what they infer."""
 
@@ -214,6 +212,10 @@ class SharedEngine:
         """Run one job; see :class:`inference.engine.Engine`."""
         with self.model.under_way():
             return self._engine.run(job)
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._engine.close()
 
 
 class _Item:

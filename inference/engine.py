@@ -111,13 +111,16 @@ def open_engine(card: Card) -> Engine:
     EngineFailure
         If the model's files cannot be loaded.
     """
+    from inference.batching import shared
     from inference.card import TENSOR_ENGINES
     from inference.perform import CardEngine, GatedEngine
 
     try:
         module = importlib.import_module(f"inference.engines.{_MODULES[card.engine]}")
         if card.engine in TENSOR_ENGINES:
-            return CardEngine(card, cast("Model", module.open_model(card)))
+            model = cast("Model", module.open_model(card))
+            # A server takes what comes, and joins it itself.
+            return CardEngine(card, model) if card.engine == "kserve" else shared(card, model)
         return GatedEngine(card, cast("Engine", module.open_engine(card)))
     except ModuleNotFoundError as absent:
         raise CardError(

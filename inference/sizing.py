@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from inference.card import TENSOR_ENGINES
+
 if TYPE_CHECKING:
     from inference.card import Card
 
@@ -22,5 +24,13 @@ def threads_of(card: Card) -> int:
 
 
 def concurrency_of(card: Card) -> int:
-    """Return how many jobs its process takes at once."""
-    return card.resources.concurrency or 1
+    """Return how many jobs its process takes at once: what its card says, else as many as it can make use of.
+
+    Radiographs are read and prepared while others are inferred, and fill a batch; volumes are large, and run one at a
+    time.
+    """
+    if card.resources.concurrency:
+        return card.resources.concurrency
+    if card.engine in TENSOR_ENGINES and card.task != "segmentation":
+        return max(2, card.batch.maximum)
+    return 1

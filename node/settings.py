@@ -150,6 +150,12 @@ class PerformSettings(Section):
     #: Attempts that may be lost with the node itself before the workitem is suspected of killing it.
     losses: Annotated[int, Field(ge=1)] = 50
     lease_seconds: Seconds = 30
+    #: Workitems that each worker has under way at once; each model's card says how many of them may be its own.
+    concurrency: Annotated[int, Field(ge=1, le=256)] = 16
+    #: What all engines together may hold; by default half of the machine's memory.
+    memory_mb: Annotated[float, Field(ge=256)] | None = None
+    #: How long a model stays loaded that has nothing to do.
+    idle_seconds: Seconds = 900
 
 
 class DatabaseSettings(Section):
@@ -234,6 +240,8 @@ class Route(Section):
     notify: tuple[str, ...] = ()
     #: Where set, it stands over what the card says.
     select: Literal["best", "each"] | None = None
+    #: How urgent its work is; it stands over what the images say was requested.
+    priority: Literal["high", "medium", "low"] | None = None
     #: The quiet period of studies that it matches; it stands over that of the peer.
     quiet_seconds: Seconds | None = None
     #: Series that a study which it matches should have before it is judged, each a condition like ``match``.

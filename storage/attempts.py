@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 from pydicom.uid import generate_uid
-from sqlalchemy import Connection, Select, and_, exists, func, insert, select, update
+from sqlalchemy import Connection, Select, and_, exists, func, insert, or_, select, update
 
 from storage import lifecycle, outbox, schema, worklist
 from storage.database import now
@@ -23,6 +23,7 @@ from storage.index import Origin, insert_instance
 from storage.records import Attempt, Document, Workitem
 
 __all__ = [
+    "Choice",
     "NewDocument",
     "claim",
     "claimable",
@@ -45,17 +46,39 @@ class NewDocument:
     blob: str
 
 
-def claimable(connection: Connection, *, paused_models: Collection[str] = ()) -> bool:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What a worker may take, and in which order.
+
+    Parameters
+    ----------
+    paused_models, full_digests
+        None of these models, and no version with one of these digests.
+    own_models
+        These at once, others only once they have waited for ``others_after_seconds``; None for any model at once.
+    oldest
+        What has waited longest, whatever its priority: a worker that chooses so now and then lets nothing starve.
+    """
+
+    paused_models: Collection[str] = ()
+    full_digests: Collection[str] = ()
+    own_models: Collection[str] | None = None
+    others_after_seconds: float = 0.0
+    oldest: bool = False
+
+
+def claimable(connection: Connection, choice: Choice = Choice()) -> bool:
     """Whether there is a workitem that nobody is at; a look that takes no lock."""
-    return connection.execute(_claimable(paused_models)).first() is not None
+    return connection.execute(_claimable(connection, choice)).first() is not None
 
 
 def claim(
-    connection: Connection, owner: str, lease_seconds: float, *, paused_models: Collection[str] = ()
+    connection: Connection, owner: str, lease_seconds: float, choice: Choice = Choice()
 ) -> tuple[Workitem, Attempt] | None:
-    """Take the oldest workitem that nobody is at, shadows last, and begin an attempt at it."""
+    """Take the most urgent workitem that nobody is at, the oldest of several, shadows last; begin an attempt at it."""
     a = schema.attempt.c
-    row = connection.execute(_claimable(paused_models).with_for_update(skip_locked=True)).mappings().one_or_none()
+    query = _claimable(connection, choice).with_for_update(of=schema.workitem, skip_locked=True)
+    row = connection.execute(query).mappings().one_or_none()
     if row is None:
         return None
     # PostgreSQL: another claim may have committed between this statement's view and its lock; a new statement sees it.
@@ -222,19 +245,21 @@ def _lose(connection: Connection, condition: Any, limit: int, reason: str) -> in
     return len(rows)
 
 
-def _claimable(paused_models: Collection[str]) -> Select[Any]:
+def _claimable(connection: Connection, choice: Choice) -> Select[Any]:
     w, a = schema.workitem.c, schema.attempt.c
     running = exists().where(a.workitem_id == w.id, a.state == lifecycle.RUNNING)
-    return (
+    query = (
         select(schema.workitem)
-        .where(
-            w.state.in_((lifecycle.SCHEDULED, lifecycle.IN_PROGRESS)),
-            w.model.not_in(list(paused_models)),
-            ~running,
-        )
-        .order_by(w.shadow, w.id)
+        .where(schema.OPEN_WORKITEM, w.model.not_in(list(choice.paused_models)), ~running)
+        .order_by(w.shadow, *((w.id,) if choice.oldest else (w.priority, w.id)))
         .limit(1)
     )
+    if choice.full_digests:
+        query = query.where(w.model_digest.not_in(list(choice.full_digests)))
+    if choice.own_models is not None:
+        long_ago = now(connection) - timedelta(seconds=choice.others_after_seconds)
+        query = query.where(or_(w.model.in_(list(choice.own_models)), w.created_at <= long_ago))
+    return query
 
 
 def _attempt(connection: Connection, attempt_id: int) -> Attempt:

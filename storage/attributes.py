@@ -35,6 +35,7 @@ STUDY_KEYWORDS = [
     "StudyID",
     "InstitutionName",
     "ProcedureCodeSequence",
+    "RequestedProcedurePriority",
     "PlacerOrderNumberImagingServiceRequest",
     "FillerOrderNumberImagingServiceRequest",
 ]

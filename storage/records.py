@@ -159,6 +159,7 @@ class Workitem:
     input_set: Json
     shadow: bool
     state: str
+    priority: int
     transaction_uid: str | None
     parked: bool
     outcome: str

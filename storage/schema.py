@@ -28,6 +28,7 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
     false,
+    text,
 )
 
 metadata = MetaData(
@@ -302,6 +303,8 @@ workitem = Table(
     # Its findings are kept and compared, and nothing of them leaves.
     Column("shadow", Boolean, nullable=False, server_default=false()),
     Column("state", String(16), nullable=False, index=True),
+    # Scheduled Procedure Step Priority (0074,1200) as storage.priority ranks it: 1 is HIGH.
+    Column("priority", Integer, nullable=False, server_default="2"),
     _uid("transaction_uid", nullable=True),
     Column("parked", Boolean, nullable=False, server_default=false()),
     Column("outcome", Text, nullable=False, server_default=""),
@@ -549,6 +552,17 @@ for _stage in ("live", "canary"):
     Index(f"uq_model_version_{_stage}", model_version.c.model, unique=True, sqlite_where=_only, postgresql_where=_only)
 
 # What a queue looks at: the open rows only, so that a long history costs nothing.
+#: As the index on open workitems has it. A query must say it in the same words, or SQLite does not use the index.
+OPEN_WORKITEM = text("workitem.state IN ('SCHEDULED', 'IN PROGRESS')")
+_open = text("state IN ('SCHEDULED', 'IN PROGRESS')")
+Index(
+    "ix_workitem_open",
+    workitem.c.shadow,
+    workitem.c.priority,
+    workitem.c.id,
+    sqlite_where=_open,
+    postgresql_where=_open,
+)
 Index("ix_delivery_due", delivery.c.destination, delivery.c.state, delivery.c.next_at)
 Index("ix_inquiry_due", inquiry.c.peer, inquiry.c.due_at)
 Index("ix_notification_due", notification.c.receiver, notification.c.state, notification.c.next_at)

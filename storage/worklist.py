@@ -13,7 +13,7 @@ from typing import Any
 from pydicom.uid import generate_uid
 from sqlalchemy import Connection, exists, func, insert, select, update
 
-from storage import changefeed, lifecycle, outbox, schema, studies
+from storage import changefeed, lifecycle, outbox, priority, schema, studies
 from storage.database import now
 from storage.errors import Unknown
 from storage.records import Document, Workitem, WorkitemUse
@@ -75,6 +75,7 @@ def schedule(
     reason: str,
     deliver: Sequence[str],
     notify: Sequence[str],
+    urgency: str = priority.MEDIUM,
     anew: bool = False,
     shadow: bool = False,
 ) -> tuple[Workitem, bool]:
@@ -82,7 +83,13 @@ def schedule(
 
     Where the work is done already, its documents are put on their way to any destination that is new to them; with
     ``anew`` a workitem that replaces the final one is made instead. What a shadow has done has no documents, so that a
-    workitem of its own is made where the same is wanted in earnest; the other way round the work is done already.
+    workitem of its own is made where the same is wanted in earnest; the other way round the work is done already. Where
+    it waits already and is more urgent now, it goes further to the front.
+
+    Parameters
+    ----------
+    urgency
+        Its Scheduled Procedure Step Priority: HIGH, MEDIUM or LOW.
 
     Returns
     -------
@@ -100,17 +107,20 @@ def schedule(
         .all()
     )
     generation = rows[0]["generation"] + 1 if rows else 0
+    rank = priority.rank_of(urgency)
     last = next((Workitem(**row) for row in rows if row["shadow"] == shadow), None)
     if last is None and shadow and rows and not anew:
         last = Workitem(**rows[0])
     if last is None:
-        workitem = _insert(connection, key, input_set, generation, None, shadow=shadow)
+        workitem = _insert(connection, key, input_set, generation, None, rank=rank, shadow=shadow)
     elif anew and last.state in (lifecycle.COMPLETED, lifecycle.CANCELED):
         if last.parked:
             set_parked(connection, last, False, reason)
-        workitem = _insert(connection, key, input_set, generation, last.id, reason, shadow=shadow)
+        workitem = _insert(connection, key, input_set, generation, last.id, reason, rank=rank, shadow=shadow)
     else:
         workitem = last
+        if rank < last.priority and last.state in (lifecycle.SCHEDULED, lifecycle.IN_PROGRESS):
+            _raise_priority(connection, last, rank, f"route {route}")
     created = workitem is not last
     _use(connection, workitem, revision_id, route, reason, deliver, notify)
     return workitem, created
@@ -159,7 +169,16 @@ def replace(connection: Connection, workitem: Workitem, reason: str) -> Workitem
     )
     if workitem.parked:
         set_parked(connection, workitem, False, reason)
-    made = _insert(connection, key, workitem.input_set, generation, workitem.id, reason, shadow=workitem.shadow)
+    made = _insert(
+        connection,
+        key,
+        workitem.input_set,
+        generation,
+        workitem.id,
+        reason,
+        rank=workitem.priority,
+        shadow=workitem.shadow,
+    )
     for use in uses(connection, workitem.id):
         _use(connection, made, use.revision_id, use.route, use.reason, use.deliver, use.notify)
         studies.report_again(connection, use.revision_id, reason)
@@ -235,6 +254,18 @@ def earlier_documents(connection: Connection, workitem: Workitem) -> list[Docume
     return []
 
 
+def _raise_priority(connection: Connection, workitem: Workitem, rank: int, reason: str) -> None:
+    connection.execute(update(schema.workitem).where(schema.workitem.c.id == workitem.id).values(priority=rank))
+    changefeed.append(
+        connection,
+        "workitem",
+        workitem.id,
+        study_id=workitem.study_id,
+        after="PRIORITY",
+        reason=f"{priority.name_of(rank)} by {reason}",
+    )
+
+
 def _insert(
     connection: Connection,
     key: Key,
@@ -243,6 +274,7 @@ def _insert(
     replaces_id: int | None,
     reason: str = "",
     *,
+    rank: int,
     shadow: bool = False,
 ) -> Workitem:
     inserted = connection.execute(
@@ -259,6 +291,7 @@ def _insert(
             input_set=dict(input_set),
             shadow=shadow,
             state=lifecycle.SCHEDULED,
+            priority=rank,
             created_at=now(connection),
         )
     ).inserted_primary_key

@@ -124,6 +124,8 @@ def _add_workitem(branch: Tree, workitem: WorkitemTold, wanted: Sequence[tuple[s
     node = branch.add(f"[bold]{title}[/]  {_state(workitem.state)}{parked}  {escape(workitem.uid)}")
     if workitem.outcome:
         node.add(escape(workitem.outcome))
+    if workitem.priority != "MEDIUM":
+        node.add(f"priority {workitem.priority}")
     for route, reason in wanted:
         node.add(escape(f"wanted by {route}: {reason}"))
     for role, chosen in workitem.input_set.items():

@@ -200,6 +200,7 @@ def _schedule(connection: Connection, revision: Revision, decision: routing.Deci
             reason=input_set.reason,
             deliver=deliver,
             notify=notify,
+            urgency=routing.urgency(decision.route, input_set),
             shadow=decision.shadow,
             anew=bool(revision.verdict.get("rerun")),
         )

@@ -50,6 +50,10 @@ def attempt_workitem(way: Way, workitem: Workitem, attempt: Attempt, run: Run) -
             lease.check()
             _commit(way, workitem, attempt, findings, documents)
         except EngineFailure as failure:
+            if not failure.counts:
+                _log.info("attempt given back", attempt=attempt.number, reason=str(failure))
+                _give_back(way, workitem, attempt, str(failure))
+                return
             _failed(way, workitem, attempt, str(failure), tries=way.settings.perform.tries)
         except (WorkitemUnfit, EvidenceError) as failure:
             # The next try would fail in the same way.

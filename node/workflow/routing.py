@@ -17,10 +17,21 @@ from inference.card import Card
 from inference.inputs import InputRole
 from inference.matching import evaluate
 from node.settings import Route
+from storage import priority
 from storage.attributes import INSTANCE_KEYWORDS, SERIES_KEYWORDS, STUDY_KEYWORDS, attribute_value
 from storage.records import Instance, Series, Study
 
-__all__ = ["Candidate", "Decision", "InputSet", "candidates_of", "could_select", "unmet", "unserved", "weigh"]
+__all__ = [
+    "Candidate",
+    "Decision",
+    "InputSet",
+    "candidates_of",
+    "could_select",
+    "unmet",
+    "unserved",
+    "urgency",
+    "weigh",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +211,23 @@ def unmet(candidates: Sequence[Candidate], route: Route) -> list[str]:
         for condition in route.expect
         if not any(evaluate(condition, attributes).matched for attributes in series)
     ]
+
+
+def urgency(route: Route, input_set: InputSet) -> str:
+    """Return how urgent the work on an input set is: as its route says, else as was requested, else MEDIUM.
+
+    What was requested stands as Requested Procedure Priority (0040,1003), by itself or in the Request Attributes
+    Sequence (0040,0275); of several the most urgent counts.
+    """
+    if route.priority is not None:
+        return route.priority.upper()
+    said: list[str] = []
+    for candidate in input_set.roles.values():
+        requests = candidate.attributes.get("RequestAttributesSequence")
+        values = [candidate.attributes.get("RequestedProcedurePriority")]
+        values += [attribute_value(one, "RequestedProcedurePriority") for one in _list(requests) if one]
+        said += [known for one in values for known in [priority.from_requested(one)] if known is not None]
+    return min(said, key=priority.rank_of, default=priority.MEDIUM)
 
 
 def _said(condition: Any) -> str:

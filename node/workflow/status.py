@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, exists, func, literal, select
 
-from storage import control, damage, flags, lifecycle, schema
+from storage import control, damage, flags, lifecycle, priority, schema
 from storage.damage import Damaged
 from storage.records import Pause
 
@@ -249,7 +249,7 @@ def _workitem_items(connection: Connection, limit: int, *, parked: bool) -> list
         select(schema.workitem, s.study_instance_uid)
         .select_from(schema.workitem.join(schema.study))
         .where(wanted)
-        .order_by(w.id)
+        .order_by(*((w.id,) if parked else (w.priority, w.id)))
         .limit(limit)
     ).all()
     held = control.paused(connection, "model")
@@ -261,13 +261,19 @@ def _workitem_items(connection: Connection, limit: int, *, parked: bool) -> list
                 target=f"workitem:{row.id}",
                 study_instance_uid=row.study_instance_uid,
                 state="PARKED" if parked else row.state,
-                what=f"{row.model} {row.model_version}",
+                what=f"{row.model} {row.model_version}" + _urgency(row.priority),
                 reason=f"model {row.model} is paused" if paused else row.outcome,
                 since=(row.ended_at or row.created_at) if parked else (row.started_at or row.created_at),
                 todo=_todo(f"workitem:{row.id}", parked, f"overread resume model {row.model}" if paused else ""),
             )
         )
     return items
+
+
+def _urgency(rank: int) -> str:
+    """Say a priority that is not the usual one."""
+    name = priority.name_of(rank)
+    return "" if name == priority.MEDIUM else f", priority {name}"
 
 
 def _delivery_items(connection: Connection, state: str, limit: int) -> list[Item]:

@@ -13,6 +13,7 @@ from the database, does it, and commits what became of it; each may be killed at
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -32,8 +33,9 @@ from node.workflow.reporting import record, report_revision
 from node.workflow.way import Way
 from storage import attempts, availability, commitments, control, inquiries, lifecycle, outbox, receiving, studies
 from storage.database import now
+from storage.records import Attempt, Workitem
 
-__all__ = ["announce", "commit", "complete", "count", "deliver", "notify", "perform", "route", "send"]
+__all__ = ["announce", "commit", "complete", "count", "deliver", "notify", "perform", "route", "send", "take"]
 
 _log = structlog.get_logger("overread.workflow")
 
@@ -81,29 +83,28 @@ def route(way: Way) -> int:
         after = revisions[-1].id
 
 
-def perform(way: Way, owner: str, run: Run) -> bool:
-    """Take one workitem, run its model, document what it found and commit all of it together.
+def take(way: Way, owner: str, choice: attempts.Choice) -> tuple[Workitem, Attempt] | None:
+    """Take one workitem that is due, to perform it; None where there is none for this worker.
 
     Parameters
     ----------
     owner
         Who holds the lease.
-
-    Returns
-    -------
-    bool
-        Whether there was anything to do.
+    choice
+        What this worker can take; models that an operator has paused are left out beside.
     """
     with way.database.read() as connection:
         paused = control.paused(connection, "model")
-        if not attempts.claimable(connection, paused_models=paused):
-            return False
+        choice = replace(choice, paused_models=frozenset(choice.paused_models) | frozenset(paused))
+        if not attempts.claimable(connection, choice):
+            return None
     with way.database.write() as connection:
-        claimed = attempts.claim(connection, owner, way.settings.perform.lease_seconds, paused_models=paused)
-    if claimed is None:
-        return False
-    attempt_workitem(way, *claimed, run)
-    return True
+        return attempts.claim(connection, owner, way.settings.perform.lease_seconds, choice)
+
+
+def perform(way: Way, taken: tuple[Workitem, Attempt], run: Run) -> None:
+    """Run the model of a workitem, document what it found and commit all of it together."""
+    attempt_workitem(way, *taken, run)
 
 
 def deliver(way: Way, destination: Destination) -> int:

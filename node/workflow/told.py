@@ -178,6 +178,8 @@ class WorkitemTold:
     #: It was only compared: nothing of it has left.
     shadow: bool
     state: str
+    #: Scheduled Procedure Step Priority (0074,1200).
+    priority: str
     parked: bool
     outcome: str
     replaces: str | None

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import os
+import queue
 import shutil
 import threading
 import uuid
+import zlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
 from inference.card import Card
 from inference.engine import Job
 from inference.findings import Findings
-from inference.host import EngineHost
+from inference.sizing import concurrency_of
 from node.delivery.port import Destination
 from node.dimse.commitment_scp import reported_to
 from node.notify.receivers import Receiver
 from node.workflow import steps
+from node.workflow.engines import Engines, half_of_memory
+from node.workflow.models import View
 from node.workflow.sweeps import sweeping
 from node.workflow.way import Way
 from storage import attempts, outbox
 from storage.database import Watch
+from storage.records import Attempt, Workitem
 
 __all__ = ["run_performer", "run_workflow"]
 
@@ -32,6 +38,10 @@ _IDLE_SECONDS = 0.25
 #: The pause after the node's own trouble (a full disk, a database that does not answer), and how far it grows.
 _TROUBLE_SECONDS = 2.0
 _MOST_TROUBLE_SECONDS = 60.0
+#: Every so manyth workitem is the one that has waited longest, whatever its priority.
+_OLDEST_EVERY = 8
+#: How long a workitem waits for the performer that has its model, before any other takes it.
+_OTHERS_AFTER_SECONDS = 2.0
 
 
 def run_workflow(
@@ -65,47 +75,111 @@ def run_workflow(
 
 
 def run_performer(way: Way, index: int, stop: threading.Event) -> None:
-    """Perform workitems until ``stop``, one at a time, each card's engine in a process of its own."""
+    """Perform workitems until ``stop``, several at once, each card's engine in a process of its own."""
     # The first study should not wait for a second of imports.
     import node.evidence.documents  # noqa: F401
 
     prefix = f"performer-{index}:"
     owner = f"{prefix}{os.getpid()}:{uuid.uuid4().hex[:8]}"
-    losses = way.settings.perform.losses
+    perform = way.settings.perform
     with way.database.write() as connection:
-        attempts.lose(connection, prefix, limit=losses, reason="the node stopped while at it")
+        attempts.lose(connection, prefix, limit=perform.losses, reason="the node stopped while at it")
     # What a killed performer's engines have left is removed by the one that stands for it.
     scratch = way.scratch / f"performer-{index}"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    hosts: dict[str, EngineHost] = {}
+    engines = Engines(
+        scratch,
+        cache=way.engine_cache,
+        memory_mb=(perform.memory_mb or half_of_memory()) / perform.workers,
+        idle_seconds=perform.idle_seconds,
+    )
+    performer = _Performer(way, index, owner, engines, stop)
+    try:
+        _loop(way, prefix, performer.once, stop)
+    finally:
+        performer.close()
 
-    def run(card: Card, job: Job, heartbeat: Callable[[], None]) -> Findings:
+
+class _Performer:
+    """Takes workitems as long as there are free places, and works at each in a thread.
+
+    A model's workitems go to one performer as long as it can take them: it has the model loaded, and many together
+    fill a batch. Another one takes them once they have waited.
+    """
+
+    def __init__(self, way: Way, index: int, owner: str, engines: Engines, stop: threading.Event) -> None:
+        self._way = way
+        self._owner = owner
+        self._engines = engines
+        self._stop = stop
+        self._places = threading.Semaphore(way.settings.perform.concurrency)
+        self._pool = ThreadPoolExecutor(way.settings.perform.concurrency, thread_name_prefix="attempt")
+        self._trouble: queue.SimpleQueue[Exception] = queue.SimpleQueue()
+        self._turns = 0
+        self._index = index
+
+    def once(self) -> int:
+        """Take one workitem and have a thread begin it. Returns whether there was any."""
+        if not self._trouble.empty():
+            raise self._trouble.get()
+        with self._way.database.read() as connection:
+            view = self._way.models.view(connection)
+        # What was promoted away, turned back or retired has no use for its memory any more.
+        self._engines.close_idle(view.digests(self._way.routes))
+        if not self._places.acquire(timeout=_IDLE_SECONDS):
+            return 1
+        taken = None
+        try:
+            # Now and then what has waited longest comes first: nothing starves behind what is always more urgent.
+            self._turns += 1
+            choice = attempts.Choice(
+                full_digests=self._engines.full(),
+                own_models=self._own(view),
+                others_after_seconds=_OTHERS_AFTER_SECONDS,
+                oldest=self._turns % _OLDEST_EVERY == 0,
+            )
+            taken = steps.take(self._way, self._owner, choice)
+            if taken is None:
+                self._turns -= 1
+                return 0
+            card = view.of_digest(taken[0].model_digest)
+            self._engines.begin(taken[0].model_digest, concurrency_of(card) if card is not None else 1)
+            self._pool.submit(self._perform, taken)
+        finally:
+            if taken is None:
+                self._places.release()
+        return 1
+
+    def close(self) -> None:
+        """Give up what runs, and end the engines."""
+        self._pool.shutdown(wait=True)
+        self._engines.close()
+
+    def _perform(self, taken: tuple[Workitem, Attempt]) -> None:
+        try:
+            steps.perform(self._way, taken, self._run)
+        except _Stopping:
+            return
+        except Exception as trouble:  # noqa: BLE001 - the loop logs it, and pauses before it takes anything more
+            self._trouble.put(trouble)
+        finally:
+            self._engines.end(taken[0].model_digest)
+            self._places.release()
+
+    def _own(self, view: View) -> list[str] | None:
+        workers = self._way.settings.perform.workers
+        if workers == 1:
+            return None
+        return sorted({name for name, _ in view.versions if zlib.crc32(name.encode()) % workers == self._index})
+
+    def _run(self, card: Card, job: Job, heartbeat: Callable[[], None]) -> Findings:
         def beat() -> None:
-            if stop.is_set():
+            if self._stop.is_set():
                 raise _Stopping
             heartbeat()
 
-        host = hosts.get(card.digest)
-        if host is None:
-            host = hosts[card.digest] = EngineHost(card, folder=scratch, cache=way.engine_cache)
-        return host.run(job, heartbeat=beat)
-
-    def once() -> int:
-        performed = int(steps.perform(way, owner, run))
-        if hosts:
-            with way.database.read() as connection:
-                serving = way.models.view(connection).digests(way.routes)
-            for digest in set(hosts) - serving:
-                # Promoted away, turned back or retired: its memory is for others now.
-                hosts.pop(digest).close()
-        return performed
-
-    try:
-        _loop(way, prefix, once, stop)
-    finally:
-        for host in hosts.values():
-            host.close()
+        return self._engines.run(card, job, beat)
 
 
 class _Stopping(BaseException):

@@ -143,7 +143,7 @@ def test_a_paused_model_is_not_claimed(holding: Holding, tmp_path: Path) -> None
     study = holding.study(tmp_path)
     holding.schedule(study, holding.judge(study))
     with holding.database.write() as connection:
-        assert attempts.claim(connection, "worker", 30, paused_models={"lung-ct"}) is None
+        assert attempts.claim(connection, "worker", 30, attempts.Choice(paused_models={"lung-ct"})) is None
 
 
 def test_the_result_of_an_attempt_that_was_taken_away_is_refused_and_leaves_nothing(

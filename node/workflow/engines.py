@@ -1,0 +1,173 @@
+"""The engines of one performer: a process for each model that it runs, kept while there is use and room for it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from inference.card import Card
+from inference.engine import Job
+from inference.errors import EngineFailure
+from inference.findings import Findings
+from inference.host import EngineHost
+from inference.processtree import tree_resident_bytes
+
+__all__ = ["Engines", "half_of_memory"]
+
+_log = structlog.get_logger("overread.engines")
+
+#: How long a model is left alone that had no room: something has to end first.
+_NO_ROOM_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class _Kept:
+    host: EngineHost
+    users: int = 0
+    used_at: float = field(default_factory=time.monotonic)
+
+
+class Engines:
+    """Engine processes by the digest of their model, started when first needed; several threads may run jobs.
+
+    Parameters
+    ----------
+    folder
+        For what the processes write.
+    cache
+        For what they have compiled and measured.
+    memory_mb
+        What they may hold together: before another is started, those that are idle are ended, the one that has been
+        so for longest first. One alone may always run.
+    idle_seconds
+        How long one is kept that has nothing to do.
+    """
+
+    def __init__(self, folder: Path, *, cache: Path, memory_mb: float, idle_seconds: float) -> None:
+        self._folder = folder
+        self._cache = cache
+        self._memory_mb = memory_mb
+        self._idle_seconds = idle_seconds
+        self._lock = threading.Lock()
+        self._kept: dict[str, _Kept] = {}
+        self._taken: Counter[str] = Counter()
+        self._most: dict[str, int] = {}
+        self._held: dict[str, float] = {}
+
+    def full(self) -> set[str]:
+        """Return the digests of models that can take nothing more now: they run what they may, or had no room."""
+        now = time.monotonic()
+        with self._lock:
+            self._held = {name: until for name, until in self._held.items() if until > now}
+            taken = {digest for digest, count in self._taken.items() if count >= self._most[digest]}
+            return taken | set(self._held)
+
+    def begin(self, digest: str, most: int) -> None:
+        """Count a workitem towards its model's concurrency, from when it is taken to its last document."""
+        with self._lock:
+            self._taken[digest] += 1
+            self._most[digest] = most
+
+    def end(self, digest: str) -> None:
+        """Count it no longer."""
+        with self._lock:
+            self._taken[digest] -= 1
+            if not self._taken[digest]:
+                del self._taken[digest], self._most[digest]
+
+    def run(self, card: Card, job: Job, heartbeat: Callable[[], None]) -> Findings:
+        """Run one job on its card's engine.
+
+        Raises
+        ------
+        EngineFailure
+            ``no-room``, if there is no memory for it beside those that are at work; and what
+            :meth:`inference.host.EngineHost.run` raises.
+        """
+        try:
+            kept = self._take(card)
+            try:
+                return kept.host.run(job, heartbeat=heartbeat)
+            finally:
+                with self._lock:
+                    kept.users -= 1
+                    kept.used_at = time.monotonic()
+        except EngineFailure as failure:
+            if failure.reason == "no-room":
+                with self._lock:
+                    self._held[card.digest] = time.monotonic() + _NO_ROOM_SECONDS
+            raise
+
+    def loaded(self, card: Card) -> bool:
+        """Whether a model's process runs now."""
+        with self._lock:
+            kept = self._kept.get(card.digest)
+            return kept is not None and kept.host.pid is not None
+
+    def close_idle(self, serving: Set[str]) -> None:
+        """End the processes that have had nothing to do for long, or whose digest is not among those in use."""
+        long_ago = time.monotonic() - self._idle_seconds
+        with self._lock:
+            self._close(
+                [
+                    key
+                    for key, one in self._kept.items()
+                    if not one.users and (one.used_at < long_ago or key not in serving)
+                ]
+            )
+
+    def close(self) -> None:
+        """End them all."""
+        with self._lock:
+            self._close(list(self._kept))
+
+    def _take(self, card: Card) -> _Kept:
+        with self._lock:
+            kept = self._kept.get(card.digest)
+            if kept is None:
+                self._make_room(card)
+                kept = self._kept[card.digest] = _Kept(EngineHost(card, folder=self._folder, cache=self._cache))
+            kept.users += 1
+            return kept
+
+    def _make_room(self, card: Card) -> None:
+        """End idle processes until another fits in: one at work may still take all that its card lets it."""
+        idle = sorted(
+            (key for key, one in self._kept.items() if not one.users), key=lambda key: self._kept[key].used_at
+        )
+        while self._kept and self._held_mb() + card.resources.memory_mb > self._memory_mb:
+            if not idle:
+                raise EngineFailure(
+                    "no-room",
+                    f"{card.name} may take {card.resources.memory_mb} MB, beside the models at work that is "
+                    f"more than {self._memory_mb:.0f} MB (perform.memory_mb)",
+                )
+            self._close([idle.pop(0)])
+
+    def _held_mb(self) -> float:
+        return sum(
+            one.host.card.resources.memory_mb if one.users else _resident_mb(one.host) for one in self._kept.values()
+        )
+
+    def _close(self, keys: list[str]) -> None:
+        for key in keys:
+            kept = self._kept.pop(key)
+            _log.info("engine ended", model=kept.host.card.name)
+            kept.host.close()
+
+
+def half_of_memory() -> float:
+    """Return half of the machine's memory in MB."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**21
+
+
+def _resident_mb(host: EngineHost) -> float:
+    pid = host.pid
+    return tree_resident_bytes(pid) / 2**20 if pid is not None else 0.0
