@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,10 @@ class Described:
     values: dict[str, Any]
     open_codes: tuple[str, ...]
     remarks: tuple[str, ...]
+
+    def called(self, version: str) -> Described:
+        """Return the same under another version, or as it is where none is given."""
+        return replace(self, values={**self.values, "version": version}) if version else self
 
 
 def describe_bundle(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.options import CONFIG, ConfigOption
-from node.cli.support import console, load, progress
+from node.cli.options import CONFIG, ByOption, ConfigOption
+from node.cli.support import asker, console, progress, show
 
 if TYPE_CHECKING:
     from inference.bring.bundle import Described
@@ -21,6 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["add_bundle", "add_meshnet"]
 
 NameOption = Annotated[str, typer.Option("--name", help="What the model is called here; made from its own name else.")]
+VersionOption = Annotated[
+    str, typer.Option("--version", help="Its version here, where what it says of itself is taken already.")
+]
 CheckOption = Annotated[
     bool, typer.Option("--check/--no-check", help="Load it once, in a process of its own, before it is kept.")
 ]
@@ -39,7 +41,9 @@ def add_bundle(
     name: NameOption = "",
     code: CodeOption = None,
     modality: Annotated[str, typer.Option(help="Where the metadata name none: CT, MR or PT.")] = "",
+    version: VersionOption = "",
     check: CheckOption = True,
+    by: ByOption = "",
     config: ConfigOption = CONFIG,
 ) -> None:
     """Add a MONAI bundle that segments volumes.
@@ -57,13 +61,14 @@ def add_bundle(
     from inference.bring.archive import take_in
     from inference.bring.bundle import describe_bundle
 
-    with _room(config) as (store, folder):
+    with _room() as folder:
         with progress("copy") as step:
             files = take_in(source, folder / "bundle", progress=step)
         described = describe_bundle(
             folder / "bundle", files, folder="bundle", name=name or None, codes=code or [], modality=modality or None
-        )
-        _finish(store, folder, described, [f"bundle/{file}" for file in files], check=check)
+        ).called(version)
+        names = [f"bundle/{file}" for file in files]
+        _finish(folder, described, names, config=config, by=by, source=source, check=check)
 
 
 def add_meshnet(
@@ -77,7 +82,9 @@ def add_meshnet(
         str,
         typer.Option(help="How values come to 0..1: **auto**, **minmax** or **quantile** (5th to 95th percentile)."),
     ] = "auto",
+    version: VersionOption = "",
     check: CheckOption = True,
+    by: ByOption = "",
     config: ConfigOption = CONFIG,
 ) -> None:
     """Convert a trained MeshNet for T1 MR of the head (TensorFlow.js layers, as brainchop has them) and add it.
@@ -92,7 +99,7 @@ def add_meshnet(
     if scaling not in ("auto", "minmax", "quantile"):
         raise typer.BadParameter("expected auto, minmax or quantile", param_hint="--scaling")
     called = name or re.sub(r"[^a-z0-9]+", "-", f"meshnet-{source.resolve().name}".lower()).strip("-")[:62]
-    with _room(config) as (store, folder):
+    with _room() as folder:
         described = convert_meshnet(
             source,
             folder,
@@ -100,37 +107,39 @@ def add_meshnet(
             labels=labels,
             codes=code or [],
             scaling=scaling,  # type: ignore[arg-type]
-        )
-        _finish(store, folder, described, [MODEL_FILE], check=check)
+        ).called(version)
+        _finish(folder, described, [MODEL_FILE], config=config, by=by, source=source, check=check)
 
 
 @contextmanager
-def _room(config: Path) -> Iterator[tuple[Path, Path]]:
-    """Give the folder of added versions, and one within it that is no model yet and is gone afterwards."""
-    from node.workflow.models import store_of
-
-    store = store_of(load(config))
-    store.mkdir(parents=True, exist_ok=True)
-    held = Path(tempfile.mkdtemp(prefix=".bringing-", dir=store))
-    try:
-        (held / "model").mkdir()
-        yield store, held / "model"
-    finally:
-        shutil.rmtree(held, ignore_errors=True)
+def _room() -> Iterator[Path]:
+    """Give a folder to make the model in, which is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="overread-bringing-") as held:
+        folder = Path(held) / "model"
+        folder.mkdir()
+        yield folder
 
 
-def _finish(store: Path, folder: Path, described: Described, files: list[str], *, check: bool) -> None:
+def _finish(
+    folder: Path, described: Described, files: list[str], *, config: Path, by: str, source: Path, check: bool
+) -> None:
+    """Write the card, try the model, and add it as any other: the same checks, the same history."""
     from inference.bring.folder import write_card
+    from node.cli.models import at_work
+    from node.workflow import governing
 
     with progress("digests") as step:
         card = write_card(folder, described.values, files, progress=step)
     if check:
         _try(card)
-    _tell(_keep(store, folder, card), card, described)
+    with at_work(config) as (settings, database), progress("add") as step:
+        done = governing.add(settings, database, folder, by=asker(by), why=f"from {source.name}", progress=step)
+    _tell(card, described)
+    show(done)
 
 
 def _try(card: Card) -> None:
-    """Load the model once where the node would, as what cannot be loaded is told now."""
+    """Load the model once where the node would: what cannot be loaded is told now, not at the first study."""
     from inference.errors import CardError, EngineFailure
     from inference.host import EngineHost
 
@@ -141,31 +150,18 @@ def _try(card: Card) -> None:
         raise CardError(f"{card.name} {card.version} cannot be loaded, and was not added: {failure.text}") from failure
 
 
-def _keep(store: Path, folder: Path, card: Card) -> Path:
-    """Make it a version beside the others; it becomes a candidate, which runs on no patient until it is promoted."""
-    from inference.errors import CardError
-    from inference.registry import version_folder
-
-    place = version_folder(store, card.name, card.version)
-    if place.exists():
-        raise CardError(f"{place}: this version is there already; say another name by --name")
-    place.parent.mkdir(exist_ok=True)
-    folder.rename(place)
-    return place
-
-
-def _tell(place: Path, card: Card, described: Described) -> None:
+def _tell(card: Card, described: Described) -> None:
+    """Say what the card was made of, and what is left for an engineer to say."""
     out = console()
-    what = f"{len(card.outputs)} labels, {len(card.files)} files"
-    out.print(f"{card.name} {card.version}: {what}, in {place}", highlight=False)
     for line in described.remarks:
-        out.print(f"  {line}", highlight=False, markup=False)
+        out.print(line, highlight=False, markup=False)
     for output in card.outputs:
         if output.name not in described.open_codes:
             code = output.code
-            out.print(f"  {output.name}: {code.value}, {code.scheme}, {code.meaning}", highlight=False, markup=False)
+            out.print(f"{output.name}: {code.value}, {code.scheme}, {code.meaning}", highlight=False, markup=False)
     if described.open_codes:
-        out.print("Open codes: say them in the card, or add the model anew with", highlight=False)
+        out.print(
+            "These codes are open. Until they are said, the model runs on no patient; add it anew with", highlight=False
+        )
         for label in described.open_codes:
             out.print(f'  --code "{label}=VALUE,SCHEME,MEANING"', highlight=False, markup=False)
-        out.print("Until then the model does not run on patients.", highlight=False)

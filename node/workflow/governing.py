@@ -20,6 +20,7 @@ from typing import Any, Literal
 from sqlalchemy.exc import IntegrityError
 
 from inference.bring.archive import take_in
+from inference.bring.codes import open_names
 from inference.card import Card, load_card
 from inference.errors import CardError
 from inference.registry import card_of, card_sha256, parted, version_folder
@@ -192,6 +193,7 @@ def promote(
         card = _as_registered(settings, one)
         _check_tested(one, shadow=stage == SHADOW, answered_for=untested and bool(why) and not card.samples)
         _check_report(card)
+        _check_codes(card)
     try:
         with database.write() as connection:
             now = models.get(connection, one.model, one.version)
@@ -315,6 +317,16 @@ def _check_report(card: Card) -> None:
     if not isinstance(report, dict) or report.get("passed") is not True:
         why = report.get("summary") or report.get("reason") or "" if isinstance(report, dict) else ""
         raise ModelRefused(f"{file} says that {card.name}@{card.version} has not passed{f': {why}' if why else ''}")
+
+
+def _check_codes(card: Card) -> None:
+    """Hold back a card that was derived and lacks codes: what it finds could not be said in a document."""
+    left = open_names(card)
+    if left:
+        raise ModelRefused(
+            f"{card.name}@{card.version}: nobody has said the codes of {', '.join(left[:5])}"
+            f"{f' and {len(left) - 5} more' if len(left) > 5 else ''}: add it anew with --code and a version of its own"
+        )
 
 
 def _stands(settings: Settings, database: Database, card: Card) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
+from inference.bring.codes import open_names
 from inference.card import Card
 from inference.errors import CardError
 from inference.registry import Registry, card_of, card_sha256, parted, version_folder
@@ -178,6 +179,8 @@ class Models:
                     card = card_of(version_folder(self._store, *key) / "card.yaml", self._store)
                 if card.digest != one.digest:
                     raise CardError(f"{card.path}: its digest is {card.digest[:12]}, not {one.digest[:12]}")
+                if open_names(card):
+                    raise CardError(f"{card.path}: outputs: the code of {open_names(card)[0]!r} is still open")
             except CardError as problem:
                 problems[key] = str(problem)
                 continue

@@ -27,6 +27,7 @@ def _add(folder: Path, source: Path, *options: str) -> Any:
     from node.cli import app
 
     values = {"data_dir": str(folder / "var"), "models": str(folder / "none"), "routes": [], "destinations": {}}
+    (folder / "none").mkdir(exist_ok=True)
     (folder / "node.yaml").write_text(yaml.safe_dump(values))
     arguments = ["models", "add", "meshnet", str(source), "--no-check", "--config", str(folder / "node.yaml")]
     return CliRunner().invoke(app, [*arguments, *options])

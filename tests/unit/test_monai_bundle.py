@@ -19,6 +19,10 @@ from inference.engine import ImageFile, Job, open_engine
 from inference.errors import CardError, EngineFailure
 from inference.findings import Findings
 from inference.host import EngineHost
+from node.cli.models import at_work
+from node.errors import ModelRefused
+from node.workflow.models import Models, installed, store_of
+from storage.errors import AlreadyThere
 from tests.dicom_factory import ct_series
 
 pytest.importorskip("monai", reason="MONAI is not installed (pip install overread[torch])")
@@ -47,15 +51,19 @@ def _config(folder: Path) -> Path:
         "destinations": {},
     }
     path = folder / "node.yaml"
+    (folder / "models").mkdir(exist_ok=True)
     path.write_text(yaml.safe_dump(values))
     return path
 
 
 def _add(folder: Path, source: Path, *options: str) -> Any:
+    return _overread(folder, "add", "bundle", str(source), *options)
+
+
+def _overread(folder: Path, *arguments: str) -> Any:
     from node.cli import app
 
-    arguments = ["models", "add", "bundle", str(source), "--config", str(_config(folder)), *options]
-    return CliRunner().invoke(app, arguments)
+    return CliRunner().invoke(app, ["models", *arguments, "--config", str(_config(folder))])
 
 
 def _series(folder: Path, order: int = 1) -> tuple[tuple[ImageFile, ...], np.ndarray, np.ndarray]:
@@ -153,11 +161,21 @@ def test_a_bundle_comes_as_an_archive_and_stays_open_until_its_codes_are_said(tm
     added = _add(tmp_path, archive, "--no-check", "--name", "balls")
     assert added.exit_code == 0, added.output
     assert '--code "ball=VALUE,SCHEME,MEANING"' in added.output
-    assert "does not run on patients" in added.output
+    assert "runs on no patient" in added.output
     assert open_names(load_card(tmp_path / "var" / "models" / "balls" / "0.2.1")) == ("ball",)
-    again = _add(tmp_path, archive, "--no-check", "--name", "balls")
-    assert isinstance(again.exception, CardError)
-    assert sorted(path.name for path in (tmp_path / "var" / "models").iterdir()) == ["balls"]
+    answered = ("--untested", "--why", "a test answers for it")
+    refused = _overread(tmp_path, "promote", "balls@0.2.1", *answered)
+    assert isinstance(refused.exception, ModelRefused)
+    assert "the codes of ball" in str(refused.exception)
+    with at_work(tmp_path / "node.yaml") as (settings, database), database.read() as connection:
+        view = Models(installed(settings), store_of(settings)).view(connection)
+    assert "still open" in view.problems["balls", "0.2.1"]
+    coded = ("--no-check", "--name", "balls", "--code", "ball=52988006,SCT,Lesion")
+    assert isinstance(_add(tmp_path, archive, *coded).exception, AlreadyThere)
+    assert _add(tmp_path, archive, *coded, "--version", "0.2.1-coded").exit_code == 0
+    promoted = _overread(tmp_path, "promote", "balls@0.2.1-coded", *answered)
+    assert promoted.exit_code == 0, promoted.output
+    assert "candidate -> live" in promoted.output
 
 
 @pytest.mark.parametrize(
@@ -187,7 +205,7 @@ def test_what_cannot_run_is_refused_with_what_to_do_and_nothing_of_it_stays(
     assert isinstance(added.exception, CardError)
     with pytest.raises(CardError, match=said):
         raise added.exception
-    assert list((tmp_path / "var" / "models").iterdir()) == []
+    assert list((tmp_path / "var").glob("models/*/*")) == []
 
 
 def test_a_bundle_runs_only_in_an_engines_process_and_only_with_the_files_that_its_card_names(
