@@ -126,6 +126,8 @@ def label_by_window(card: Card, infer: Infer, channels: Sequence[npt.NDArray[Any
     reads = [_Reader(card, array, source, target, interpolation, outside) for array in channels]
 
     def read(start: int, stop: int) -> Scores:
+        if len(reads) == 1:
+            return reads[0].prepared(start, stop)[None]
         return np.stack([one.prepared(start, stop) for one in reads])
 
     labels: Labels = np.zeros(target.shape, np.uint8)
@@ -222,15 +224,23 @@ class _Deciding:
         return labels
 
     def labels(self, scores: Scores) -> Labels:
+        """Return the labels of float32 (scores, planes, rows, columns)."""
+        labels: Labels = np.empty(scores.shape[1:], np.uint8)
+        for plane, into in enumerate(labels):
+            # Plane by plane: an index of the best is eight times as large as a label.
+            into[:] = self._plane(scores[:, plane])
+        return labels
+
+    def _plane(self, scores: Scores) -> Labels:
         best = scores.argmax(axis=0)
         if self._threshold is None:
             # The channel's number is the label, and 0 the background.
-            labels: Labels = best.astype(np.uint8)
-            if not self._known[labels].all():
+            if not self._known[best].all():
                 raise EngineFailure("broke", "the model answered a label that its card does not name")
-            return labels
+            chosen: Labels = best.astype(np.uint8)
+            return chosen
         reached = np.take_along_axis(scores, best[None], axis=0)[0] >= self._threshold
-        labels = self._labels[best].astype(np.uint8)
+        labels: Labels = self._labels[best].astype(np.uint8)
         labels[~reached] = 0
         return labels
 

@@ -99,7 +99,7 @@ def test_windows_of_one_value_are_run_once_for_each_value() -> None:
         seen.append(len(pieces))
         return pieces * 2
 
-    doubled = run(volume, Window(size=(8, 8, 8), overlap=0), counted)
+    doubled = run(volume, Window(size=(8, 8, 8), overlap=0.0), counted)
     np.testing.assert_allclose(doubled, volume * 2, rtol=1e-6)
     assert sum(seen) == 3, "one window with something in it, and one for each of the two values"
 
