@@ -44,6 +44,28 @@ def convolutions(seed: int, size: int = 32, outputs: int = 3) -> onnx.ModelProto
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+def labelling() -> onnx.ModelProto:
+    """A segmentation of ncdhw: ``image`` in 0 to 1 to two channels of ``scores``, the second for what is above 0.6."""
+    rng = np.random.default_rng(0)
+    first = np.zeros((8, 1, 3, 3, 3))
+    first[:, 0, 1, 1, 1] = rng.uniform(0.8, 1.2, 8)
+    second = np.stack([np.zeros(8), np.full(8, 1 / first.sum())])[:, :, None, None, None]
+    weights = {"first": first, "second": second, "bias": np.array([0.6, 0.0])}
+    nodes = [
+        helper.make_node("Conv", ["image", "first"], ["a"], pads=[1] * 6),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "second", "bias"], ["scores"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "labelling",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 1, "d", "h", "w"])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", 2, "d", "h", "w"])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
 def quantised(model: onnx.ModelProto, images: Sequence[np.ndarray[Any, Any]], *, symmetric: bool) -> bytes:
     """Quantise with ONNX Runtime's own tool: symmetric int8, or its default, asymmetric uint8."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static

@@ -19,7 +19,7 @@ from inference.sizing import threads_of
 if TYPE_CHECKING:
     from inference.card import Card
 
-__all__ = ["Choice", "Measured", "Way", "read_choice", "write_choice"]
+__all__ = ["Choice", "Measured", "Way", "read_choice", "way_of", "write_choice"]
 
 Provider = Literal["cpu", "openvino"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -59,24 +59,30 @@ class Choice:
     measured: tuple[Measured, ...] = ()
 
 
-def read_choice(card: Card, file: str) -> Choice | None:
-    """Return what was measured for a card's file on this machine, or None if nothing (readable) was."""
-    path = _place(card, file)
+def read_choice(card: Card, file: str, folder: Path | None = None) -> Choice | None:
+    """Return what was measured for a card's file on this machine, or None if nothing (readable) was.
+
+    Parameters
+    ----------
+    folder
+        Where choices are kept; by default what this process was given (:func:`inference.engines.machine.cache_folder`).
+    """
+    path = _place(card, file, folder)
     if path is None:
         return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return Choice(
-            way=_way(values["way"]),
-            measured=tuple(Measured(**(one | {"way": _way(one["way"])})) for one in values["measured"]),
+            way=way_of(values["way"]),
+            measured=tuple(Measured(**(one | {"way": way_of(one["way"])})) for one in values["measured"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def write_choice(card: Card, file: str, choice: Choice) -> bool:
+def write_choice(card: Card, file: str, choice: Choice, folder: Path | None = None) -> bool:
     """Keep a choice for the next time that the model is loaded; return whether there is a place to keep it."""
-    path = _place(card, file)
+    path = _place(card, file, folder)
     if path is None:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,14 +92,21 @@ def write_choice(card: Card, file: str, choice: Choice) -> bool:
     return True
 
 
-def _place(card: Card, file: str) -> Path | None:
-    folder = cache_folder()
+def _place(card: Card, file: str, folder: Path | None) -> Path | None:
+    folder = folder or cache_folder()
     if folder is None:
         return None
     return folder / "choices" / f"{card.files[file].sha256[:32]}-{threads_of(card)}-{signature()}.json"
 
 
-def _way(values: Any) -> Way:
+def way_of(values: Any) -> Way:
+    """Read a way as it was written.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        If it is none.
+    """
     way = Way(values["provider"], values["precision"])
     if way.provider not in ("cpu", "openvino") or way.precision not in ("fp32", "fp16", "bf16", "int8"):
         raise ValueError("no such way")

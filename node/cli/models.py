@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from node.cli.bringing import add_bundle, add_meshnet
+from node.cli.lowering import quantise, tune
 from node.cli.options import CONFIG, ByOption, ConfigOption, JsonOption
 from node.cli.support import asker, console, load, opened, print_json, progress, show
 
@@ -50,6 +51,8 @@ add = typer.Typer(
 add.command("bundle")(add_bundle)
 add.command("meshnet")(add_meshnet)
 app.add_typer(add)
+app.command()(quantise)
+app.command()(tune)
 
 VersionArgument = Annotated[
     str,

@@ -115,14 +115,14 @@ def print_json(kind: Any, value: Any) -> None:
 
 @contextmanager
 def progress(title: str) -> Iterator[Any]:
-    """Show a bar; gives a function of (done, total)."""
+    """Show a bar; gives a function of (done, total), to which the name of what is being done may be added."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield lambda done, total, what=title: bar.update(task, completed=done, total=total, description=what)
 
 
 def explained(error: Exception) -> int:

@@ -1,0 +1,230 @@
+"""A model in a lower precision: its report on real cases, and the way that is measured to be the fastest here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import numpy_helper
+from typer.testing import CliRunner
+
+from inference.agreement import Agreement, Bounds
+from inference.bring.quantise import quantise
+from inference.card import Card, load_card
+from inference.cases import jobs_in
+from inference.engine import open_engine
+from inference.engines.choice import Way, read_choice
+from inference.engines.machine import CACHE_VARIABLE, computes_bf16
+from inference.engines.onnx import open_model
+from inference.engines.onnxfile import describe
+from inference.engines.tune import DIFFERENCE, noise, tune
+from inference.errors import CardError, EngineFailure
+from node.cli import app
+from tests.dicom_factory import ct_series, radiograph
+from tests.model_factory import classification_card, segmentation_card, thresholding, write_model
+from tests.small_nets import convolutions, labelling
+
+SIZE = 32
+
+
+def silent(what: str, done: int, total: int) -> None:
+    assert 0 <= done <= total
+
+
+@pytest.fixture(scope="module")
+def radiographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("radiographs")
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        # Pictures of different contrast, so that the findings differ.
+        coarse = rng.integers(0, 4000, (6, 6)) ** (1 + number / 8)
+        radiograph(folder, np.kron(coarse / coarse.max() * 4000, np.ones((12, 12))))
+    (folder / "notes.txt").write_text("not DICOM")
+    ct_series(folder / "ct", np.zeros((3, 8, 8)))
+    return folder
+
+
+def classifier(folder: Path, model: Any = None, **changes: Any) -> Card:
+    outputs = [classification_card()["outputs"][0] | {"index": n, "name": f"finding {n}"} for n in range(3)]
+    changes = {"preprocess": [{"radiograph_input": {"size": SIZE}}], "outputs": outputs} | changes
+    return load_card(write_model(folder, classification_card(**changes), model or convolutions(seed=3)))
+
+
+def test_a_model_is_quantised_with_a_report_on_cases_that_did_not_calibrate(tmp_path: Path, radiographs: Path) -> None:
+    card = classifier(tmp_path)
+    jobs = jobs_in(card, radiographs)
+    assert len(jobs) == 8
+    made = quantise(card, jobs, tmp_path / "new", precision="int8", progress=silent)
+    assert made.passed, made.summary
+    assert made.agreement.cases == 4
+    assert 0 < made.agreement.largest_difference < 0.02
+    new = load_card(made.path)
+    assert (new.version, new.onnx and new.onnx.precision) == ("1.0.0-int8", "int8")
+    assert new.digest != card.digest
+    assert describe(new.directory / "model.onnx").integers == "symmetric"
+    report = json.loads((tmp_path / "new" / "report.json").read_text())
+    assert report["passed"] is True
+    assert report["files"]["model.onnx"] == new.files["model.onnx"].sha256
+    assert report["made_from"]["digest"] == card.digest
+    assert report["calibration"] == {"cases": 4, "held_out": True, "feeds": 4, "method": "minmax"}
+    findings = open_engine(new).run(jobs[0])
+    assert (findings.precision, len(findings.classifications)) == ("int8", 3)
+
+
+_WITH_MAPS = {"image": "image", "output": "probability", "features": "maps"}
+
+
+def pooled_features(card: Card) -> np.ndarray[Any, Any]:
+    """The pooled features of a card's model for the input that tuning makes."""
+    return open_model(card).infer(dict(noise(card)))["features"][0].mean(axis=(1, 2))
+
+
+def test_a_report_outside_its_bounds_has_not_passed_and_says_by_how_much(tmp_path: Path, radiographs: Path) -> None:
+    card = classifier(tmp_path)
+    made = quantise(card, jobs_in(card, radiographs), tmp_path / "new", bounds=Bounds(difference=1e-7), progress=silent)
+    report = json.loads((tmp_path / "new" / "report.json").read_text())
+    assert not made.passed
+    assert report["passed"] is False
+    assert "allowed 1e-07" in report["summary"]
+    # All plans were tried, and the best of them stands.
+    assert report["calibration"]["method"].split(",")[0] in ("minmax", "percentile")
+
+
+def test_halves_keep_the_tensors_that_the_card_names(tmp_path: Path, radiographs: Path) -> None:
+    card = classifier(tmp_path)
+    made = quantise(card, jobs_in(card, radiographs), tmp_path / "new", precision="fp16", progress=silent)
+    assert made.passed, made.summary
+    assert describe(made.path.parent / "model.onnx").precision == "fp16"
+    assert open_engine(load_card(made.path)).run(jobs_in(card, radiographs)[0]).precision == "fp16"
+
+
+@pytest.mark.skipif(not computes_bf16(), reason="this processor has no bf16")
+def test_bf16_changes_the_card_and_no_byte_of_the_file(tmp_path: Path, radiographs: Path) -> None:
+    card = classifier(tmp_path)
+    made = quantise(card, jobs_in(card, radiographs), tmp_path / "new", precision="bf16", progress=silent)
+    new = load_card(made.path)
+    assert new.files == card.files
+    assert new.onnx is not None
+    assert new.onnx.precision == "bf16"
+    assert 0 < made.agreement.largest_difference < 0.02
+
+
+def test_a_segmentation_is_compared_by_dice(tmp_path: Path) -> None:
+    hu = np.full((12, 16, 16), -500.0)
+    hu[3:9, 4:12, 2:9] = 800
+    folder = tmp_path / "ct"
+    for number in range(2):
+        ct_series(folder / str(number), hu + 20 * number)
+    card = load_card(
+        write_model(
+            tmp_path,
+            segmentation_card(
+                tensors={"image": "image", "output": "scores"},
+                layout="ncdhw",
+                slab=None,
+                window={"size": [8, 16, 16]},
+                preprocess=[{"clip": {"low": -1000, "high": 1000}}, {"scale": {"low": -1000, "high": 1000}}],
+                postprocess=[],
+                outputs=segmentation_card()["outputs"][:1],
+            )
+            | {"not_analysed": {}},
+            labelling(),
+        )
+    )
+    made = quantise(card, jobs_in(card, folder), tmp_path / "new", progress=silent)
+    assert made.agreement.dice.keys() == {"right lung"}
+    assert made.agreement.dice["right lung"] > 0.98
+    assert made.passed, made.summary
+
+
+@pytest.mark.parametrize(
+    ("agreement", "failing"),
+    [
+        (Agreement(cases=0, not_analysed=3), "no case could be analysed"),
+        (Agreement(cases=1, not_analysed=0, largest_difference=float("nan")), "largest difference nan"),
+        (Agreement(cases=1, not_analysed=0, alike=0.5), "50.00% of the findings on the same side"),
+        (Agreement(cases=1, not_analysed=0, dice={"lung": 0.9}), "Dice of lung 0.9000, needed 0.98"),
+    ],
+)
+def test_each_bound_fails_by_itself(agreement: Agreement, failing: str) -> None:
+    assert failing in "; ".join(agreement.failings(Bounds()))
+
+
+def test_what_cannot_be_quantised_is_refused_and_leaves_nothing(tmp_path: Path, radiographs: Path) -> None:
+    card = classifier(tmp_path)
+    jobs = jobs_in(card, radiographs)
+    with pytest.raises(CardError, match="no case in the calibration folder is what this model reads"):
+        quantise(card, [], tmp_path / "new", progress=silent)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(CardError, match="is there already"):
+        quantise(card, jobs, tmp_path / "there", progress=silent)
+    made = quantise(card, jobs, tmp_path / "new", precision="fp16", progress=silent)
+    with pytest.raises(CardError, match="is in fp16 already; quantise the fp32 version"):
+        quantise(load_card(made.path), jobs, tmp_path / "again", progress=silent)
+    plain = load_card(write_model(tmp_path / "plain", segmentation_card(), thresholding()))
+    series = jobs_in(plain, radiographs)
+    with pytest.raises(CardError, match="can be quantised"):
+        quantise(plain, series, tmp_path / "none", progress=silent)
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".") or path.name in ("again", "none")]
+
+
+# --- measuring
+
+
+@pytest.mark.skipif(not computes_bf16(), reason="this processor has no bf16")
+def test_a_way_that_answers_otherwise_is_never_taken(tmp_path: Path) -> None:
+    # Logits that are small differences of large numbers: bf16 keeps 8 bits of those.
+    model = convolutions(seed=3)
+    pooled = pooled_features(classifier(tmp_path / "plain", tensors=_WITH_MAPS))
+    values = {one.name: one for one in model.graph.initializer}
+    steep = (numpy_helper.to_array(values["head"]) * 60).astype(np.float32)
+    values["head"].CopyFrom(numpy_helper.from_array(steep, "head"))
+    values["bias"].CopyFrom(numpy_helper.from_array(-pooled @ steep, "bias"))
+    choice = tune(classifier(tmp_path / "steep", model), tmp_path / "cache")
+    lower = next(one for one in choice.measured if one.way.precision == "bf16")
+    assert "its answers differ by" in lower.problem
+    assert choice.way.precision == "fp32"
+
+
+def test_a_model_that_openvino_cannot_convert_stays_on_onnx_runtime(tmp_path: Path) -> None:
+    path = Path(__file__).resolve().parents[2] / "conf" / "models" / "lung-ct"
+    choice = tune(load_card(path), tmp_path / "cache")
+    assert choice.way == Way("cpu", "fp32")
+    assert all("cannot be loaded" in one.problem for one in choice.measured[1:])
+
+
+def test_a_model_that_cannot_run_at_all_is_no_choice(tmp_path: Path) -> None:
+    card = classifier(tmp_path, tensors={"image": "image", "output": "nothing"})
+    with pytest.raises(EngineFailure, match="has no output 'nothing'"):
+        tune(card, tmp_path / "cache")
+
+
+def test_the_commands_make_a_version_and_a_choice_that_is_followed(
+    tmp_path: Path, radiographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = classifier(tmp_path / "models")
+    config = tmp_path / "node.yaml"
+    config.write_text(json.dumps({"data_dir": str(tmp_path / "var"), "models": str(tmp_path / "models"), "routes": []}))
+    new = tmp_path / "new"
+    arguments = ["models", "quantise", "levels", "--calibration", str(radiographs), "--output", str(new)]
+    run = CliRunner().invoke(app, [*arguments, "--config", str(config)])
+    assert run.exit_code == 0, run.output
+    assert "passed; 4 cases; largest difference" in " ".join(run.output.split())
+    assert load_card(new).name == card.name
+    assert CliRunner().invoke(app, [*arguments, "--limit", "1e-9", "--config", str(config)]).exit_code != 0
+    tuning = ["models", "tune", "levels", "--images", str(radiographs), "--json", "--config", str(config)]
+    shown = CliRunner().invoke(app, tuning)
+    assert shown.exit_code == 0, shown.output
+    chosen = json.loads(shown.stdout)["levels@1.0.0"]
+    ways = {f"{one['way']['provider']}/{one['way']['precision']}": one for one in chosen["measured"]}
+    assert set(ways) == {"cpu/fp32", "openvino/fp32", *(["openvino/bf16"] if computes_bf16() else [])}
+    assert all(one["milliseconds"] > 0 and one["difference"] <= DIFFERENCE for one in ways.values())
+    # What was measured is what the next process of the engine does, in the node's own folder.
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "var" / "engines"))
+    kept = read_choice(card, "model.onnx")
+    assert kept is not None
+    assert chosen["way"] == {"provider": kept.way.provider, "precision": kept.way.precision}
+    assert open_model(card).provider == {"cpu": "onnxruntime:CPU", "openvino": "openvino:CPU"}[kept.way.provider]
