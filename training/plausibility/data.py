@@ -213,7 +213,7 @@ def _from_volumes(seed: int) -> _Collected:
             for view in ("frontal", "lateral"):
                 image = projected(hu[::-1], spacing, view)
                 out.add(kind, image, times=12)
-                out.add(f"{kind}, turned", np.rot90(image, rng.integers(1, 4)), times=4)
+                out.add(f"{kind}, turned", np.rot90(image, int(rng.integers(1, 4))), times=4)
             out.add("slice", np.clip((hu[len(hu) // 2] + 160.0) / 400, 0, 1), times=2)
     return out
 
@@ -236,6 +236,6 @@ def load(first: int, count: int, cache: Path, workers: int = 2) -> Pictures:
             parts = list(pool.map(_part, jobs))
         cache.mkdir(parents=True, exist_ok=True)
         joined = {name: np.concatenate([getattr(p, name) for p in parts]) for name in ("seen", "chest", "kind")}
-        np.savez(path, **joined)
+        np.savez(path, seen=joined["seen"], chest=joined["chest"], kind=joined["kind"])
     with np.load(path, allow_pickle=False) as held:
         return Pictures(held["seen"], held["chest"], held["kind"])
