@@ -1,4 +1,4 @@
-"""The way of a radiograph through a model that answers a vector: probabilities of findings, or measured values."""
+"""The way of a radiograph through a model: to probabilities of findings, measured values or boxes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inference import gate
+from inference.detect import detections_of
 from inference.errors import EngineFailure
 from inference.explain import Frame, heat_maps
-from inference.findings import Classification, Findings, HeatMap, Measurement
+from inference.findings import Classification, Detection, Findings, HeatMap, Measurement
 from inference.postprocess import calibrated, probabilities_of
 from inference.preprocess import centre_crop, padded_square, radiograph_input, torchxrayvision_input
 
@@ -29,7 +30,7 @@ __all__ = ["classify"]
 
 
 def classify(card: Card, model: Model, files: Sequence[ImageFile]) -> Findings:
-    """Classify, or measure, the radiographs of one role, each for itself.
+    """Classify the radiographs of one role, measure them or find things in them, each for itself.
 
     Raises
     ------
@@ -41,6 +42,7 @@ def classify(card: Card, model: Model, files: Sequence[ImageFile]) -> Findings:
     role = card.inputs[0]
     classifications: list[Classification] = []
     measurements: list[Measurement] = []
+    detections: list[Detection] = []
     maps: list[HeatMap] = []
     images: list[str] = []
     seconds = 0.0
@@ -66,12 +68,15 @@ def classify(card: Card, model: Model, files: Sequence[ImageFile]) -> Findings:
                         file.key,
                     )
                 )
+        elif card.task == "detection":
+            detections.extend(detections_of(card, answers, len(pixels), Frame(radiograph, square), file.key))
         else:
             measurements.extend(_measurements(card, answers["output"], file.key))
     return Findings(
         images=tuple(images),
         classifications=tuple(classifications),
         measurements=tuple(measurements),
+        detections=tuple(detections),
         heat_maps=tuple(maps),
         warnings=admitted.warnings(),
         seconds=seconds,
