@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -130,9 +131,60 @@ class KServe(Strict):
         return self
 
 
+#: What a program's copies may keep beyond geometry, acquisition and pixels: no name, number or date of a person.
+Kept = Literal[
+    "ContrastBolusAgent",
+    "PatientAge",
+    "PatientSex",
+    "PatientSize",
+    "PatientWeight",
+    "ProtocolName",
+    "SequenceName",
+    "SeriesDescription",
+    "StudyDescription",
+]
+
+
 class Command(Strict):
-    """A program: its arguments, of which ``{input}`` and ``{output}`` are its folders; never a shell."""
+    """A program with an input and an output folder; never a shell.
+
+    In ``argv`` and the values of ``environment``, ``{input}``, ``{output}``, ``{work}``, ``{card}`` and ``{threads}``
+    stand for its folders, the card's folder and the threads that it gets. ``result`` is a pattern for the names of the
+    files that hold the answer; ``masks`` maps files of one structure each to its label. ``keep`` and ``burned_in`` say
+    what of the patient may stay in the copies that it reads. Wall time, memory and threads are those of ``resources``.
+    """
 
     argv: tuple[str, ...] = Field(min_length=1)
     input: Literal["dicom", "nifti"] = "dicom"
     output: Literal["seg", "sr", "nifti", "json"]
+    result: str | None = Field(default=None, min_length=1)
+    masks: dict[str, Annotated[int, Field(ge=1, le=255)]] = Field(default_factory=dict)
+    input_names: dict[str, str] = Field(default_factory=dict)
+    environment: dict[str, str] = Field(default_factory=dict)
+    pass_environment: tuple[str, ...] = ()
+    network: bool = False
+    keep: tuple[Kept, ...] = ()
+    burned_in: bool = False
+    decompress: bool = True
+    processes: int = Field(default=512, ge=1, le=100_000)
+    address_space_mb: int | None = Field(default=None, ge=64)
+    output_mb: int = Field(default=4096, ge=1)
+    output_files: int = Field(default=10_000, ge=1)
+
+    @model_validator(mode="after")
+    def _sound(self) -> Command:
+        for text in (*self.argv, *self.environment.values()):
+            strange = set(re.findall(r"\{([a-z_]+)\}", text)) - {"input", "output", "work", "card", "threads"}
+            if strange or "\0" in text:
+                raise ValueError(f"argv, environment: {{{', '.join(sorted(strange))}}} stands for nothing")
+        hidden = [name for name in self.pass_environment if name.startswith("OVERREAD")]
+        if hidden:
+            raise ValueError(f"pass_environment: {hidden[0]}: programs get no variable whose name begins with OVERREAD")
+        if self.masks and self.output != "nifti":
+            raise ValueError("masks: only where output is nifti")
+        for name in (*self.masks, *self.input_names.values(), self.result or "x"):
+            if "/" in name or name in (".", ".."):
+                raise ValueError(f"masks, input_names, result: {name!r} is not the plain name of a file")
+        if any(not name.endswith((".nii", ".nii.gz")) for name in self.input_names.values()):
+            raise ValueError("input_names: expected names that end in .nii or .nii.gz")
+        return self
