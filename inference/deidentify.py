@@ -115,7 +115,7 @@ def write_copy(
         for keyword in _EMPTY:
             if keyword not in copy:
                 setattr(copy, keyword, "")
-        copy.PatientName = "ANONYMOUS"
+        copy.PatientName = "ANONYMOUS^"
         copy.PatientID = pseudonyms.patient
         copy.PatientIdentityRemoved = "YES"
         copy.DeidentificationMethod = "Overread: listed attributes kept, UIDs replaced"

@@ -62,7 +62,7 @@ def planes_of(dataset: Dataset, size: tuple[int, int]) -> Iterator[tuple[int, Pl
         found = []
         for sequence, keyword in wanted:
             items = groups.get(sequence) or shared.get(sequence)
-            found.append(tuple(float(one) for one in (items[0].get(keyword) or ()) if items) if items else ())
+            found.append(tuple(float(one) for one in items[0].get(keyword) or ()) if items else ())
         yield number, Plane(size, *found)
 
 
@@ -131,7 +131,9 @@ class _Seg:
         frame = str(dataset.get("FrameOfReferenceUID", "") or "")
         if frame and frame not in ours:
             raise broke("the program's SEG lies in another frame of reference than its images")
-        self._labels = {int(item.SegmentNumber): _label(card, item) for item in dataset.SegmentSequence}
+        # Number 0 is the background of a label map (PS3.3 C.8.20.4), where that is described at all.
+        described = [item for item in dataset.SegmentSequence if int(item.SegmentNumber) != 0]
+        self._labels = {int(item.SegmentNumber): _label(card, item) for item in described}
         # The card's order: where structures overlap, the one that it names later stands.
         self._rank = {output.label: rank for rank, output in enumerate(card.outputs)}
 

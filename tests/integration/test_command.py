@@ -1,0 +1,425 @@
+"""A program with a folder in and a folder out is a model: what it finds comes back on the images that were received."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
+
+from inference.card import Card, load_card
+from inference.deidentify import Pseudonyms, write_copy
+from inference.engine import ImageFile, Job, open_engine
+from inference.errors import CardError, EngineFailure, InputRefused
+from inference.findings import Findings
+from inference.host import EngineHost
+from tests.dicom_factory import ct_series, radiograph
+from tests.faults.test_engine_faults import alive, wait_for
+from tests.faults.test_programs import NAMESPACES
+from tests.model_factory import classification_card, code, segmentation_card
+
+HU = np.full((6, 24, 20), -1000)
+HU[2:5, 5:15, 4:9] = 500
+HU[3:4, 6:9, 5:8] = 1500
+EXPECTED = (HU > 200).astype(np.uint8) + (HU > 1200)
+
+ALWAYS = {"network": not NAMESPACES}
+
+
+def program(folder: Path, card: dict[str, Any], code: str, **options: Any) -> Card:
+    """Write a card whose model is a Python program beside it, and load it."""
+    place = folder / card["name"]
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "run.py").write_text(code)
+    content = card | {"engine": "command"}
+    for key in ("tensors", "slab", "preprocess", "postprocess"):
+        content.pop(key, None)
+    content["files"] = {"run.py": {"sha256": hashlib.sha256(code.encode()).hexdigest()}}
+    content["command"] = (
+        ALWAYS | {"argv": [sys.executable, "{card}/run.py", "{input}", "{output}"], "output": "json"} | options
+    )
+    path = place / "card.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return load_card(path)
+
+
+def mask_card(**changes: Any) -> dict[str, Any]:
+    return segmentation_card(not_analysed={}, **changes)
+
+
+def finding_card(**changes: Any) -> dict[str, Any]:
+    return classification_card(not_analysed={"no-lung": {"meaning": "no lung in the image", "code": None}}, **changes)
+
+
+def files_of(paths: list[Path]) -> tuple[ImageFile, ...]:
+    return tuple(ImageFile(path.stem, path) for path in paths)
+
+
+def run(card: Card, *images: Path) -> Findings:
+    return open_engine(card).run(Job(card.path, {card.inputs[0].role: files_of(list(images))}))
+
+
+@pytest.fixture(scope="module")
+def ct(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A coronal series, out of order: its planes are not those of a canonical volume."""
+    paths = ct_series(
+        tmp_path_factory.mktemp("ct"),
+        HU,
+        orientation=(1, 0, 0, 0, 0, -1),
+        spacing=(2.5, 0.8, 0.7),
+        PatientName="Quixote",
+    )
+    return [paths[place] for place in (3, 0, 5, 1, 4, 2)]
+
+
+def expected(findings: Findings, ct: list[Path]) -> np.ndarray:
+    """The mask that has to come back, plane by plane in the order of the findings."""
+    assert findings.segmentation is not None
+    order = {ct[place].stem: plane for place, plane in enumerate((3, 0, 5, 1, 4, 2))}
+    return np.stack([EXPECTED[order[key]] for key in findings.segmentation.images])
+
+
+NIFTI = """
+import sys, os, nibabel, numpy as np
+image = nibabel.load(os.path.join(sys.argv[1], "ct.nii.gz"))
+assert os.listdir(sys.argv[1]) == ["ct.nii.gz"] and os.environ["MERCURE_IN_DIR"] == sys.argv[1]
+mask = (np.asarray(image.dataobj) > 200).astype(np.uint8) + (np.asarray(image.dataobj) > 1200)
+turned = nibabel.Nifti1Image(mask.astype(np.float32), image.affine).as_reoriented([[1, -1], [2, 1], [0, -1]])
+nibabel.save(turned, os.path.join(os.environ["HOLOSCAN_OUTPUT_PATH"], "any.nii.gz"))
+"""
+
+
+def test_a_mask_in_nifti_of_another_orientation_comes_back_on_the_received_pixels(
+    tmp_path: Path, ct: list[Path]
+) -> None:
+    findings = run(program(tmp_path, mask_card(), NIFTI, input="nifti", output="nifti"), *ct)
+    assert findings.not_analysed is None
+    np.testing.assert_array_equal(findings.segmentation.labels, expected(findings, ct))
+    voxel = 2.5 * 0.8 * 0.7 / 1000
+    volumes = [round(one.volume_ml / voxel) for one in findings.segmentation.segments]
+    assert volumes == [int((EXPECTED == 1).sum()), int((EXPECTED == 2).sum())]
+    assert findings.provider.startswith("command:python")
+
+
+SEG = """
+import sys, os, numpy as np, highdicom as hd
+from pathlib import Path
+from pydicom import dcmread
+from pydicom.sr.codedict import codes
+images = [dcmread(one) for one in sorted(Path(sys.argv[1]).glob("*.dcm"))]
+assert all(str(one.PatientName) == "ANONYMOUS^" for one in images)
+hu = np.stack([one.pixel_array.astype(int) * one.RescaleSlope + one.RescaleIntercept for one in images])
+mask = (hu > 200).astype(np.uint8) + (hu > 1200)
+def segment(number, name, value):
+    return hd.seg.SegmentDescription(number, name, codes.SCT.Organ, hd.sr.CodedConcept(value, "SCT", name), "AUTOMATIC",
+        hd.AlgorithmIdentificationSequence("test", codes.DCM.ArtificialIntelligence, "1"))
+seg = hd.seg.Segmentation(images, mask, os.environ.get("KIND", "BINARY"),
+    [segment(1, "a", "3341006"), segment(2, "b", "44029006")], hd.UID(), 1, hd.UID(), 1, "Maker", "M", "1", "1")
+seg.save_as(Path(sys.argv[2]) / "result.dcm")
+"""
+
+
+def test_a_dicom_seg_comes_back_through_the_supervised_process(tmp_path: Path, ct: list[Path]) -> None:
+    card = program(tmp_path, mask_card(), SEG, output="seg")
+    with EngineHost(card, folder=tmp_path) as host:
+        findings = host.run(Job(card.path, {"ct": files_of(ct)}))
+        assert list(tmp_path.rglob("command-*")) == []
+    np.testing.assert_array_equal(findings.segmentation.labels, expected(findings, ct))
+
+
+def test_a_label_map_comes_back_as_well(tmp_path: Path, ct: list[Path]) -> None:
+    findings = run(program(tmp_path, mask_card(), SEG, output="seg", environment={"KIND": "LABELMAP"}), *ct)
+    np.testing.assert_array_equal(findings.segmentation.labels, expected(findings, ct))
+
+
+JSON = """
+import json, sys
+from pathlib import Path
+from pydicom import dcmread
+said = []
+for path in sorted(Path(sys.argv[1]).glob("*")):
+    image = dcmread(path)
+    level = round(float(image.pixel_array.mean() / 4095), 3)
+    said.append({"name": "nodule", "probability": level, "image": image.SOPInstanceUID})
+Path(sys.argv[2], "result.json").write_text(json.dumps({"classifications": said}))
+"""
+
+
+def test_probabilities_in_json_come_back_for_the_very_image(tmp_path: Path) -> None:
+    images = [radiograph(tmp_path / "i", np.full((8, 9), level)) for level in (4095, 0, 819)]
+    findings = run(program(tmp_path, finding_card(), JSON), *images)
+    assert [(one.image, one.probability) for one in findings.classifications] == [
+        (image.stem, level) for image, level in zip(images, (1.0, 0.0, 0.2), strict=True)
+    ]
+    assert [one.present for one in findings.classifications] == [True, False, False]
+
+
+SR = """
+import sys
+from pathlib import Path
+from highdicom import UID
+from highdicom.sr import *
+from pydicom import dcmread
+from pydicom.sr.codedict import codes
+image = dcmread(next(Path(sys.argv[1]).glob("*")))
+code = CodedConcept("27925004", "SCT", "Nodule")
+group = MeasurementsAndQualitativeEvaluations(
+    tracking_identifier=TrackingIdentifier(uid=UID(), identifier="x"),
+    measurements=[
+        Measurement(CodedConcept("122157", "DCM", "Probability"), 0.75, CodedConcept("1", "UCUM", "no units"))],
+    qualitative_evaluations=[QualitativeEvaluation(code, CodedConcept("52101004", "SCT", "Present"))],
+    source_images=[SourceImageForMeasurementGroup(image.SOPClassUID, image.SOPInstanceUID)])
+report = MeasurementReport(
+    ObserverContext(codes.DCM.Device, DeviceObserverIdentifyingAttributes(uid=UID())),
+    codes.LN.ChestXRayReport if hasattr(codes.LN, "ChestXRayReport") else CodedConcept("43468-8", "LN", "XR"),
+    imaging_measurements=[group])
+for keyword in ("PatientBirthDate", "PatientSex", "StudyTime", "StudyDate"):
+    setattr(image, keyword, image.get(keyword) or "")
+ComprehensiveSR([image], report, UID(), 1, UID(), 1, "Maker").save_as(Path(sys.argv[2]) / "sr.dcm")
+"""
+
+
+def test_an_sr_comes_back_as_a_finding_of_the_received_image(tmp_path: Path) -> None:
+    image = radiograph(tmp_path / "i", np.arange(72).reshape(8, 9))
+    findings = run(program(tmp_path, finding_card(), SR, output="sr"), image)
+    (one,) = findings.classifications
+    assert (one.name, one.probability, one.present, one.image) == ("nodule", 0.75, True, image.stem)
+
+
+def say(text: str) -> str:
+    return f"import sys, os\nopen(os.path.join(sys.argv[2], 'result.json'), 'w').write({text!r})"
+
+
+def nodule(probability: str, more: str = "", kind: str = "classifications") -> str:
+    return say(f'{{"{kind}": [{{"name": "nodule", "probability": {probability}{more}}}]}}')
+
+
+LEAVES = {
+    "nothing": ("", "left no result"),
+    "a status": (
+        "import sys; print('weights are missing'); sys.exit(2)",
+        "status 2; it said last: weights are missing",
+    ),
+    "a link": ("import sys, os; os.symlink('/etc/passwd', sys.argv[2] + '/result.json')", "left a link"),
+    "a pipe": ("import sys, os; os.mkfifo(sys.argv[2] + '/result.json')", "left a link or a device"),
+    "two answers": (say("{}") + "\nopen(os.path.join(sys.argv[2], 'other.json'), 'w')", "left 2 files"),
+    "no JSON": (say("<html>"), "not what is expected"),
+    "another key": (say('{"findings": []}'), "findings: Extra inputs"),
+    "no finding": (say("{}"), "answered no classification"),
+    "another name": (say('{"classifications": [{"name": "x", "probability": 0.5}]}'), "does not name"),
+    "no probability": (nodule("1.5"), "less than or equal to 1"),
+    "not a number": (nodule("NaN"), "probability"),
+    "another image": (
+        nodule("0.5", ', "image": "1.2.3"'),
+        "not given",
+    ),
+    "a box": (
+        nodule("0.5", ', "box": [0, 0, 1, 1]', "detections"),
+        "answered a detection",
+    ),
+    "a reason": (say('{"not_analysed": {"reason": "Mr Quixote moved"}}'), "does not stand under not_analysed"),
+}
+
+
+@pytest.mark.parametrize("lie", LEAVES)
+def test_a_program_that_fails_or_lies_makes_no_finding(tmp_path: Path, lie: str) -> None:
+    text, told = LEAVES[lie]
+    card = program(tmp_path, finding_card(), text)
+    with pytest.raises(EngineFailure, match=told) as caught:
+        run(card, radiograph(tmp_path / "i", np.full((8, 9), 7)))
+    assert "Quixote" not in caught.value.text
+
+
+def test_a_program_may_say_that_it_did_not_analyse_in_the_words_of_its_card(tmp_path: Path) -> None:
+    card = program(tmp_path, finding_card(), say('{"not_analysed": {"reason": "no-lung"}}'))
+    findings = run(card, radiograph(tmp_path / "i", np.full((8, 9), 7)))
+    assert findings.not_analysed is not None
+    assert findings.not_analysed.text == "no lung in the image"
+    assert findings.classifications == ()
+
+
+def test_boxes_and_values_are_checked_against_image_and_card(tmp_path: Path) -> None:
+    image = radiograph(tmp_path / "i", np.full((8, 9), 7))
+    found = say('{"detections": [{"name": "nodule", "probability": 0.9, "box": [1, 2, 8, 9]}]}')
+    (one,) = run(program(tmp_path, finding_card(task="detection"), found), image).detections
+    assert (one.box, one.image) == ((1, 2, 8, 9), image.stem)
+    beyond = say('{"detections": [{"name": "nodule", "probability": 0.9, "box": [1, 2, 8, 10]}]}')
+    with pytest.raises(EngineFailure, match="does not lie in its image of 8 x 9"):
+        run(program(tmp_path, finding_card(task="detection"), beyond), image)
+    ratio = {"index": 0, "name": "ratio", "code": code("1", "Ratio"), "unit": code("1", "no units", "UCUM")}
+    measured = say('{"measurements": [{"name": "ratio", "value": 0.52}]}')
+    (value,) = run(program(tmp_path, finding_card(task="measurement", outputs=[ratio]), measured), image).measurements
+    assert (value.value, value.unit.value, value.image) == (0.52, "1", image.stem)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "told"),
+    [
+        ({}, {"output": "seg"}, "no answer of a classification"),
+        ({}, {"input": "nifti"}, "roles of kind volume"),
+        ({}, {"argv": ["no-such-program"]}, "no program here"),
+        ({}, {"argv": ["sh", "-c", "{nowhere}"]}, "stands for nothing"),
+        ({}, {"pass_environment": ["OVERREAD__HTTP__TOKEN"]}, "OVERREAD"),
+        ({}, {"keep": ["PatientName"]}, "keep"),
+        ({}, {"result": "../x.json"}, "plain name"),
+    ],
+)
+def test_a_card_that_cannot_be_meant_is_refused(
+    tmp_path: Path, changes: dict[str, Any], options: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(CardError, match=told):
+        open_engine(program(tmp_path, finding_card(**changes), "", **options))
+
+
+def test_no_shell_reads_the_arguments(tmp_path: Path) -> None:
+    text = "import sys, json, os\nassert sys.argv[3] == '$(id); `id` > x', sys.argv\n" + say(
+        '{"classifications": [{"name": "nodule", "probability": 0.5}]}'
+    )
+    argv = [sys.executable, "{card}/run.py", "{input}", "{output}", "$(id); `id` > x"]
+    card = program(tmp_path, finding_card(), text, argv=argv)
+    assert run(card, radiograph(tmp_path / "i", np.full((8, 9), 7))).classifications
+
+
+PRIVATE = {
+    "PatientName": "Quixote^Alonso",
+    "PatientID": "MRN7712345",
+    "PatientBirthDate": "19470509",
+    "PatientAge": "078Y",
+    "AccessionNumber": "ACC88123",
+    "InstitutionName": "La Mancha General",
+    "StudyDate": "20260317",
+    "StudyDescription": "for Mr Quixote",
+    "ReferringPhysicianName": "Panza^Sancho",
+    "ProtocolName": "Dulcinea",
+    "ImageComments": "Rocinante",
+    "DeviceSerialNumber": "SN424242",
+}
+
+
+def dirty(folder: Path) -> Path:
+    path = radiograph(folder, np.arange(72).reshape(8, 9), **PRIVATE)
+    dataset = dcmread(path)
+    dataset.private_block(0x0011, "Quixote Systems", create=True).add_new(1, "LO", "Rocinante")
+    item = Dataset()
+    item.PatientID, item.ReferencedSOPInstanceUID = "MRN7712345", "1.2.840.99999.7"
+    dataset.OtherPatientIDsSequence = [item]
+    dataset.ReferencedImageSequence = [item]
+    dataset.add_new((0x6000, 0x4000), "LT", "Rocinante")
+    dataset.FrameOfReferenceUID = "1.2.840.99999.8"
+    dataset.save_as(path)
+    return path
+
+
+def test_copies_hold_pixels_and_geometry_and_nothing_of_the_patient(tmp_path: Path) -> None:
+    path = dirty(tmp_path / "Quixote")
+    source = dcmread(path)
+    ours = Pseudonyms()
+    copy = write_copy(ImageFile("k", path), tmp_path / "copy.dcm", ours)
+    written = (tmp_path / "copy.dcm").read_bytes()
+    secrets = [part for value in PRIVATE.values() for part in value.replace("^", " ").split() if len(part) > 3]
+    for secret in [*secrets, "Rocinante", "1.2.840.99999", source.SOPInstanceUID, source.StudyInstanceUID]:
+        assert secret.encode() not in written, secret
+    read = dcmread(tmp_path / "copy.dcm")
+    np.testing.assert_array_equal(read.pixel_array, source.pixel_array)
+    assert read.ImagerPixelSpacing == source.ImagerPixelSpacing
+    assert ours.true(copy.SOPInstanceUID) == source.SOPInstanceUID
+    kept = write_copy(ImageFile("k", path), tmp_path / "kept.dcm", ours, keep=["PatientAge"])
+    assert kept.PatientAge == "078Y"
+    assert kept.StudyInstanceUID == copy.StudyInstanceUID
+    assert Pseudonyms().patient != ours.patient
+
+
+def test_real_files_lose_their_identifiers_and_keep_their_pixels(tmp_path: Path, shared_data: Path) -> None:
+    names = [*sorted((shared_data / "transfer_syntax").rglob("*.dcm"))[:12]]
+    assert names
+    done = 0
+    for name in names:
+        source = dcmread(name, force=True)
+        try:
+            pixels = source.pixel_array
+            write_copy(ImageFile("k", name), tmp_path / "copy.dcm", Pseudonyms())
+        except (InputRefused, NotImplementedError, RuntimeError, AttributeError, ValueError):
+            continue
+        done += 1
+        written = (tmp_path / "copy.dcm").read_bytes()
+        for keyword in ("PatientID", "PatientName", "SOPInstanceUID", "StudyInstanceUID", "AccessionNumber"):
+            value = str(source.get(keyword, ""))
+            assert len(value) < 5 or value.encode() not in written, (name, keyword)
+        np.testing.assert_array_equal(dcmread(tmp_path / "copy.dcm").pixel_array, pixels)
+    assert done >= 3
+
+
+def test_an_image_that_says_that_text_is_burned_in_is_not_handed_out(tmp_path: Path) -> None:
+    image = radiograph(tmp_path / "i", np.full((8, 9), 7), BurnedInAnnotation="YES")
+    card = program(tmp_path, finding_card(), say('{"classifications": [{"name": "nodule", "probability": 0.5}]}'))
+    findings = run(card, image)
+    assert findings.not_analysed is not None
+    assert findings.not_analysed.reason == "burned-in-annotation"
+
+
+HANGS = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        held = bytearray(80 << 20); open(sys.argv[3], "w").write("here"); time.sleep(600)
+    os._exit(0)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", ["memory", "time", "closed"])
+def test_a_program_under_supervision_ends_with_all_that_it_started(tmp_path: Path, how: str) -> None:
+    flag = tmp_path / f"here-{os.getpid()}"
+    limits = {"memory": {"seconds": 60, "memory_mb": 64}, "time": {"seconds": 3, "memory_mb": 1024}}.get(
+        how, {"seconds": 60, "memory_mb": 1024}
+    )
+    card = program(
+        tmp_path / "m",
+        finding_card(resources=limits),
+        HANGS,
+        argv=[sys.executable, "{card}/run.py", "{input}", "{output}", str(flag)],
+    )
+    job = Job(card.path, {"radiograph": files_of([radiograph(tmp_path / "i", np.full((8, 9), 7))])})
+    host = EngineHost(card, folder=tmp_path)
+
+    def beat() -> None:
+        if how == "closed" and flag.exists():
+            raise InterruptedError
+
+    with pytest.raises((EngineFailure, InterruptedError)) as caught:
+        host.run(job, heartbeat=beat)
+    host.close()
+    if how != "closed":
+        assert isinstance(caught.value, EngineFailure)
+        assert caught.value.reason == f"overran-{how}"
+    wait_for(lambda: not any(str(flag) in text for text in running()), 5, "all of the program has ended")
+    assert list(tmp_path.rglob("command-*")) == []
+
+
+def running() -> list[str]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid() and alive(int(entry.name)):
+            try:
+                found.append((entry / "cmdline").read_text(errors="replace"))
+            except OSError:
+                continue
+    return found
+
+
+def test_uids_stand_for_the_same_thing_all_through_a_run() -> None:
+    ours = Pseudonyms()
+    uid = generate_uid()
+    assert ours.of(uid) == ours.of(uid) != uid
+    assert ours.true(ours.of(uid)) == uid
+    assert ours.of("1.2.840.10008.5.1.4.1.1.2") == "1.2.840.10008.5.1.4.1.1.2"
+    assert ours.true("1.2.3") is None
