@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Vector = npt.NDArray[np.float64]
 
-__all__ = ["classify"]
+__all__ = ["classify", "probabilities"]
 
 
 def classify(card: Card, model: Model, files: Sequence[ImageFile]) -> Findings:
@@ -63,7 +63,7 @@ def classify(card: Card, model: Model, files: Sequence[ImageFile]) -> Findings:
                         model,
                         pixels,
                         answers,
-                        lambda answer: _probabilities(card, answer),
+                        lambda answer: probabilities(card, answer),
                         Frame(radiograph, square),
                         file.key,
                     )
@@ -94,7 +94,7 @@ def _prepared(card: Card, radiograph: Radiograph) -> tuple[npt.NDArray[np.float3
     raise EngineFailure("broke", f"{card.path}: preprocess: no way to do this step")
 
 
-def _probabilities(card: Card, answer: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def probabilities(card: Card, answer: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Return answers of the shape (images, outputs) as probabilities of the same shape, by the card's steps."""
     return np.stack([_probabilities_of_one(card, _vector(card, one[None])) for one in answer])
 

@@ -49,9 +49,10 @@ class OpenVino(Strict):
 
 
 class TorchXRayVision(Strict):
-    """Which of torchxrayvision's models the card's file holds."""
+    """Which of torchxrayvision's models the card's file holds, and what runs it."""
 
     model: str = Field(min_length=1)
+    device: Literal["cpu", "cuda"] = "cpu"
 
 
 class MonaiBundle(Strict):

@@ -1,0 +1,415 @@
+"""Brings a model of torchxrayvision in: its file, its weights, an ONNX graph or the weights themselves, and a card.
+
+::
+
+    file = obtain(entry("densenet121-res224-all"), source=None, fetch=progress)
+    folder = bring(entry(...), file, target, ...)
+
+What comes of it answers as the library does, which is tried before anything is left on the disk: the largest difference
+of any probability, over random and real images, is at most :data:`TOLERANCE`. It runs where torch is installed (the
+extras ``torch`` and ``convert``); what it makes as ONNX runs without.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from inference.bring.chest_codes import ANATOMY, FINDINGS
+from inference.errors import CardError, EngineFailure
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import Tensor
+    from torch.nn import Module
+
+    from inference.engines.torchxrayvision_catalogue import CatalogueEntry
+
+__all__ = ["TOLERANCE", "Brought", "bring", "download", "obtain"]
+
+#: The largest difference of a probability between the library and what is made of its model.
+TOLERANCE = 1e-4
+_MOST_BYTES = 4 * 1024**3
+_SEED = 20260101
+
+#: Told how many bytes have come, and of how many (0 where the server does not say).
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What was made: the card's folder, the largest difference from the library, and over how many images."""
+
+    folder: Path
+    difference: float
+    images: int
+
+
+def obtain(
+    wanted: CatalogueEntry,
+    source: Path | None = None,
+    *,
+    cache: Path | None = None,
+    mirror: str | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Return a model's released file: a given one, that in the library's cache, or a fresh download into it.
+
+    Parameters
+    ----------
+    source
+        A file that is there already.
+    cache
+        Where the library keeps its downloads; its own place by default.
+    mirror
+        A place to fetch from in the place of the one that the library names: the file's name is added to it.
+
+    Raises
+    ------
+    CardError
+        If there is no such file, or it cannot be fetched; with what to do.
+    """
+    if source is not None:
+        if not source.is_file():
+            raise CardError(f"{source}: there is no such file")
+        return source
+    if cache is None:
+        from inference.engines.torchxrayvision_catalogue import cache_folder
+
+        cache = cache_folder()
+    target = cache / wanted.file
+    if not target.is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        download(f"{mirror.rstrip('/')}/{wanted.file}" if mirror else wanted.url, target, progress)
+    return target
+
+
+def download(url: str, target: Path, progress: Progress | None = None) -> None:
+    """Fetch a file; nothing stands under its name before all of it is there.
+
+    Raises
+    ------
+    CardError
+        If the server does not give it, or breaks off.
+    """
+    import httpx
+
+    part = target.with_name(target.name + ".part")
+    try:
+        with (
+            httpx.stream("GET", url, follow_redirects=True, timeout=httpx.Timeout(30.0, connect=10.0)) as answer,
+            part.open("wb") as file,
+        ):
+            answer.raise_for_status()
+            total = int(answer.headers.get("content-length") or 0)
+            for chunk in answer.iter_bytes(1 << 20):
+                file.write(chunk)
+                if file.tell() > _MOST_BYTES:
+                    raise CardError(f"{url}: has more than {_MOST_BYTES // 1024**3} GB")
+                if progress is not None:
+                    progress(file.tell(), total)
+            if total and file.tell() != total:
+                raise CardError(f"{url}: broke off after {file.tell()} of {total} bytes")
+        part.replace(target)
+    except httpx.HTTPStatusError as refused:
+        raise CardError(f"{url}: the server answered {refused.response.status_code}") from refused
+    except httpx.HTTPError as problem:
+        raise CardError(
+            f"{url}: cannot be fetched ({type(problem).__name__}). Fetch it on another machine and give it with --from"
+        ) from problem
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def bring(
+    wanted: CatalogueEntry,
+    file: Path,
+    target: Callable[[str], Path],
+    *,
+    name: str | None = None,
+    native: bool = False,
+    images: Sequence[npt.NDArray[np.float32]] = (),
+) -> Brought:
+    """Make a model of a released file, and leave it where it belongs once it answers as the library does.
+
+    Parameters
+    ----------
+    wanted
+        Which of the library's models ``file`` holds.
+    target
+        From the version that was made to the folder in which it shall lie; that is not there yet.
+    name
+        The model's name here; the library's by default.
+    native
+        Keep the weights for the engine ``torchxrayvision``, in the place of an ONNX graph.
+    images
+        Real radiographs to try, float32 (resolution, resolution), -1024 to 1024, beside the random ones.
+
+    Raises
+    ------
+    EngineFailure
+        If the file is not what it should be, or the answers differ.
+    CardError
+        If the folder is there.
+    """
+    import torchxrayvision
+
+    from inference.engines.torchxrayvision_catalogue import build
+    from inference.engines.torchxrayvision_catalogue import head_of as head
+
+    weights = _weights(wanted, file)
+    network = build(wanted.name, weights)
+    digest = _sha256(file)
+    version = f"{torchxrayvision.__version__}+{digest[:8]}"
+    place = target(version)
+    if place.exists():
+        raise CardError(f"{place}: is there already; this version of the model was brought in before")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".bring-", dir=place.parent) as temporary:
+        folder = Path(temporary) / place.name
+        folder.mkdir()
+        linear = None if wanted.task == "segmentation" else head(network)
+        if native:
+            _save(weights, folder / "model.pt")
+        else:
+            _export(wanted, network, linear, folder / "model.onnx")
+        if linear is not None:
+            np.save(folder / "head.npy", linear[1].weight.detach().numpy(), allow_pickle=False)
+        card = _card(wanted, name or wanted.name, version, digest, folder, native=native, explained=linear is not None)
+        path = folder / "card.yaml"
+        path.write_text(yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=110), encoding="utf-8")
+        trials = [*_random_images(wanted.resolution), *images]
+        difference = _difference(wanted, network, path, trials)
+        if not difference <= TOLERANCE:
+            raise EngineFailure(
+                "broke",
+                f"{wanted.name}: what was made differs from the library by {difference:.2g} over {len(trials)} "
+                f"images; at most {TOLERANCE:g} is allowed. Nothing was kept",
+            )
+        folder.chmod(0o755)
+        shutil.move(folder, place)
+    return Brought(place, difference, len(trials))
+
+
+def _weights(wanted: CatalogueEntry, file: Path) -> dict[str, Tensor]:
+    """Return a released file's weights by bare names; whole modules are read in a process that is thrown away."""
+    if wanted.pickled:
+        from inference.engines.unpickling import module_weights
+
+        return module_weights(file)
+    from inference.engines.checkpoint import read_checkpoint
+
+    weights = read_checkpoint(file)
+    # Lightning's checkpoints hold the network under this name.
+    if weights and all(key.startswith("model.") for key in weights):
+        return {key.removeprefix("model."): value for key, value in weights.items()}
+    return weights
+
+
+def _save(weights: Mapping[str, Tensor], target: Path) -> None:
+    import torch
+
+    torch.save(dict(weights), target)
+
+
+def _export(wanted: CatalogueEntry, network: Module, linear: tuple[Module, Module] | None, target: Path) -> None:
+    """Write the network as ONNX: scores before any activation, and the maps that a linear last layer averages."""
+    import warnings
+
+    import torch
+
+    kept: list[Any] = []
+    handle = None if linear is None else linear[0].register_forward_hook(lambda _m, _i, output: kept.append(output))
+
+    class Bare(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, image: Any) -> Any:
+            kept.clear()
+            scores = self.network(image)
+            return (scores, kept[0].relu()) if kept else scores
+
+    points = getattr(network, "op_threshs", None)
+    names = ["score"] + (["features"] if linear is not None else [])
+    image = torch.zeros(1, 1, wanted.resolution, wanted.resolution)
+    try:
+        # Without operating points the library's networks answer scores; the card's steps do the rest.
+        if points is not None:
+            network.op_threshs = None
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                Bare().eval(),
+                (image,),
+                str(target),
+                input_names=["image"],
+                output_names=names,
+                dynamic_axes={one: {0: "batch"} for one in ["image", *names]},
+                opset_version=17,
+                dynamo=False,
+            )
+    finally:
+        if points is not None:
+            network.op_threshs = points
+        if handle is not None:
+            handle.remove()
+
+
+def _random_images(resolution: int) -> Iterator[npt.NDArray[np.float32]]:
+    """Yield noise of several scales, brightness gradients and a flat field, all from -1024 to 1024."""
+    random = np.random.default_rng(_SEED)
+    for cell in (1, 8, 56):
+        coarse = random.uniform(-1024, 1024, (-(-resolution // cell), -(-resolution // cell)))
+        yield np.kron(coarse, np.ones((cell, cell)))[:resolution, :resolution].astype(np.float32)
+    ramp = np.linspace(-1024, 1024, resolution, dtype=np.float32)
+    yield np.asarray(np.add.outer(ramp, -ramp) / 2, np.float32)
+    yield np.full((resolution, resolution), -300, np.float32)
+
+
+def _difference(
+    wanted: CatalogueEntry, network: Module, card_path: Path, images: Sequence[npt.NDArray[np.float32]]
+) -> float:
+    """Return the largest difference of a probability between the library and the card's own way, also in one batch."""
+    import torch
+
+    from inference.card import load_card
+    from inference.classify import probabilities
+    from inference.engine import open_model
+    from inference.postprocess import probabilities_of
+
+    card = load_card(card_path)
+    batch = np.stack(images)[:, None]
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(batch)).numpy()
+    axis = 1
+    if not wanted.operating_points:
+        expected = probabilities_of(expected, wanted.activation, axis=axis)
+    model = open_model(card)
+    try:
+        singles = np.concatenate([model.infer({"image": one[None]})["output"] for one in batch])
+        together = model.infer({"image": batch})["output"]
+    finally:
+        model.close()
+    worst = 0.0
+    for answers in (singles, together):
+        found = (
+            probabilities_of(answers, wanted.activation, axis=axis)
+            if card.task == "segmentation"
+            else probabilities(card, answers)
+        )
+        # A value that is not a number must not pass as no difference.
+        worst = max(worst, float(np.abs(found - expected).max(initial=0.0)) if np.isfinite(found).all() else np.inf)
+    return worst
+
+
+def _card(
+    wanted: CatalogueEntry, name: str, version: str, digest: str, folder: Path, *, native: bool, explained: bool
+) -> dict[str, Any]:
+    """Return the card as YAML-ready values."""
+    stretched = bool(wanted.operating_points)
+    steps: list[dict[str, Any]] = []
+    if not (native and stretched):
+        steps.append({"activation": {"kind": wanted.activation}})
+        if stretched:
+            steps.append({"calibrate": {"thresholds": list(wanted.operating_points)}})
+    if wanted.task == "segmentation":
+        steps.append({"threshold": {"value": 0.5}})
+    tensors = {"image": "image", "output": "score"}
+    card: dict[str, Any] = {
+        "name": name,
+        "version": version,
+        "title": f"torchxrayvision {wanted.name}",
+        "task": wanted.task,
+        "engine": "torchxrayvision" if native else "onnx",
+        "files": {
+            file.name: {"sha256": _sha256(file)} for file in sorted(folder.iterdir()) if file.name != "card.yaml"
+        },
+        "demonstration": False,
+        **_documentation(wanted, digest),
+        "inputs": [
+            {
+                "role": "radiograph",
+                "kind": "radiograph",
+                "match": {
+                    "Modality": ["CR", "DX"],
+                    "not": {"ViewPosition": ["LL", "RL", "LATERAL", "LLD", "RLD"]},
+                },
+                "minimum_instances": 1,
+                "select": "each",
+                "limits": {"age_years": [18, 120], "unknown": {"age_years": "allow"}, "plausible": "chest-radiograph"},
+            }
+        ],
+        "tensors": tensors | ({"features": "features"} if explained else {}),
+        "preprocess": [{"torchxrayvision_input": {"size": wanted.resolution}}],
+        "postprocess": steps,
+        "outputs": _outputs(wanted),
+        "resources": {"seconds": 120, "memory_mb": 4096 if native else 2048},
+    }
+    if native:
+        card["torchxrayvision"] = {"model": wanted.name}
+    if explained:
+        card["explain"] = {"method": "cam", "weights": "head.npy"}
+    return card
+
+
+def _outputs(wanted: CatalogueEntry) -> list[dict[str, Any]]:
+    category = {"value": "123037004", "scheme": "SCT", "meaning": "Anatomical Structure"}
+    outputs: list[dict[str, Any]] = []
+    for index, target in enumerate(wanted.targets):
+        # An output without a name, or without an operating point where the others have one, was never trained.
+        if not target or (wanted.operating_points and wanted.operating_points[index] is None):
+            continue
+        value, scheme, meaning = (ANATOMY if wanted.task == "segmentation" else FINDINGS).get(
+            target, (target.lower().replace(" ", "-")[:16], "99OVERREAD", target)
+        )
+        coded: dict[str, Any] = {
+            "name": target.replace("_", " ").lower(),
+            "code": {"value": value, "scheme": scheme, "meaning": meaning},
+        }
+        if wanted.task == "segmentation":
+            outputs.append({"label": index + 1, **coded, "category": category})
+        else:
+            outputs.append({"index": index, **coded, "threshold": 0.5})
+    return outputs
+
+
+def _documentation(wanted: CatalogueEntry, digest: str) -> dict[str, Any]:
+    return {
+        "intended_use": (
+            "Research use only. Answers of a public model about frontal chest radiographs of adults, beside a "
+            "radiologist's reading and never in its place. Not a medical device; not for any decision about a patient."
+        ),
+        "limits": [
+            "Frontal views of the whole chest of adults alone; lateral views are left out by View Position.",
+            "An output is present where its probability, stretched so that the operating point of the library lies "
+            "at 0.5, reaches 0.5; that point was chosen on the library's own test data, not on yours.",
+            "Labels were mined from reports, so the model repeats their errors; answers differ between hospitals, "
+            "devices and patient groups.",
+            f"The image is cropped to its middle square and shrunk to {wanted.resolution} pixels: what lies outside, "
+            "or is finer, is not seen.",
+            "Never evaluated by this project on patients.",
+        ],
+        "licence": "Apache-2.0 (torchxrayvision and its released weights); the training data have terms of their own",
+        "training_data": (
+            f"As the library's authors say for {wanted.name}: public chest radiograph collections (NIH ChestX-ray14, "
+            "PadChest, CheXpert, MIMIC-CXR, Google, OpenI, RSNA, in the parts that the model's name says). "
+            "Cohen et al., TorchXRayVision: a library of chest X-ray datasets and models, MIDL 2022; arXiv 2111.00595."
+        ),
+        "performance": "As published by the library's authors; not measured by this project.",
+        "made_by": f"overread models pull torchxrayvision:{wanted.name}; {wanted.url}, SHA-256 {digest}",
+    }
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
