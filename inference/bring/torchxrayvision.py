@@ -2,8 +2,8 @@
 
 ::
 
-    file = obtain(entry("densenet121-res224-all"), source=None, fetch=progress)
-    folder = bring(entry(...), file, target, ...)
+    wanted = entry("densenet121-res224-all")
+    brought = bring(wanted, obtain(wanted), folder)
 
 What comes of it answers as the library does, which is tried before anything is left on the disk: the largest difference
 of any probability, over random and real images, is at most :data:`TOLERANCE`. It runs where torch is installed (the
@@ -13,8 +13,6 @@ extras ``torch`` and ``convert``); what it makes as ONNX runs without.
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,9 +44,9 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Brought:
-    """What was made: the card's folder, the largest difference from the library, and over how many images."""
+    """What was made: its version, the largest difference from the library, and over how many images."""
 
-    folder: Path
+    version: str
     difference: float
     images: int
 
@@ -132,20 +130,20 @@ def download(url: str, target: Path, progress: Progress | None = None) -> None:
 def bring(
     wanted: CatalogueEntry,
     file: Path,
-    target: Callable[[str], Path],
+    folder: Path,
     *,
     name: str | None = None,
     native: bool = False,
     images: Sequence[npt.NDArray[np.float32]] = (),
 ) -> Brought:
-    """Make a model of a released file, and leave it where it belongs once it answers as the library does.
+    """Make a model, with its card, of a released file; it is one only once it has answered as the library does.
 
     Parameters
     ----------
     wanted
         Which of the library's models ``file`` holds.
-    target
-        From the version that was made to the folder in which it shall lie; that is not there yet.
+    folder
+        Where it is made: empty, and removed by whoever gave it where this raises.
     name
         The model's name here; the library's by default.
     native
@@ -157,46 +155,30 @@ def bring(
     ------
     EngineFailure
         If the file is not what it should be, or the answers differ.
-    CardError
-        If the folder is there.
     """
-    import torchxrayvision
-
-    from inference.engines.torchxrayvision_catalogue import build
-    from inference.engines.torchxrayvision_catalogue import head_of as head
+    from inference.engines.torchxrayvision_catalogue import build, head_of
 
     weights = _weights(wanted, file)
     network = build(wanted.name, weights)
-    digest = _sha256(file)
-    version = f"{torchxrayvision.__version__}+{digest[:8]}"
-    place = target(version)
-    if place.exists():
-        raise CardError(f"{place}: is there already; this version of the model was brought in before")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".bring-", dir=place.parent) as temporary:
-        folder = Path(temporary) / place.name
-        folder.mkdir()
-        linear = None if wanted.task == "segmentation" else head(network)
-        if native:
-            _save(weights, folder / "model.pt")
-        else:
-            _export(wanted, network, linear, folder / "model.onnx")
-        if linear is not None:
-            np.save(folder / "head.npy", linear[1].weight.detach().numpy(), allow_pickle=False)
-        card = _card(wanted, name or wanted.name, version, digest, folder, native=native, explained=linear is not None)
-        path = folder / "card.yaml"
-        path.write_text(yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=110), encoding="utf-8")
-        trials = [*_random_images(wanted.resolution), *images]
-        difference = _difference(wanted, network, path, trials)
-        if not difference <= TOLERANCE:
-            raise EngineFailure(
-                "broke",
-                f"{wanted.name}: what was made differs from the library by {difference:.2g} over {len(trials)} "
-                f"images; at most {TOLERANCE:g} is allowed. Nothing was kept",
-            )
-        folder.chmod(0o755)
-        shutil.move(folder, place)
-    return Brought(place, difference, len(trials))
+    linear = None if wanted.task == "segmentation" else head_of(network)
+    if native:
+        _save(weights, folder / "model.pt")
+    else:
+        _export(wanted, network, linear, folder / "model.onnx")
+    if linear is not None:
+        np.save(folder / "head.npy", linear[1].weight.detach().numpy(), allow_pickle=False)
+    card = _card(wanted, name or wanted.name, _sha256(file), folder, native=native, explained=linear is not None)
+    path = folder / "card.yaml"
+    path.write_text(yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=110), encoding="utf-8")
+    trials = [*_random_images(wanted.resolution), *images]
+    difference = _difference(wanted, network, path, trials)
+    if not difference <= TOLERANCE:
+        raise EngineFailure(
+            "broke",
+            f"{wanted.name}: what was made differs from the library by {difference:.2g} over {len(trials)} images; "
+            f"at most {TOLERANCE:g} is allowed",
+        )
+    return Brought(str(card["version"]), difference, len(trials))
 
 
 def _weights(wanted: CatalogueEntry, file: Path) -> dict[str, Tensor]:
@@ -284,7 +266,7 @@ def _difference(
 
     from inference.card import load_card
     from inference.classify import probabilities
-    from inference.engine import open_model
+    from inference.engines import onnx, torchxrayvision
     from inference.postprocess import probabilities_of
 
     card = load_card(card_path)
@@ -294,7 +276,7 @@ def _difference(
     axis = 1
     if not wanted.operating_points:
         expected = probabilities_of(expected, wanted.activation, axis=axis)
-    model = open_model(card)
+    model = (torchxrayvision if card.engine == "torchxrayvision" else onnx).open_model(card)
     try:
         singles = np.concatenate([model.infer({"image": one[None]})["output"] for one in batch])
         together = model.infer({"image": batch})["output"]
@@ -313,9 +295,11 @@ def _difference(
 
 
 def _card(
-    wanted: CatalogueEntry, name: str, version: str, digest: str, folder: Path, *, native: bool, explained: bool
+    wanted: CatalogueEntry, name: str, digest: str, folder: Path, *, native: bool, explained: bool
 ) -> dict[str, Any]:
     """Return the card as YAML-ready values."""
+    import torchxrayvision
+
     stretched = bool(wanted.operating_points)
     steps: list[dict[str, Any]] = []
     if not (native and stretched):
@@ -327,7 +311,7 @@ def _card(
     tensors = {"image": "image", "output": "score"}
     card: dict[str, Any] = {
         "name": name,
-        "version": version,
+        "version": f"{torchxrayvision.__version__}+{digest[:8]}" + ("-native" if native else ""),
         "title": f"torchxrayvision {wanted.name}",
         "task": wanted.task,
         "engine": "torchxrayvision" if native else "onnx",

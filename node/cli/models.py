@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from node.cli.bringing import add_bundle, add_meshnet
 from node.cli.lowering import quantise, tune
 from node.cli.options import CONFIG, ByOption, ConfigOption, JsonOption
+from node.cli.pulling import pull
 from node.cli.support import asker, console, load, opened, print_json, progress, show
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ add.command("meshnet")(add_meshnet)
 app.add_typer(add)
 app.command()(quantise)
 app.command()(tune)
+app.command("pull")(pull)
 
 VersionArgument = Annotated[
     str,
