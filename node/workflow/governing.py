@@ -7,7 +7,6 @@ and no report that lies beside its card says otherwise. How stages move is :mod:
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import uuid
@@ -23,6 +22,7 @@ from inference.bring.archive import take_in
 from inference.bring.codes import open_names
 from inference.card import Card, load_card
 from inference.errors import CardError
+from inference.proof import unproven
 from inference.registry import card_of, card_sha256, parted, version_folder
 from inference.samples import run_samples
 from node.errors import ModelRefused
@@ -307,16 +307,9 @@ def _check_tested(one: ModelVersion, *, shadow: bool, answered_for: bool) -> Non
 
 def _check_report(card: Card) -> None:
     """Heed what another tool has left beside the card, such as the accuracy of a quantised model."""
-    file = card.directory / "report.json"
-    if not file.exists():
-        return
-    try:
-        report = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise ModelRefused(f"{file}: cannot be read; {card.name}@{card.version} is not promoted without it") from None
-    if not isinstance(report, dict) or report.get("passed") is not True:
-        why = report.get("summary") or report.get("reason") or "" if isinstance(report, dict) else ""
-        raise ModelRefused(f"{file} says that {card.name}@{card.version} has not passed{f': {why}' if why else ''}")
+    why = unproven(card)
+    if why:
+        raise ModelRefused(f"{card.name}@{card.version} is not promoted: {why}")
 
 
 def _check_codes(card: Card) -> None:

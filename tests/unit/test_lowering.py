@@ -22,6 +22,7 @@ from inference.engines.onnx import open_model
 from inference.engines.onnxfile import describe
 from inference.engines.tune import DIFFERENCE, noise, tune
 from inference.errors import CardError, EngineFailure
+from inference.proof import unproven
 from node.cli import app
 from tests.dicom_factory import ct_series, radiograph
 from tests.model_factory import classification_card, segmentation_card, thresholding, write_model
@@ -91,6 +92,29 @@ def test_a_report_outside_its_bounds_has_not_passed_and_says_by_how_much(tmp_pat
     assert "allowed 1e-07" in report["summary"]
     # All plans were tried, and the best of them stands.
     assert report["calibration"]["method"].split(",")[0] in ("minmax", "percentile")
+
+
+def test_what_is_lowered_is_promoted_only_with_a_report_that_has_passed_for_its_files(
+    tmp_path: Path, radiographs: Path
+) -> None:
+    card = classifier(tmp_path)
+    assert unproven(card) == ""
+    made = load_card(quantise(card, jobs_in(card, radiographs), tmp_path / "new", progress=silent).path)
+    assert unproven(made) == ""
+    report = made.directory / "report.json"
+    said = json.loads(report.read_text())
+    for content, why in (
+        ("{", "cannot be read"),
+        (json.dumps(said | {"passed": False, "summary": "too far"}), "says that it has not passed: too far"),
+        (json.dumps(said | {"passed": "true"}), "has not passed"),
+        (json.dumps(said | {"files": {"model.onnx": "0" * 64}}), "is about another model.onnx"),
+    ):
+        report.write_text(content)
+        assert why in unproven(made)
+    report.unlink()
+    assert "declares int8, and no report.json shows that it answers as the exact model does" in unproven(made)
+    silently = classifier(tmp_path / "silently", (made.directory / "model.onnx").read_bytes())
+    assert "has model.onnx, which computes with integers" in unproven(silently)
 
 
 def test_halves_keep_the_tensors_that_the_card_names(tmp_path: Path, radiographs: Path) -> None:
