@@ -96,6 +96,8 @@ def convert_meshnet(
                 "match": {"Modality": "MR"},
                 "minimum_instances": 8,
                 "prefer": ["original", "thinnest", "most_slices"],
+                # The whole head, in any direction: a wrist or a few slices of a brain is not what it was trained on.
+                "limits": {"coverage_mm": [110, 350], "pixel_spacing_mm": [0.3, 2.0]},
             }
         ],
         "tensors": {"image": "image", "output": "labels"},

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import highdicom
 import numpy as np
 import pytest
 import yaml
+from pydicom import dcmread
 from pydicom.uid import MRImageStorage
 from typer.testing import CliRunner
 
@@ -17,7 +20,9 @@ from inference.engine import ImageFile, Job, open_engine
 from inference.errors import CardError
 from inference.grid import Grid
 from inference.nifti import read_nifti
+from node.evidence.documents import make_documents, model_of
 from tests.dicom_factory import ct_series
+from tests.evidence_factory import NODE, NOW
 
 MODELS = Path(__file__).resolve().parents[2].parent / "shared" / "models" / "brainchop_meshnet"
 pytestmark = pytest.mark.skipif(not MODELS.is_dir(), reason=f"the trained MeshNets are absent ({MODELS})")
@@ -80,6 +85,7 @@ def test_a_meshnet_labels_a_real_head_on_the_pixels_that_came(tmp_path: Path) ->
     step = next(step for step in content["preprocess"] if "crop_or_pad" in step)
     assert step["crop_or_pad"]["shape"] == [256, 256, 256]
     step["crop_or_pad"]["shape"] = [72, 72, 72]
+    content["inputs"][0]["limits"]["coverage_mm"] = [70, 75]
     (folder / "card.yaml").write_text(yaml.safe_dump(content))
     head, grid = read_nifti(MODELS / "sample_t1_crop.nii.gz")
     block = head[90:162, 70:142, 80:152]
@@ -102,6 +108,27 @@ def test_a_meshnet_labels_a_real_head_on_the_pixels_that_came(tmp_path: Path) ->
     assert (found != expected).mean() < 1e-3
     volumes = [segment.volume_ml for segment in findings.segmentation.segments]
     assert volumes == pytest.approx([np.count_nonzero(found == label) / 1000 for label in (1, 2)], rel=1e-3)
+    # And into a SEG over the same pixels.
+    sources = [image.path for image in images]
+    document = make_documents(findings, model_of(card), sources, node=NODE, revision=1, now=NOW)[0]
+    segmentation = highdicom.seg.Segmentation.from_dataset(dcmread(BytesIO(document.data)))
+    described = (segmentation.get_segment_description(number) for number in segmentation.segment_numbers)
+    assert [one.segmented_property_type.value for one in described] == ["389080008", "389081007"]
+    planes_of = [image.key for image in images]
+    masks = segmentation.get_pixels_by_source_instance(planes_of, combine_segments=True)
+    np.testing.assert_array_equal(masks, found)
+
+
+def test_what_is_no_head_is_refused_before_the_net_runs(tmp_path: Path) -> None:
+    wrist = sorted((MODELS.parents[1] / "data" / "mr_series" / "dcm4che_MR16").glob("*.dcm"))
+    assert wrist
+    assert _add(tmp_path, MODELS / "model5_gw_ae").exit_code == 0
+    card = load_card(tmp_path / "var" / "models" / "meshnet-model5-gw-ae" / "1.0.0")
+    images = tuple(ImageFile(path.stem, path) for path in wrist)
+    findings = open_engine(card).run(Job(card.path, {"t1": images}))
+    assert findings.not_analysed is not None
+    assert findings.not_analysed.reason in ("coverage", "pixel-spacing")
+    assert findings.seconds == 0
 
 
 def test_labels_that_no_file_names_are_asked_for_and_what_the_standard_does_not_name_stays_open(tmp_path: Path) -> None:
