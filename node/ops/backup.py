@@ -35,6 +35,8 @@ __all__ = ["BackupReport", "Hashing", "backup", "database_file", "dataset_digest
 FORMAT = 1
 DATABASE = "overread.sqlite"
 MANIFEST = "manifest.json"
+#: Folders of the data directory that hold files by other names than blobs have.
+BESIDE = ("models", "shadows")
 CHUNK = 1 << 20
 _BUSY_SECONDS = 30
 _POSTGRESQL = (
@@ -154,6 +156,10 @@ def _write_archive(
                         missing.append(blob)
                 elif digest is not None and dataset_digest(folders[name].path(blob)) != digest:
                     damaged.append(blob)
+            for path in _beside(data_dir):
+                with path.open("rb") as content:
+                    member = path.relative_to(data_dir).as_posix()
+                    written[member] = _add(archive, member, content, content.seek(0, io.SEEK_END))
             with snapshot.open("rb") as content:
                 written[DATABASE] = _add(archive, DATABASE, content, snapshot.stat().st_size)
             counts = _counts(snapshot)
@@ -176,6 +182,15 @@ def _write_archive(
         "missing": missing,
         "damaged": damaged,
     }
+
+
+def _beside(data_dir: Path) -> Iterator[Path]:
+    """Yield the files of models that were added at run time, and the masks that shadows have made."""
+    for name in BESIDE:
+        for path in sorted((data_dir / name).rglob("*")):
+            parts = path.relative_to(data_dir).parts
+            if path.is_file() and not path.is_symlink() and not any(part.startswith(".") for part in parts):
+                yield path
 
 
 def _add_blob(

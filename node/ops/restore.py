@@ -15,6 +15,7 @@ from sqlalchemy import Connection, select
 
 from node.errors import BackupError
 from node.ops.backup import (
+    BESIDE,
     CHUNK,
     DATABASE,
     FORMAT,
@@ -38,8 +39,10 @@ _ALL = 1 << 30
 #: So many names of what is in the way are given.
 _NAMED = 5
 #: The folders that a backup holds.
-_RESTORED = ("blobs", "quarantine")
-_MEMBER = re.compile(rf"({'|'.join(_RESTORED)})/[0-9a-f]{{2}}/[0-9a-f]{{32}}")
+_BLOBS = ("blobs", "quarantine")
+_RESTORED = (*_BLOBS, *BESIDE)
+#: No part of a name begins with a point: none leads out of the folder, and none is hidden in it.
+_MEMBER = re.compile(rf"({'|'.join(_BLOBS)})/[0-9a-f]{{2}}/[0-9a-f]{{32}}|({'|'.join(BESIDE)})(/[^./\x00][^/\x00]*)+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,7 +227,7 @@ def _check_digests(folder: Path, damaged: set[str]) -> list[str]:
 def _complete_folders(folder: Path) -> None:
     """Make the subfolders that had no file: blobs are adopted into folders that are there."""
     for one in folder.iterdir():
-        if one.is_dir():
+        if one.is_dir() and one.name not in BESIDE:
             for number in range(256):
                 (one / f"{number:02x}").mkdir(exist_ok=True)
             fsync_directory(one)

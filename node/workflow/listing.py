@@ -64,7 +64,8 @@ def _outcome(connection: Connection, study: RowMapping) -> str:
     w, d, r, n = schema.workitem.c, schema.delivery.c, schema.revision.c, schema.notification.c
     newer = schema.workitem.alias("newer").c
     replaced = select(newer.replaces_id).where(newer.study_id == study["id"], newer.replaces_id.is_not(None))
-    current = (w.study_id == study["id"], w.id.not_in(replaced))
+    # What only a shadow says or fails at is no matter of the study.
+    current = (w.study_id == study["id"], w.shadow.is_(False), w.id.not_in(replaced))
     works = connection.execute(select(w.state, w.parked).where(*current)).all()
     deliveries = _states(
         connection,

@@ -1,0 +1,231 @@
+"""Versions of models are brought in, tested, promoted and refused: nothing runs that is not what was tested."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from inference.card import load_card
+from inference.errors import CardError
+from inference.registry import Registry
+from inference.samples import write_mask
+from node.errors import ModelRefused
+from node.ops.backup import backup
+from node.ops.restore import restore
+from node.settings import Settings
+from node.workflow import governing
+from node.workflow.models import installed, register, store_of
+from storage import models
+from storage.database import Database
+from storage.errors import AlreadyThere
+from tests.dicom_factory import ct_series
+from tests.model_factory import segmentation_card, thresholding, write_model
+from tests.work import Holding
+
+ANN = "ann"
+#: The bright block of the sample: 2 x 5 x 8 voxels of 5 x 2 x 2 mm.
+BLOCK_ML = 1.6
+
+
+@pytest.fixture
+def settings(embedded: Holding, tmp_path: Path) -> Settings:
+    """A node with version 1.0.0 shipped, as after its first start."""
+    shipped = tmp_path / "models"
+    write_model(shipped, segmentation_card(), thresholding())
+    made = Settings(data_dir=embedded.root, models=shipped, routes=())
+    with embedded.database.write() as connection:
+        register(connection, installed(made), store_of(made))
+    return made
+
+
+def version_in(
+    folder: Path, version: str = "2.0.0", *, expect: float | None = BLOCK_ML, dice: float = 1.0, **changes: Any
+) -> Path:
+    """A folder with a version, and a sample case with the mask that it has to find."""
+    place = write_model(folder, segmentation_card(version=version, **changes), thresholding()).parent
+    if expect is None:
+        return place
+    hu = np.full((4, 16, 16), -1000)
+    hu[1:3, 4:9, 4:12] = 500
+    files = ct_series(place / "case", hu, spacing=(5.0, 2.0, 2.0))
+    import pydicom
+
+    planes = {
+        str(header.SOPInstanceUID): float(header.ImagePositionPatient[2])
+        for header in (pydicom.dcmread(one, stop_before_pixels=True) for one in files)
+    }
+    uids = sorted(planes, key=lambda uid: planes[uid])
+    with (place / "block.npz").open("wb") as file:
+        write_mask(file, tuple(uids), (hu > 200).astype(np.uint8))
+    sample = {"name": "block", "images": "case", "expect": {"right lung": expect}, "mask": "block.npz", "dice": dice}
+    card = place / "card.yaml"
+    card.write_text(card.read_text() + yaml.safe_dump({"samples": [sample]}))
+    return place
+
+
+def stage_of(database: Database, version: str) -> str:
+    with database.read() as connection:
+        return models.get(connection, "blobs", version).state
+
+
+def test_models_lie_flat_or_by_version_and_no_version_stands_twice(tmp_path: Path) -> None:
+    write_model(tmp_path, segmentation_card(), thresholding())
+    write_model(tmp_path / "more", segmentation_card(version="2.0.0"), thresholding()).parent.rename(
+        tmp_path / "blobs" / "2.0.0"
+    )
+    (tmp_path / "more").rmdir()
+    registry = Registry.from_folder(tmp_path)
+    assert [card.version for card in registry.versions("blobs")] == ["1.0.0", "2.0.0"]
+    assert registry.get("blobs@2.0.0").version == "2.0.0"
+    assert "blobs@3.0.0" not in registry
+    with pytest.raises(CardError, match=r"name one, as blobs@2\.0\.0"):
+        registry.get("blobs")
+    (tmp_path / "blobs" / "2.0.0").rename(tmp_path / "blobs" / "2.1.0")
+    with pytest.raises(CardError, match=r"expected '2\.1\.0', the folder's name"):
+        Registry.from_folder(tmp_path)
+    card = tmp_path / "blobs" / "2.1.0" / "card.yaml"
+    card.write_text(card.read_text().replace("2.0.0", "1.0.0"))
+    card.parent.rename(tmp_path / "blobs" / "1.0.0")
+    with pytest.raises(CardError, match="stands in"):
+        Registry.from_folder(tmp_path)
+
+
+def test_a_version_comes_from_a_folder_or_an_archive_once_and_never_with_other_bytes(
+    embedded: Holding, settings: Settings, tmp_path: Path
+) -> None:
+    source = version_in(tmp_path / "new", expect=None)
+    archive = tmp_path / "new.zip"
+    with zipfile.ZipFile(archive, "w") as made:
+        for file in source.iterdir():
+            made.write(file, f"blobs-2/{file.name}")
+    done = governing.add(settings, embedded.database, archive, by=ANN)
+    assert done.changed[0].startswith("blobs@2.0.0 is added as a candidate")
+    assert load_card(store_of(settings) / "blobs" / "2.0.0").digest == load_card(source).digest
+    assert governing.add(settings, embedded.database, source, by=ANN).changed == []
+    card = source / "card.yaml"
+    card.write_text(card.read_text().replace("Bright blobs", "Brighter blobs"))
+    with pytest.raises(AlreadyThere, match="a version of its own"):
+        governing.add(settings, embedded.database, source, by=ANN)
+    assert load_card(store_of(settings) / "blobs" / "2.0.0").title == "Bright blobs"
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "/escaped", "blobs/../../escaped"])
+def test_an_archive_writes_nothing_outside_its_folder(
+    embedded: Holding, settings: Settings, tmp_path: Path, name: str
+) -> None:
+    source = version_in(tmp_path / "new", expect=None)
+    archive = tmp_path / "hostile.zip"
+    with zipfile.ZipFile(archive, "w") as made:
+        made.write(source / "card.yaml", "card.yaml")
+        made.write(source / "model.onnx", "model.onnx")
+        made.writestr(name, "x")
+    with pytest.raises(CardError):
+        governing.add(settings, embedded.database, archive, by=ANN)
+    assert [one.name for one in store_of(settings).iterdir()] == [".lock"]
+    assert list(tmp_path.rglob("escaped")) == list(embedded.root.rglob("escaped")) == []
+    assert not Path("/escaped").exists()
+
+
+def test_verifying_names_what_has_changed_and_adding_again_puts_back_what_was_lost(
+    embedded: Holding, settings: Settings, tmp_path: Path
+) -> None:
+    source = version_in(tmp_path / "new", expect=None)
+    governing.add(settings, embedded.database, source, by=ANN)
+    assert [one.passed for one in governing.verify(settings, embedded.database)] == [True, True]
+    weights = store_of(settings) / "blobs" / "2.0.0" / "model.onnx"
+    weights.write_bytes(weights.read_bytes() + b"x")
+    found = list(governing.verify(settings, embedded.database, "blobs@2.0.0"))
+    assert (found[0].passed, "sha256" in found[0].found) == (False, True)
+    with pytest.raises(CardError, match="sha256"):
+        governing.promote(settings, embedded.database, "blobs@2.0.0", "shadow", by=ANN)
+    governing.add(settings, embedded.database, source, by=ANN)
+    assert all(one.passed for one in governing.verify(settings, embedded.database))
+
+
+def test_what_has_not_passed_its_own_samples_is_not_promoted(
+    embedded: Holding, settings: Settings, tmp_path: Path
+) -> None:
+    promote: Callable[..., Any] = lambda **more: governing.promote(  # noqa: E731
+        settings, embedded.database, "blobs@2.0.0", by=ANN, **more
+    )
+    governing.add(settings, embedded.database, version_in(tmp_path / "new"), by=ANN)
+    with pytest.raises(ModelRefused, match="has not been tested"):
+        promote()
+    # Who answers for a card without samples does not for one that has them.
+    with pytest.raises(ModelRefused, match="has not been tested"):
+        promote(untested=True, why="I am sure")
+    report = governing.run_test(settings, embedded.database, "blobs@2.0.0", by=ANN)
+    assert (report["passed"], report["samples"][0]["said"]["right lung"]) == (True, pytest.approx(BLOCK_ML))
+    beside = store_of(settings) / "blobs" / "2.0.0" / "report.json"
+    for content in (json.dumps({"passed": False, "summary": "it loses 3 %"}), json.dumps({}), "no JSON"):
+        beside.write_text(content)
+        with pytest.raises(ModelRefused, match=r"report\.json"):
+            promote()
+    beside.write_text(json.dumps({"passed": True}))
+    assert stage_of(embedded.database, "2.0.0") == "candidate"
+    assert promote(why="tested").changed == ["blobs@2.0.0: candidate -> live", "blobs@1.0.0: live -> candidate"]
+
+
+def test_a_mismatch_is_told_in_words_and_holds_a_version_back(
+    embedded: Holding, settings: Settings, tmp_path: Path
+) -> None:
+    source = version_in(tmp_path / "new", expect=BLOCK_ML * 1.2)
+    with (source / "block.npz").open("wb") as file:
+        headers = [one.name for one in (source / "case").iterdir()]
+        write_mask(file, tuple(headers), np.zeros((len(headers), 16, 16), np.uint8))
+    governing.add(settings, embedded.database, source, by=ANN)
+    report = governing.run_test(settings, embedded.database, "blobs@2.0.0", by=ANN)
+    assert report["samples"][0]["mismatches"] == (
+        "right lung: 1.6; expected 1.92 within 0.0384",
+        "the mask lies on other images than the one expected",
+    )
+    for stage in ("live", "shadow"):
+        with pytest.raises(ModelRefused, match="has not passed its test: 0 of 1"):
+            governing.promote(settings, embedded.database, "blobs@2.0.0", stage, by=ANN)  # type: ignore[arg-type]
+
+
+def test_a_card_without_samples_needs_somebody_who_answers_and_a_rollback_needs_the_files(
+    embedded: Holding, settings: Settings, tmp_path: Path
+) -> None:
+    governing.add(settings, embedded.database, version_in(tmp_path / "new", expect=None), by=ANN)
+    assert governing.run_test(settings, embedded.database, "blobs@2.0.0", by=ANN)["passed"] is False
+    for words in ({}, {"untested": True}, {"why": "I am sure"}):
+        with pytest.raises(ModelRefused, match="somebody has to answer"):
+            governing.promote(settings, embedded.database, "blobs@2.0.0", by=ANN, **words)  # type: ignore[arg-type]
+    governing.promote(settings, embedded.database, "blobs@2.0.0", by=ANN, untested=True, why="compared by hand")
+    with embedded.database.read() as connection:
+        assert models.history(connection)[0].why == "compared by hand"
+    shipped = settings.models / "blobs" / "model.onnx"
+    shipped.rename(tmp_path / "lost")
+    with pytest.raises(CardError, match=r"model\.onnx"):
+        governing.rollback(settings, embedded.database, "blobs", by=ANN)
+    assert stage_of(embedded.database, "2.0.0") == "live"
+    (tmp_path / "lost").rename(shipped)
+    governing.rollback(settings, embedded.database, "blobs", by=ANN, retired=True)
+    assert (stage_of(embedded.database, "1.0.0"), stage_of(embedded.database, "2.0.0")) == ("live", "retired")
+
+
+def test_a_backup_holds_what_was_added_with_its_stage(
+    embedded: Holding, settings: Settings, tmp_path: Path, quick_path: Path
+) -> None:
+    governing.add(settings, embedded.database, version_in(tmp_path / "new"), by=ANN)
+    governing.promote(settings, embedded.database, "blobs@2.0.0", "shadow", by=ANN)
+    (embedded.root / "shadows").mkdir()
+    (embedded.root / "shadows" / "1.2.3.npz").write_bytes(b"mask")
+    backup(settings, quick_path / "node.tar")
+    there = settings.model_copy(update={"data_dir": quick_path / "restored"})
+    restore(there, quick_path / "node.tar")
+    database = Database(there.database_url)
+    try:
+        assert stage_of(database, "2.0.0") == "shadow"
+        assert all(one.passed for one in governing.verify(there, database))
+    finally:
+        database.close()
+    assert (there.data_dir / "shadows" / "1.2.3.npz").read_bytes() == b"mask"
