@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inference import gate
 from inference.errors import InputRefused
 from inference.grid import Grid, resample
 from inference.registration import register
@@ -69,8 +70,8 @@ def read_roles(roles: Sequence[InputRole], input_set: Mapping[str, Sequence[Imag
     Raises
     ------
     InputRefused
-        ``missing-role`` naming those that are; ``slice-spacing``; ``roles-apart`` where a role does not cover the
-        reference's field; the reasons of :func:`inference.volume.read_volume` and
+        ``missing-role`` naming those that are; ``slice-spacing``, ``coverage``; ``roles-apart`` where a role does not
+        cover the reference's field; the reasons of :func:`inference.volume.read_volume` and
         :func:`inference.registration.register`, with the role's name in their words.
     """
     missing = [role.role for role in roles if not role.optional and not input_set.get(role.role)]
@@ -102,16 +103,11 @@ def read_roles(roles: Sequence[InputRole], input_set: Mapping[str, Sequence[Imag
 def _read(role: InputRole, files: Sequence[ImageFile], named: bool) -> Volume:
     try:
         volume = read_volume(files, minimum=role.minimum_instances)
-        spacing = volume.coverage.spacing_mm
-        if role.slice_spacing_mm and not role.slice_spacing_mm[0] <= spacing <= role.slice_spacing_mm[1]:
-            low, high = role.slice_spacing_mm
-            raise InputRefused(
-                "slice-spacing", f"the slices lie {spacing:.2f} mm apart; this model reads {low:g} to {high:g} mm"
-            )
+        gate.volume(role, volume.coverage)
     except InputRefused as refusal:
         if not named:
             raise
-        raise InputRefused(refusal.reason, f"{role.role}: {refusal.text}") from refusal
+        raise InputRefused(refusal.reason, f"{role.role}: {refusal.text}", refusal.code) from refusal
     return volume
 
 

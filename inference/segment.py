@@ -6,14 +6,15 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from inference import gate
 from inference.findings import Findings, NotAnalysed, Segment, Segmentation
 from inference.labelling import label_by_slab, label_by_window
 from inference.postprocess import fill_holes, keep_components, volumes_ml
-from inference.volume import read_volume
+from inference.roles import read_roles
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     from inference.card import Card
@@ -35,16 +36,18 @@ def segment(card: Card, model: Model, input_set: Mapping[str, Sequence[ImageFile
     EngineFailure
         If the model broke, or answered what its card does not say.
     """
-    role = card.inputs[0]
     unknown = gate.headers(card.inputs, input_set)
-    volume = read_volume(input_set.get(role.role, ()), minimum=role.minimum_instances)
-    gate.volume(role, volume.coverage)
+    read = read_roles(card.inputs, input_set)
+    volume = read.reference
     timed = _Timed(model)
-    images = (*volume.images, *volume.left_out)
+    images = (*read.images, *read.left_out)
     if card.layout == "zyx":
         labels = label_by_slab(card, timed.infer, volume.array, volume.spacing_mm)
     else:
-        labels = label_by_window(card, timed.infer, [volume.array], volume.grid)
+        # A role that may be absent and is shows nothing: its channel is empty.
+        empty = np.broadcast_to(np.float32(0), volume.array.shape)
+        channels = [read.arrays.get(role.role, empty) for role in card.inputs]
+        labels = label_by_window(card, timed.infer, channels, volume.grid)
     wanted = [output.label for output in card.outputs if output.label is not None]
     refused = _finished(card, labels, volume, wanted)
     if refused is not None:
@@ -67,7 +70,7 @@ def segment(card: Card, model: Model, input_set: Mapping[str, Sequence[ImageFile
             segments=segments, images=volume.keys, frames=volume.frames, labels=volume.to_source(labels)
         ),
         coverage=volume.coverage,
-        warnings=unknown,
+        warnings=(*unknown, *read.warnings),
         seconds=timed.seconds,
     )
 

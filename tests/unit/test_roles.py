@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from onnx import TensorProto, helper
 from pydicom.uid import MRImageStorage
 
-from inference.engine import ImageFile
+from inference.card import load_card
+from inference.engine import ImageFile, Job, open_engine
 from inference.errors import InputRefused
 from inference.inputs import InputRole
 from inference.registration import register
 from inference.roles import read_roles
 from tests.dicom_factory import ct_series
+from tests.model_factory import segmentation_card, write_model
 
 ROLES = tuple(InputRole(role=name, kind="volume", minimum_instances=4) for name in ("t1", "t2", "flair"))
 #: What shows dark in one contrast shows bright in another: background, scalp, brain, ventricle, lesion.
@@ -149,3 +152,45 @@ def test_what_is_wrong_with_one_role_is_said_with_its_name(tmp_path: Path) -> No
     with pytest.raises(InputRefused, match="t2: slices are missing") as caught:
         read_roles(ROLES[:2], given)
     assert caught.value.reason == "gap-in-series"
+
+
+def test_a_model_of_several_channels_reads_them_on_the_reference_and_its_mask_lies_there(tmp_path: Path) -> None:
+    """The graph marks what is bright in T2 and dark in T1: the ventricle, which neither channel alone tells."""
+    weights = helper.make_tensor("weights", TensorProto.FLOAT, [2, 2, 1, 1, 1], [0.0, 0.0, -1.0, 1.0])
+    bias = helper.make_tensor("bias", TensorProto.FLOAT, [2], [0.0, -500.0])
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["image", "weights", "bias"], ["scores"])],
+        "difference",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 2, "d", "h", "w"])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", 2, "d", "h", "w"])],
+        [weights, bias],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    card = segmentation_card(
+        inputs=[{"role": name, "kind": "volume", "minimum_instances": 4} for name in ("t1", "t2")],
+        tensors={"image": "image", "output": "scores"},
+        layout="ncdhw",
+        postprocess=[],
+        not_analysed={},
+    )
+    card["outputs"] = card["outputs"][:1]
+    del card["slab"]
+    path = write_model(tmp_path / "models", card, model)
+    given = {
+        "t1": series(tmp_path / "1", "t1", frame="2.25.1"),
+        "t2": series(tmp_path / "2", "t2", frame="2.25.1", orientation=(0, 1, 0, 0, 0, -1), shape=(40, 60, 70)),
+    }
+    engine = open_engine(load_card(path))
+    try:
+        findings = engine.run(Job(path, {role: tuple(files) for role, files in given.items()}))
+        refused = engine.run(Job(path, {"t1": tuple(given["t1"])}))
+    finally:
+        engine.close()
+    assert findings.segmentation is not None
+    assert findings.segmentation.images == tuple(file.key for file in given["t1"])
+    found = read_roles(ROLES[:1], given).reference.source_grid.to_lps(np.argwhere(findings.segmentation.labels))
+    assert np.abs(found.mean(axis=0) - (-8, 5, 10)).max() < 2
+    assert findings.segmentation.segments[0].volume_ml == pytest.approx(4 / 3 * np.pi * 12 * 30 * 10 / 1000, rel=0.15)
+    assert refused.not_analysed is not None
+    assert refused.not_analysed.reason == "missing-role"
+    assert "t2" in refused.not_analysed.text
