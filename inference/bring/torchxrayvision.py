@@ -13,7 +13,7 @@ extras ``torch`` and ``convert``); what it makes as ONNX runs without.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +26,6 @@ from inference.errors import CardError, EngineFailure
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    from torch import Tensor
-    from torch.nn import Module
 
     from inference.engines.torchxrayvision_catalogue import CatalogueEntry
 
@@ -157,14 +155,15 @@ def bring(
         If the file is not what it should be, or the answers differ.
     """
     from inference.engines.torchxrayvision_catalogue import build, head_of
+    from inference.engines.torchxrayvision_export import export, save_weights
 
     weights = _weights(wanted, file)
     network = build(wanted.name, weights)
     linear = None if wanted.task == "segmentation" else head_of(network)
     if native:
-        _save(weights, folder / "model.pt")
+        save_weights(weights, folder / "model.pt")
     else:
-        _export(wanted, network, linear, folder / "model.onnx")
+        export(network, linear, wanted.resolution, folder / "model.onnx")
     if linear is not None:
         np.save(folder / "head.npy", linear[1].weight.detach().numpy(), allow_pickle=False)
     card = _card(wanted, name or wanted.name, _sha256(file), folder, native=native, explained=linear is not None)
@@ -181,7 +180,7 @@ def bring(
     return Brought(str(card["version"]), difference, len(trials))
 
 
-def _weights(wanted: CatalogueEntry, file: Path) -> dict[str, Tensor]:
+def _weights(wanted: CatalogueEntry, file: Path) -> dict[str, Any]:
     """Return a released file's weights by bare names; whole modules are read in a process that is thrown away."""
     if wanted.pickled:
         from inference.engines.unpickling import module_weights
@@ -196,57 +195,6 @@ def _weights(wanted: CatalogueEntry, file: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _save(weights: Mapping[str, Tensor], target: Path) -> None:
-    import torch
-
-    torch.save(dict(weights), target)
-
-
-def _export(wanted: CatalogueEntry, network: Module, linear: tuple[Module, Module] | None, target: Path) -> None:
-    """Write the network as ONNX: scores before any activation, and the maps that a linear last layer averages."""
-    import warnings
-
-    import torch
-
-    kept: list[Any] = []
-    handle = None if linear is None else linear[0].register_forward_hook(lambda _m, _i, output: kept.append(output))
-
-    class Bare(torch.nn.Module):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-
-        def forward(self, image: Any) -> Any:
-            kept.clear()
-            scores = self.network(image)
-            return (scores, kept[0].relu()) if kept else scores
-
-    points = getattr(network, "op_threshs", None)
-    names = ["score"] + (["features"] if linear is not None else [])
-    image = torch.zeros(1, 1, wanted.resolution, wanted.resolution)
-    try:
-        # Without operating points the library's networks answer scores; the card's steps do the rest.
-        if points is not None:
-            network.op_threshs = None
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                Bare().eval(),
-                (image,),
-                str(target),
-                input_names=["image"],
-                output_names=names,
-                dynamic_axes={one: {0: "batch"} for one in ["image", *names]},
-                opset_version=17,
-                dynamo=False,
-            )
-    finally:
-        if points is not None:
-            network.op_threshs = points
-        if handle is not None:
-            handle.remove()
-
-
 def _random_images(resolution: int) -> Iterator[npt.NDArray[np.float32]]:
     """Yield noise of several scales, brightness gradients and a flat field, all from -1024 to 1024."""
     random = np.random.default_rng(_SEED)
@@ -259,20 +207,18 @@ def _random_images(resolution: int) -> Iterator[npt.NDArray[np.float32]]:
 
 
 def _difference(
-    wanted: CatalogueEntry, network: Module, card_path: Path, images: Sequence[npt.NDArray[np.float32]]
+    wanted: CatalogueEntry, network: Any, card_path: Path, images: Sequence[npt.NDArray[np.float32]]
 ) -> float:
     """Return the largest difference of a probability between the library and the card's own way, also in one batch."""
-    import torch
-
     from inference.card import load_card
     from inference.classify import probabilities
     from inference.engines import onnx, torchxrayvision
+    from inference.engines.torchxrayvision_export import answers_of
     from inference.postprocess import probabilities_of
 
     card = load_card(card_path)
     batch = np.stack(images)[:, None]
-    with torch.inference_mode():
-        expected = network(torch.from_numpy(batch)).numpy()
+    expected = answers_of(network, batch)
     axis = 1
     if not wanted.operating_points:
         expected = probabilities_of(expected, wanted.activation, axis=axis)
@@ -298,7 +244,7 @@ def _card(
     wanted: CatalogueEntry, name: str, digest: str, folder: Path, *, native: bool, explained: bool
 ) -> dict[str, Any]:
     """Return the card as YAML-ready values."""
-    import torchxrayvision
+    from inference.engines.torchxrayvision_catalogue import library_version
 
     stretched = bool(wanted.operating_points)
     steps: list[dict[str, Any]] = []
@@ -311,7 +257,7 @@ def _card(
     tensors = {"image": "image", "output": "score"}
     card: dict[str, Any] = {
         "name": name,
-        "version": f"{torchxrayvision.__version__}+{digest[:8]}" + ("-native" if native else ""),
+        "version": f"{library_version()}+{digest[:8]}" + ("-native" if native else ""),
         "title": f"torchxrayvision {wanted.name}",
         "task": wanted.task,
         "engine": "torchxrayvision" if native else "onnx",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-__all__ = ["CatalogueEntry", "build", "cache_folder", "entry", "head_of", "names"]
+__all__ = ["CatalogueEntry", "build", "cache_folder", "entry", "head_of", "library_version", "names"]
 
 _RELEASE = "https://github.com/mlmed/torchxrayvision/releases/download/v1"
 
@@ -157,6 +157,14 @@ def entry(name: str) -> CatalogueEntry:
         resolution=baseline.resolution,
         activation=baseline.activation,
     )
+
+
+def library_version() -> str:
+    """Return the version of torchxrayvision that is installed."""
+    _core_models()
+    import torchxrayvision
+
+    return str(torchxrayvision.__version__)
 
 
 def cache_folder() -> Path:
