@@ -13,6 +13,7 @@ from inference.detect import detections_of
 from inference.errors import EngineFailure
 from inference.explain import Frame, heat_maps
 from inference.findings import Classification, Detection, Findings, HeatMap, Measurement
+from inference.fingerprint import fingerprint
 from inference.postprocess import calibrated, probabilities_of
 from inference.preprocess import centre_crop, padded_square, radiograph_input, torchxrayvision_input
 
@@ -44,6 +45,7 @@ def classify(card: Card, model: Model, files: Sequence[ImageFile]) -> Findings:
     measurements: list[Measurement] = []
     detections: list[Detection] = []
     maps: list[HeatMap] = []
+    hashes: dict[str, str] = {}
     images: list[str] = []
     seconds = 0.0
     # One series may hold a frontal and a lateral view: only what the card means is read.
@@ -54,6 +56,7 @@ def classify(card: Card, model: Model, files: Sequence[ImageFile]) -> Findings:
         answers = model.infer({card.tensors["image"]: pixels[None, None]})
         seconds += time.perf_counter() - began
         images.append(file.key)
+        hashes[file.key] = fingerprint(pixels)
         if card.task == "classification":
             classifications.extend(_classifications(card, answers["output"], file.key))
             if card.explain:
@@ -79,6 +82,7 @@ def classify(card: Card, model: Model, files: Sequence[ImageFile]) -> Findings:
         detections=tuple(detections),
         heat_maps=tuple(maps),
         warnings=admitted.warnings(),
+        fingerprints=hashes,
         seconds=seconds,
     )
 

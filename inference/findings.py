@@ -145,7 +145,7 @@ class Findings:
 
     ``warnings`` are for people, and never hold a patient's identity. ``provider`` and ``precision`` say what really
     ran; ``statistics`` describe the input, feature by feature, as JSON-ready values; ``fingerprints`` are perceptual
-    hashes, by image.
+    hashes, by image. ``cached`` findings were not computed now, but the time before on the same input.
     """
 
     images: tuple[str, ...]
@@ -162,6 +162,7 @@ class Findings:
     statistics: dict[str, Any] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    cached: bool = False
 
     def summary(self) -> dict[str, Any]:
         """Return all but masks and maps as JSON-ready values: what the database keeps and reports are built from."""
@@ -217,6 +218,7 @@ class Findings:
             "statistics": self.statistics,
             "fingerprints": self.fingerprints,
             "seconds": self.seconds,
+            "cached": self.cached,
         }
         if self.not_analysed is not None:
             code = self.not_analysed.code

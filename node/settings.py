@@ -154,6 +154,8 @@ class PerformSettings(Section):
     concurrency: Annotated[int, Field(ge=1, le=256)] = 16
     #: What all engines together may hold; by default half of the machine's memory.
     memory_mb: Annotated[float, Field(ge=256)] | None = None
+    #: What kept results may take of the disk, in MB; 0 keeps none.
+    results_mb: Annotated[float, Field(ge=0)] = 2048
     #: How long a model stays loaded that has nothing to do.
     idle_seconds: Seconds = 900
 

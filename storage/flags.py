@@ -22,6 +22,7 @@ __all__ = [
     "DEMOGRAPHICS",
     "IDENTITY_FIELDS",
     "INCOMPLETE",
+    "LIKENESS",
     "PATIENT",
     "Collision",
     "collisions",
@@ -42,6 +43,8 @@ DEMOGRAPHICS: Final = "demographics"
 INCOMPLETE: Final = "incomplete"
 #: An instance stands in another study or series as well.
 CONFLICT: Final = "conflict"
+#: A picture of another study looks nearly the same.
+LIKENESS: Final = "likeness"
 
 IDENTITY_FIELDS: Final = ("patient_id", "name", "birth_date", "sex")
 #: So many studies of the same Patient ID are compared, the latest: an archive may hold thousands of "ANONYMOUS".

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, delete, exists, insert, select
 
-from storage import changefeed, commitments, lifecycle, schema
+from storage import changefeed, commitments, fingerprints, lifecycle, results, schema
 from storage.blobs import Blobs
 from storage.database import Database, now
 from storage.errors import StillNeeded, Unknown
@@ -47,8 +47,11 @@ def delete_instance(database: Database, blobs: Blobs, sop_instance_uid: str, rea
                 )
                 gone.append(blob)
             connection.execute(delete(schema.variant).where(v.instance_id == row.id))
+            # Their files are removed by the next sweep, as those of any result that has no row.
+            results.forget_study(connection, row.study_id)
             connection.execute(delete(schema.instance).where(i.id == row.id))
             changefeed.append(connection, "instance", row.id, study_id=row.study_id, after="DELETED", reason=reason)
+        fingerprints.forget(connection, sop_instance_uid)
     for blob in gone:
         blobs.delete(blob)
     return len(rows)

@@ -458,6 +458,46 @@ notification = Table(
     UniqueConstraint("revision_id", "receiver", "number"),
 )
 
+# What a model has found on an input, under all that it is a function of: may be lost without losing work.
+result = Table(
+    "result",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("key", String(64), nullable=False),
+    Column("study_id", _Id, ForeignKey("study.id"), nullable=False, index=True),
+    Column("model", Text, nullable=False),
+    Column("provider", String(64), nullable=False),
+    Column("precision", String(16), nullable=False),
+    Column("findings", LargeBinary, nullable=False),
+    # SHA-256 of the findings and of the file.
+    Column("digest", String(64), nullable=False),
+    Column("blob", Text, nullable=True, index=True),
+    Column("size", BigInteger, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("used_at", UtcDateTime, nullable=False, index=True),
+    UniqueConstraint("key", "provider", "precision"),
+)
+
+# Perceptual hashes of pictures, and the pieces of each, by which those that are nearly the same are found.
+fingerprint = Table(
+    "fingerprint",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("study_id", _Id, ForeignKey("study.id"), nullable=False, index=True),
+    _uid("sop_instance_uid", nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("value", String(64), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    UniqueConstraint("sop_instance_uid", "kind"),
+)
+
+fingerprint_piece = Table(
+    "fingerprint_piece",
+    metadata,
+    Column("piece", BigInteger, primary_key=True, autoincrement=False),
+    Column("fingerprint_id", _Id, ForeignKey("fingerprint.id"), primary_key=True, index=True),
+)
+
 change = Table(
     "change",
     metadata,

@@ -16,6 +16,7 @@ import typer
 from node.cli import models, quarantine
 from node.cli.holding import reindex, verify
 from node.cli.options import CONFIG, ByOption, ConfigOption, JsonOption
+from node.cli.results import results
 from node.cli.support import asker, console, explained, load, opened, print_json, progress, show
 
 __all__ = ["app", "main"]
@@ -369,6 +370,7 @@ def restore(
         typer.echo(f"overread: was missing or damaged when the backup was taken: {blob}", err=True)
 
 
+app.command()(results)
 app.command()(verify)
 app.command()(reindex)
 app.add_typer(quarantine.app)

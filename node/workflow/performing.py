@@ -16,12 +16,13 @@ from inference.errors import EngineFailure
 from node.errors import EvidenceError, WorkitemUnfit
 from node.workflow import shadows
 from node.workflow.lease import Lease
+from node.workflow.remembering import key_of, recalled, remember
 from node.workflow.way import Way
 from storage import attempts, studies, worklist
 from storage.database import now
 from storage.errors import LeaseLost
 from storage.headers import read_header
-from storage.records import Attempt, Workitem
+from storage.records import Attempt, Instance, Workitem
 
 if TYPE_CHECKING:
     from inference.findings import Findings
@@ -44,8 +45,12 @@ def attempt_workitem(way: Way, workitem: Workitem, attempt: Attempt, run: Run) -
         _log.info("attempt began", attempt=attempt.number)
         try:
             card = _card(way, workitem)
-            job = _job(way, workitem, card)
-            findings = run(card, job, lease.check)
+            job, instances = _job(way, workitem, card)
+            key = key_of(card, instances)
+            findings = recalled(way, key, instances)
+            if findings is None:
+                findings = run(card, job, lease.check)
+                remember(way, workitem, card, key, findings)
             documents = () if workitem.shadow else _document(way, workitem, card, findings)
             lease.check()
             _commit(way, workitem, attempt, findings, documents)
@@ -88,8 +93,8 @@ def _card(way: Way, workitem: Workitem) -> Card:
     return card
 
 
-def _job(way: Way, workitem: Workitem, card: Card) -> Job:
-    """Return the job of a workitem.
+def _job(way: Way, workitem: Workitem, card: Card) -> tuple[Job, dict[str, tuple[Instance, ...]]]:
+    """Return the job of a workitem, and the instances of its input set.
 
     Raises
     ------
@@ -98,12 +103,16 @@ def _job(way: Way, workitem: Workitem, card: Card) -> Job:
     """
     with way.database.read() as connection:
         by_uid = {one.sop_instance_uid: one for one in studies.evidence(connection, workitem.study_id)}
-    input_set: dict[str, tuple[ImageFile, ...]] = {}
+    instances: dict[str, tuple[Instance, ...]] = {}
     for role, chosen in workitem.input_set.items():
         if any(uid not in by_uid for uid in chosen["sop_instance_uids"]):
             raise WorkitemUnfit("an instance of its input set was deleted or excluded")
-        input_set[role] = tuple(ImageFile(uid, way.blobs.path(by_uid[uid].blob)) for uid in chosen["sop_instance_uids"])
-    return Job(card_path=card.path, input_set=input_set)
+        instances[role] = tuple(by_uid[uid] for uid in chosen["sop_instance_uids"])
+    input_set = {
+        role: tuple(ImageFile(one.sop_instance_uid, way.blobs.path(one.blob)) for one in found)
+        for role, found in instances.items()
+    }
+    return Job(card_path=card.path, input_set=input_set), instances
 
 
 def _document(way: Way, workitem: Workitem, card: Card, findings: Findings) -> tuple[EvidenceDocument, ...]:
@@ -177,7 +186,13 @@ def _commit(
         for one in new:
             way.blobs.delete(one.blob)
         raise
-    _log.info("workitem completed", outcome=_outcome(findings), documents=len(new), seconds=round(findings.seconds, 3))
+    _log.info(
+        "workitem completed",
+        outcome=_outcome(findings),
+        documents=len(new),
+        seconds=round(findings.seconds, 3),
+        cached=findings.cached,
+    )
 
 
 def _stored(way: Way, document: EvidenceDocument) -> attempts.NewDocument:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,12 +12,15 @@ from apscheduler.schedulers.background import BackgroundScheduler
 
 from node.dimse.commitment_scp import reported_to
 from node.workflow.way import Way
-from storage import attempts, commitments
+from storage import attempts, commitments, results
 
 __all__ = ["sweeping"]
 
 _log = structlog.get_logger("overread.sweeps")
 _CHECKPOINT_SECONDS = 60.0
+_RESULTS_SECONDS = 600.0
+#: A file of a result is an orphan once its row has not come for so long.
+_ORPHAN_NANOSECONDS = 3600 * 10**9
 
 
 @contextmanager
@@ -28,6 +32,9 @@ def sweeping(way: Way) -> Iterator[None]:
     scheduler.add_job(_expire_leases, "interval", [way], seconds=every, **options)
     scheduler.add_job(_park_unreachable, "interval", [way], seconds=every, **options)
     scheduler.add_job(way.database.checkpoint, "interval", seconds=_CHECKPOINT_SECONDS, **options)
+    if way.settings.perform.results_mb:
+        scheduler.add_job(_tidy_results, "interval", [way], seconds=_RESULTS_SECONDS, **options)
+        scheduler.add_job(_tidy_results, args=[way])
     scheduler.start()
     try:
         yield
@@ -44,6 +51,14 @@ def _park_unreachable(way: Way) -> None:
     with way.database.write() as connection:
         parked = commitments.park_unreachable(connection, callable_now)
     _log.warning("commitments parked", commitments=parked)
+
+
+def _tidy_results(way: Way) -> None:
+    """Keep the kept results within their bounds, and remove files of which a crash has lost the row."""
+    forgotten = results.evict(way.database, way.results, way.settings.perform.results_mb * 2**20)
+    removed = results.sweep(way.database, way.results, time.time_ns() - _ORPHAN_NANOSECONDS)
+    if forgotten or removed:
+        _log.info("results tidied", forgotten=forgotten, orphans=removed)
 
 
 def _expire_leases(way: Way) -> None:

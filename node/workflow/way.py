@@ -7,10 +7,15 @@ from pathlib import Path
 
 from node.settings import Route, Settings
 from node.workflow.models import Models
-from storage.blobs import Blobs
+from storage.blobs import Blobs, FileBlobs
 from storage.database import Database
 
-__all__ = ["Way"]
+__all__ = ["Way", "results_folder"]
+
+
+def results_folder(settings: Settings) -> Blobs:
+    """Return the folder of kept results' files: it may be emptied, and is made when it is needed."""
+    return FileBlobs(settings.data_dir.absolute() / "results")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +33,11 @@ class Way:
     def engine_cache(self) -> Path:
         """Return where engines keep compiled models and measured choices; it may be deleted at any time."""
         return self.settings.data_dir / "engines"
+
+    @property
+    def results(self) -> Blobs:
+        """Return the files of results that are kept for the next time."""
+        return results_folder(self.settings)
 
     @property
     def routes(self) -> tuple[Route, ...]:
