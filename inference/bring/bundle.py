@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from inference.bring.codes import ANATOMY, as_values, open_code, parse_code, suggest
+from inference.bring.codes import ANATOMY, as_values, category_of, open_code, parse_code, suggest
 from inference.errors import CardError
 
 __all__ = ["Described", "describe_bundle"]
@@ -152,7 +152,8 @@ def _outputs(labels: dict[int, str], codes: Sequence[str]) -> tuple[list[dict[st
     missing: list[str] = []
     for label, name in labels.items():
         code, category = suggest(name) or (open_code(name), ANATOMY)
-        code = given.get(name, code)
+        if name in given:
+            code, category = given[name], category_of(given[name])
         if code == open_code(name):
             missing.append(name)
         outputs.append(

@@ -17,7 +17,7 @@ from inference.findings import Code
 if TYPE_CHECKING:
     from inference.card import Card
 
-__all__ = ["ANATOMY", "OPEN_SCHEME", "open_code", "open_names", "parse_code", "suggest"]
+__all__ = ["ANATOMY", "OPEN_SCHEME", "open_code", "category_of", "open_names", "parse_code", "suggest"]
 
 #: The coding scheme of a code that nobody has filled in; no document may carry it.
 OPEN_SCHEME = "99OPEN"
@@ -58,6 +58,19 @@ def suggest(label: str) -> tuple[Code, Code] | None:
                 found = getattr(group, name)
                 return Code(value=found.value, scheme=found.scheme_designator, meaning=found.meaning), category
     return None
+
+
+def category_of(code: Code) -> Code:
+    """Return the category of a code that somebody gave: that of its context group, else an anatomical structure."""
+    from pydicom.sr.codedict import codes
+
+    for number, category in _GROUPS:
+        group = getattr(codes, f"cid{number}")
+        for name in group.dir():
+            found = getattr(group, name)
+            if (found.value, found.scheme_designator) == (code.value, code.scheme):
+                return category
+    return ANATOMY
 
 
 def open_code(label: str) -> Code:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from inference.bring.bundle import Described
-from inference.bring.codes import ANATOMY, as_values, open_code, parse_code, suggest
+from inference.bring.codes import ANATOMY, as_values, category_of, open_code, parse_code, suggest
 from inference.bring.convgraph import chain_to_onnx
 from inference.bring.tfjs import Convolution, read_chain
 from inference.errors import CardError
@@ -63,7 +63,8 @@ def convert_meshnet(
     missing: list[str] = []
     for label, called in enumerate(classes[1:], 1):
         code, category = suggest(called) or (open_code(called), ANATOMY)
-        code = given.get(called, code)
+        if called in given:
+            code, category = given[called], category_of(given[called])
         if code == open_code(called):
             missing.append(called)
         codes_of = {"code": as_values(code), "category": as_values(category)}

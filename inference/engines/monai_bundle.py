@@ -26,13 +26,15 @@ from inference.nifti import write_nifti
 from inference.options import MonaiBundle
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import numpy.typing as npt
 
     from inference.card import Card
-    from inference.engine import Job
+    from inference.engine import ImageFile, Job
     from inference.volume import Volume
 
-__all__ = ["labels_of", "open_engine"]
+__all__ = ["labels_of", "open_engine", "read_channels"]
 
 #: From DICOM's patient axes (LPS) to NIfTI's (RAS), and back.
 _LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -96,16 +98,13 @@ class BundleEngine:
         """Let go of the network with the process."""
 
     def _run(self, job: Job) -> Findings:
-        from inference.volume import read_volume
-
-        role = self._card.inputs[0]
-        volume = read_volume(job.input_set.get(role.role, ()), minimum=role.minimum_instances)
-        gate.volume(role, volume.coverage)
+        volume, channels = read_channels(self._card, job.input_set)
         with tempfile.TemporaryDirectory(prefix="bundle-") as folder:
-            file = Path(folder) / f"{role.role}.nii"
-            write_nifti(file, volume.array, volume.grid)
+            files = [Path(folder) / f"channel-{number}.nii" for number in range(len(channels))]
+            for file, array in zip(files, channels, strict=True):
+                write_nifti(file, array, volume.grid)
             began = time.perf_counter()
-            scores, affine = self._bundle.predict([file])
+            scores, affine = self._bundle.predict(files)
             seconds = time.perf_counter() - began
         labels = self._on_source(labels_of(scores, self._card, self._options), affine, volume)
         wanted = [output.label for output in self._card.outputs if output.label is not None]
@@ -140,6 +139,40 @@ class BundleEngine:
             raise EngineFailure("broke", "the bundle's answer says no sound place in the patient") from problem
         found: npt.NDArray[np.uint8] = resample(labels, given, volume.grid, interpolation="nearest")
         return found
+
+
+def read_channels(card: Card, input_set: Mapping[str, Sequence[ImageFile]]) -> tuple[Volume, list[npt.NDArray[Any]]]:
+    """Read one volume for each role, in the card's order, all on the grid of the first.
+
+    Returns
+    -------
+    Volume, list of numpy.ndarray
+        The first role's volume, and an array of its shape for each role; interpolated where a series lies otherwise.
+
+    Raises
+    ------
+    InputRefused
+        If a series is no volume, is outside its role's limits, or lies in another frame of reference than the first:
+        nothing says then which of its points are the same points of the patient.
+    """
+    from inference.volume import read_volume
+
+    volumes = []
+    for role in card.inputs:
+        found = read_volume(input_set.get(role.role, ()), minimum=role.minimum_instances)
+        gate.volume(role, found.coverage)
+        volumes.append(found)
+    first = volumes[0]
+    arrays = []
+    for role, found in zip(card.inputs, volumes, strict=True):
+        if found is not first and (found.frame_of_reference or "?") != first.frame_of_reference:
+            raise InputRefused(
+                "mixed-frames-of-reference",
+                f"the series of {role.role} lies in another frame of reference than that of {card.inputs[0].role}",
+            )
+        same = found.grid.matches(first.grid)
+        arrays.append(found.array if same else resample(found.array, found.grid, first.grid))
+    return first, arrays
 
 
 def labels_of(scores: npt.NDArray[np.float32], card: Card, options: MonaiBundle) -> npt.NDArray[np.uint8]:
