@@ -219,7 +219,11 @@ def read_json(card: Card, path: Path, images: Images) -> Findings:
             measurement(output_of(card, one.name), one.value, images.named(one.image)) for one in said.measurements
         ),
         detections=tuple(
-            _detection(output_of(card, one.name), one, images.named(one.image), images.sizes) for one in said.detections
+            found
+            for one in said.detections
+            for found in (_detection(output_of(card, one.name), one, images.named(one.image), images.sizes),)
+            # As with a detector that the node runs itself: what does not reach its threshold is not found.
+            if found.probability >= found.threshold
         ),
     )
 

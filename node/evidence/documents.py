@@ -52,6 +52,8 @@ def model_of(card: Card) -> Model:
         device_uid=card.device_uid,
         demonstration=card.demonstration,
         intended_use=_plain(card.intended_use),
+        task=card.task,
+        sought=tuple(output.code for output in card.outputs) if card.task == "detection" else (),
     )
 
 
@@ -111,9 +113,11 @@ def make_documents(
     EvidenceError
         A source is missing or unreadable, the mask does not fit, or a document fails the check before leaving.
     """
-    if findings.not_analysed is None and findings.segmentation is None and not findings.classifications:
+    anything = findings.classifications or findings.measurements or findings.detections or model.task == "detection"
+    if findings.not_analysed is None and findings.segmentation is None and not anything:
         raise EvidenceError("findings that neither say anything nor why they do not")
     spoken_of = {one.image for one in findings.classifications}
+    spoken_of |= {one.image for one in findings.measurements} | {one.image for one in findings.detections}
     spoken_of |= set(findings.segmentation.images) if findings.segmentation else set()
     if not spoken_of <= set(findings.images):
         raise EvidenceError("findings about an image that is not among those read")

@@ -16,6 +16,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 from pydicom.valuerep import PersonName
 
+from inference.findings import Code
 from node.dimse import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from node.errors import EvidenceError
 from node.evidence import codes
@@ -30,7 +31,10 @@ _DELIMITERS: Final = {0x0D, 0x0A, 0x09, 0x0C}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """What a model's card tells about it; ``device_uid`` changes with the model's bytes and thresholds."""
+    """What a model's card tells about it; ``device_uid`` changes with the model's bytes and thresholds.
+
+    ``sought`` is what a detector looks for, so that what it does not find is said too.
+    """
 
     name: str
     version: str
@@ -38,6 +42,8 @@ class Model:
     device_uid: str
     demonstration: bool
     intended_use: str
+    task: str = ""
+    sought: tuple[Code, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from pydicom.uid import CTImageStorage
 from inference.findings import Code
 from node.evidence import codes
 from node.evidence.codes import concept
+from node.evidence.groups import comment, groups_of
 from node.evidence.provenance import (
     Context,
     finish,
@@ -19,10 +20,9 @@ from node.evidence.provenance import (
     series_number,
     statements,
 )
-from node.evidence.segmentation import tracking_identifier
 
 if TYPE_CHECKING:
-    from inference.findings import Classification, Coverage, Findings, NotAnalysed, Segment
+    from inference.findings import Coverage, Findings
     from node.evidence.segmentation import WrittenSegmentation
     from node.evidence.source import SourceImage
 
@@ -120,7 +120,7 @@ def _content(findings: Findings, segmentation: WrittenSegmentation | None, conte
         for procedure in _procedures(context)
     )
     items.append(_image_library(findings.coverage, context))
-    items.append(_container(codes.IMAGING_MEASUREMENTS, _groups(findings, segmentation, context)))
+    items.append(_container(codes.IMAGING_MEASUREMENTS, groups_of(findings, segmentation, context)))
     items.append(_container(codes.QUALITATIVE_EVALUATIONS, _evaluations(findings, context)))
     root.ContentSequence = items
     return root
@@ -215,117 +215,6 @@ def _image_library(coverage: Coverage | None, context: Context) -> Any:
     return _container(codes.IMAGE_LIBRARY, groups)
 
 
-def _groups(findings: Findings, segmentation: WrittenSegmentation | None, context: Context) -> list[Any]:
-    if findings.not_analysed is not None:
-        return list(_not_analysed(findings.not_analysed, context))
-    groups: list[Any] = []
-    for one in findings.classifications:
-        groups.extend(_classification(one, context))
-    for segment in findings.segmentation.segments if findings.segmentation else ():
-        groups.extend(_segment(segment, segmentation, context))
-    return groups
-
-
-def _algorithm(context: Context, *parameters: str) -> Any:
-    """TID 4019, at the level of the group: viewers lose the group's label where it hangs under a measurement."""
-    from highdicom.sr import AlgorithmIdentification
-
-    said = [*parameters, *(["demonstration, trained on synthetic images"] if context.model.demonstration else [])]
-    return AlgorithmIdentification(
-        name=context.model.name,
-        version=context.model.version,
-        parameters=said or None,
-        family=concept(codes.ARTIFICIAL_INTELLIGENCE),
-        manufacturer=context.node.manufacturer,
-    )
-
-
-def _tracking(identifier: str, what: str, context: Context) -> Any:
-    from highdicom.sr import TrackingIdentifier
-
-    return TrackingIdentifier(uid=context.tracking_uid(what), identifier=identifier)
-
-
-def _classification(one: Classification, context: Context) -> Any:
-    """TID 1501: the finding is the question, Present or Absent the answer; nothing points at an invented place."""
-    from highdicom.sr import (
-        Measurement,
-        MeasurementsAndQualitativeEvaluations,
-        QualitativeEvaluation,
-        SourceImageForMeasurementGroup,
-    )
-
-    image = context.source.by_uid[one.image]
-    return MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=_tracking(one.name, f"finding {one.name} {one.image}", context),
-        algorithm_id=_algorithm(context, f"threshold = {one.threshold:.6g}"),
-        measurements=[
-            Measurement(name=concept(codes.PROBABILITY), value=round(one.probability, 4), unit=concept(codes.NO_UNITS))
-        ],
-        qualitative_evaluations=[
-            QualitativeEvaluation(name=concept(one.code), value=concept(codes.PRESENT if one.present else codes.ABSENT))
-        ],
-        source_images=[
-            SourceImageForMeasurementGroup(
-                referenced_sop_class_uid=image.sop_class_uid, referenced_sop_instance_uid=image.sop_instance_uid
-            )
-        ],
-    )
-
-
-def _segment(segment: Segment, written: WrittenSegmentation | None, context: Context) -> Any:
-    """TID 1411 by reference to the SEG; a segment without a voxel is in no SEG and gets TID 1501 with its 0 mL."""
-    from highdicom.sr import (
-        Measurement,
-        MeasurementsAndQualitativeEvaluations,
-        ReferencedSegment,
-        SourceSeriesForSegmentation,
-        VolumetricROIMeasurementsAndQualitativeEvaluations,
-    )
-
-    common = {
-        "tracking_identifier": _tracking(tracking_identifier(segment), f"segment {segment.label}", context),
-        "algorithm_id": _algorithm(context),
-        "finding_category": concept(segment.category),
-        "finding_type": concept(segment.code),
-        "measurements": [
-            Measurement(
-                name=concept(codes.VOLUME),
-                value=round(segment.volume_ml, 3),
-                unit=concept(codes.MILLILITER),
-                method=concept(codes.SEGMENTED_VOXELS),
-            )
-        ],
-    }
-    if written is None or segment.label not in written.segment_numbers:
-        return MeasurementsAndQualitativeEvaluations(**common)
-    return VolumetricROIMeasurementsAndQualitativeEvaluations(
-        **common,
-        referenced_segment=ReferencedSegment(
-            sop_class_uid=written.sop_class_uid,
-            sop_instance_uid=written.sop_instance_uid,
-            segment_number=written.segment_numbers[segment.label],
-            source_series=SourceSeriesForSegmentation(context.source.images[0].series_instance_uid),
-        ),
-    )
-
-
-def _not_analysed(verdict: NotAnalysed, context: Context) -> Any:
-    """A group that says that nothing was analysed and why; it holds no finding that could be read as absent."""
-    from highdicom.sr import MeasurementsAndQualitativeEvaluations, QualitativeEvaluation
-
-    said = [QualitativeEvaluation(name=concept(codes.SUMMARY_OF_ANALYSES), value=concept(codes.NOT_ATTEMPTED))]
-    if verdict.code is not None:
-        said.append(QualitativeEvaluation(name=concept(codes.REASON), value=concept(verdict.code)))
-    group = MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=_tracking("not analysed", "not analysed", context),
-        algorithm_id=_algorithm(context),
-        qualitative_evaluations=said,
-    )
-    group[0].ContentSequence.append(_text(f"Not analysed: {verdict.text} ({verdict.reason})"))
-    return group
-
-
 def _evaluations(findings: Findings, context: Context) -> list[Any]:
     """What holds for the whole document: whether it was analysed at all, what was covered, and what the document is."""
     from highdicom.sr import CodeContentItem, RelationshipTypeValues
@@ -335,6 +224,8 @@ def _evaluations(findings: Findings, context: Context) -> list[Any]:
         said.append(f"Not analysed: {findings.not_analysed.text} ({findings.not_analysed.reason})")
     elif findings.classifications and not any(one.present for one in findings.classifications):
         said.append("Analysed; none of the findings above reached its threshold.")
+    elif context.model.task == "detection" and not findings.detections:
+        said.append("Analysed; nothing that the model looks for was found at its thresholds.")
     said.extend(findings.warnings)
     if findings.coverage is not None:
         said.append(coverage_statement(findings.coverage))
@@ -348,7 +239,7 @@ def _evaluations(findings: Findings, context: Context) -> list[Any]:
             value=concept(outcome),
             relationship_type=RelationshipTypeValues.CONTAINS,
         ),
-        *(_text(words) for words in said),
+        *(comment(words) for words in said),
     ]
 
 
@@ -358,9 +249,3 @@ def coverage_statement(coverage: Coverage) -> str:
         f"Coverage: {coverage.images} images, {coverage.spacing_mm:.3f} mm apart, {coverage.extent_mm:.1f} mm along "
         "their normal. Nothing outside was analysed; a missing slice at either end of the series cannot be seen."
     )
-
-
-def _text(words: str) -> Any:
-    from highdicom.sr import RelationshipTypeValues, TextContentItem
-
-    return TextContentItem(name=concept(codes.COMMENT), value=words, relationship_type=RelationshipTypeValues.CONTAINS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
 from unicodedata import category
@@ -17,7 +18,7 @@ from node.errors import InvalidMessage, kind_and_place
 from node.evidence.attributes import valid_offset
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from node.notify.report import Report, Result
 
@@ -290,6 +291,16 @@ def _observations(report: Report, result: Result, profile: Profile) -> Iterator[
                 ),
                 "",
             )
+        for number, measured in enumerate(findings.get("measurements", ()), 1):
+            identifier = _with_local(measured["code"], measured["name"], measured["name"])
+            unit = measured["unit"]
+            units = _code(unit["value"], unit["meaning"], unit["scheme"])
+            yield obx("NM", identifier, _measured(measured["value"]), sub_id=str(number), units=units), ""
+        yield from _detections(findings, obx)
+        if findings and not any(
+            findings.get(kind) for kind in ("segments", "classifications", "measurements", "detections")
+        ):
+            yield text("nothing-found", "Result", "Analysed; nothing that the model looks for was found"), ""
     coverage = findings.get("coverage")
     if coverage:
         extent = (
@@ -300,6 +311,30 @@ def _observations(report: Report, result: Result, profile: Profile) -> Iterator[
     for number, document in enumerate(result.documents, 1):
         identifier = _code(f"{document.kind.lower()}-uid", f"{document.kind} SOP Instance UID", CODING_SCHEME)
         yield obx("ST", identifier, escape(document.sop_instance_uid), sub_id=str(number)), document.note
+
+
+def _detections(findings: dict[str, Any], obx: Callable[..., dict[int, str]]) -> Iterator[tuple[dict[int, str], str]]:
+    """Yield what was found and how sure the model is; where it lies stands in the SR."""
+    for number, found in enumerate(findings.get("detections", ()), 1):
+        name = found["name"]
+        present = _code(*_PRESENT)
+        yield obx("CWE", _with_local(found["code"], name, name), present, sub_id=f"box {number}", abnormal="A"), ""
+        yield (
+            obx(
+                "NM",
+                _with_local(_PROBABILITY, f"{name} probability", f"Probability of {name}"),
+                _number(found["probability"], 4),
+                sub_id=f"box {number}",
+                units=_code("1", "no units", "UCUM"),
+                normal=f"<{_number(found['threshold'], 4)}",
+            ),
+            "",
+        )
+
+
+def _measured(value: float) -> str:
+    """Return an NM with as many digits as a model's floats have, and no exponent."""
+    return f"{Decimal(f'{float(value):.7g}'):f}"
 
 
 def _code(value: str, meaning: str, scheme: str) -> str:

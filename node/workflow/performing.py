@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -210,6 +211,11 @@ def _outcome(findings: Findings) -> str:
         return f"not analysed: {findings.not_analysed.text}"
     if findings.segmentation is not None:
         return ", ".join(f"{one.name} {one.volume_ml:.0f} mL" for one in findings.segmentation.segments)
+    if findings.measurements:
+        return ", ".join(f"{one.name} {one.value:.4g} {one.unit.value}" for one in findings.measurements)
+    if findings.detections:
+        found = Counter(one.name for one in findings.detections)
+        return "found: " + ", ".join(f"{count} {name}" for name, count in found.items())
     present = [one.name for one in findings.classifications if one.present]
     return "present: " + ", ".join(present) if present else "none of its findings present"
 

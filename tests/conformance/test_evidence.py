@@ -17,11 +17,12 @@ import pydicom
 import pytest
 from pydicom import Dataset
 
-from inference.findings import Coverage, Findings, NotAnalysed
+from inference.findings import Code, Coverage, Detection, Findings, Measurement, NotAnalysed
 from node.evidence.documents import EvidenceDocument, Predecessor
 from tests.dicom_factory import AXIAL, ct_series, radiograph
 from tests.evidence_factory import (
     DEMO,
+    EFFUSION,
     RIGHT,
     classified,
     content,
@@ -62,6 +63,68 @@ def test_the_document_of_a_classification_has_no_error(tmp_path: Path, modality:
     path = radiograph(tmp_path, np.zeros((32, 32)), modality=modality)
     (document,) = documents_of(classified(path), [path], DEMO)
     assert errors_of(document, tmp_path) == []
+
+
+def test_a_measured_value_stands_in_its_unit_beside_its_image(tmp_path: Path) -> None:
+    path = radiograph(tmp_path, np.zeros((32, 32)))
+    (uid,) = uids_of([path])
+    ratio = Measurement(
+        name="cardiothoracic ratio",
+        code=Code(value="CTR", scheme="99TEST", meaning="Cardiothoracic ratio"),
+        value=0.52123456789,
+        unit=Code(value="1", scheme="UCUM", meaning="no units"),
+        image=uid,
+    )
+    model = replace(DEMO, demonstration=False, task="measurement")
+    (document,) = documents_of(Findings(images=(uid,), measurements=(ratio,)), [path], model)
+    assert errors_of(document, tmp_path) == []
+    (item,) = content(pydicom.dcmread(BytesIO(document.data)), "Cardiothoracic ratio")
+    measured = item.MeasuredValueSequence[0]
+    assert float(measured.NumericValue) == 0.5212346
+    assert measured.MeasurementUnitsCodeSequence[0].CodeValue == "1"
+    # Once in the library of images, once beside the value.
+    sources = content(pydicom.dcmread(BytesIO(document.data)), "Source")
+    assert [one.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for one in sources] == [uid, uid]
+
+
+def detections(uid: str, *boxes: tuple[float, float, float, float]) -> Findings:
+    return Findings(
+        images=(uid,),
+        detections=tuple(
+            Detection(name="nodule", code=NODULE, probability=0.75, threshold=0.5, image=uid, box=box) for box in boxes
+        ),
+    )
+
+
+NODULE = Code(value="27925004", scheme="SCT", meaning="Nodule")
+DETECTOR = replace(DEMO, demonstration=False, task="detection", sought=(NODULE, EFFUSION))
+
+
+def test_boxes_are_regions_on_their_image_and_what_was_not_found_is_absent(tmp_path: Path) -> None:
+    path = radiograph(tmp_path, np.zeros((32, 40)))
+    (uid,) = uids_of([path])
+    (document,) = documents_of(detections(uid, (2.5, 4, 10, 12), (0, 0, 32, 40)), [path], DETECTOR)
+    assert errors_of(document, tmp_path) == []
+    dataset = pydicom.dcmread(BytesIO(document.data))
+    regions = content(dataset, "Image Region")
+    assert [one.GraphicType for one in regions] == ["POLYLINE", "POLYLINE"]
+    # Column before row, around the box and back to its beginning.
+    assert list(regions[0].GraphicData) == [4, 2.5, 12, 2.5, 12, 10, 4, 10, 4, 2.5]
+    assert regions[0].ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID == uid
+    assert [float(one.MeasuredValueSequence[0].NumericValue) for one in content(dataset, "Probability")] == [0.75, 0.75]
+    assert [one.ConceptCodeSequence[0].CodeMeaning for one in content(dataset, "Pleural effusion")] == ["Absent"]
+    assert content(dataset, "Nodule") == []
+
+
+def test_a_detector_that_finds_nothing_says_so_for_all_that_it_looks_for(tmp_path: Path) -> None:
+    path = radiograph(tmp_path, np.zeros((32, 40)))
+    (uid,) = uids_of([path])
+    (document,) = documents_of(detections(uid), [path], DETECTOR)
+    assert errors_of(document, tmp_path) == []
+    dataset = pydicom.dcmread(BytesIO(document.data))
+    for one in DETECTOR.sought:
+        assert [item.ConceptCodeSequence[0].CodeMeaning for item in content(dataset, one.meaning)] == ["Absent"]
+    assert any("nothing that the model looks for" in one.TextValue for one in content(dataset, "Comment"))
 
 
 def test_the_document_of_a_refusal_has_no_error(tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def test_masks_of_one_structure_each_become_labels_where_the_later_one_stands(tm
 
 
 RATIO = {
-    "index": 0, "name": "ratio", "code": code("2710005", "Ratio"), "unit": code("mm", "millimeter", "UCUM")
+    "index": 0, "name": "ratio", "code": code("RATIO", "Ratio", "99TEST"), "unit": code("mm", "millimeter", "UCUM")
 }  # fmt: skip
 
 
@@ -244,7 +244,7 @@ def test_an_sr_that_contradicts_itself_or_its_card_is_not_believed(
     image = write_copy(ImageFile("k", path), tmp_path / "copy.dcm", ours)
     images = Images()
     images.add(str(image.SOPInstanceUID), "k", (8, 9))
-    said = [Measurement(concept("2710005"), 12.5, concept(unit, "UCUM"))]
+    said = [Measurement(concept("RATIO", "99TEST"), 12.5, concept(unit, "UCUM"))]
     if probability is not None:
         said.append(Measurement(concept("122157", "DCM"), probability, concept("1", "UCUM")))
     group = MeasurementsAndQualitativeEvaluations(

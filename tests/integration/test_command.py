@@ -248,13 +248,21 @@ def test_a_program_may_say_that_it_did_not_analyse_in_the_words_of_its_card(tmp_
 
 def test_boxes_and_values_are_checked_against_image_and_card(tmp_path: Path) -> None:
     image = radiograph(tmp_path / "i", np.full((8, 9), 7))
-    found = say('{"detections": [{"name": "nodule", "probability": 0.9, "box": [1, 2, 8, 9]}]}')
+    found = say(
+        '{"detections": [{"name": "nodule", "probability": 0.9, "box": [1, 2, 8, 9]},'
+        ' {"name": "nodule", "probability": 0.4, "box": [0, 0, 1, 1]}]}'
+    )
     (one,) = run(program(tmp_path, finding_card(task="detection"), found), image).detections
     assert (one.box, one.image) == ((1, 2, 8, 9), image.stem)
     beyond = say('{"detections": [{"name": "nodule", "probability": 0.9, "box": [1, 2, 8, 10]}]}')
     with pytest.raises(EngineFailure, match="does not lie in its image of 8 x 9"):
         run(program(tmp_path, finding_card(task="detection"), beyond), image)
-    ratio = {"index": 0, "name": "ratio", "code": code("1", "Ratio"), "unit": code("1", "no units", "UCUM")}
+    ratio = {
+        "index": 0,
+        "name": "ratio",
+        "code": code("RATIO", "Ratio", "99TEST"),
+        "unit": code("1", "no units", "UCUM"),
+    }
     measured = say('{"measurements": [{"name": "ratio", "value": 0.52}]}')
     (value,) = run(program(tmp_path, finding_card(task="measurement", outputs=[ratio]), measured), image).measurements
     assert (value.value, value.unit.value, value.image) == (0.52, "1", image.stem)

@@ -235,6 +235,44 @@ def test_findings_are_present_or_absent_with_a_probability_and_the_threshold() -
     ]
 
 
+def test_measured_values_are_numbers_in_their_unit_without_an_exponent() -> None:
+    measured = {
+        "measurements": [
+            {
+                "name": name,
+                "code": {"value": "1", "scheme": "99X", "meaning": name},
+                "unit": {"value": "mm", "scheme": "UCUM", "meaning": "millimeter"},
+                "value": value,
+                "image": "1.2.3",
+            }
+            for name, value in (("heart", 141.25), ("tiny", 1.5e-7), ("huge", 12345678901.0))
+        ]
+    }
+    message = build_message(a_report(results=(a_result(findings=measured),)), Profile(), "X")
+    numbers = [obx for obx in only(message, "OBX") if obx[2] == "NM"]
+    assert [(obx[3], obx[4], obx[5], obx[6]) for obx in numbers] == [
+        ("1^heart^99X^heart^heart^99OVERREAD", "1", "141.25", "mm^millimeter^UCUM"),
+        ("1^tiny^99X^tiny^tiny^99OVERREAD", "2", "0.00000015", "mm^millimeter^UCUM"),
+        ("1^huge^99X^huge^huge^99OVERREAD", "3", "12345680000", "mm^millimeter^UCUM"),
+    ]
+
+
+def test_boxes_are_told_one_by_one_and_none_at_all_in_words() -> None:
+    box = NODULE["classifications"][0] | {"box": [1, 2, 3, 4]}
+    message = build_message(a_report(results=(a_result(findings={"detections": [box, box]}),)), Profile(), "X")
+    told = [(obx[2], obx[4], obx[5]) for obx in only(message, "OBX") if obx[4].startswith("box")]
+    assert told == [
+        ("CWE", "box 1", "52101004^Present^SCT"),
+        ("NM", "box 1", "0.9123"),
+        ("CWE", "box 2", "52101004^Present^SCT"),
+        ("NM", "box 2", "0.9123"),
+    ]
+    nothing = build_message(a_report(results=(a_result(findings={"detections": []}),)), Profile(), "X")
+    assert [obx[5] for obx in only(nothing, "OBX") if obx[3].startswith("nothing-found")] == [
+        "Analysed; nothing that the model looks for was found"
+    ]
+
+
 def test_not_analysed_is_coded_with_its_reason_and_never_looks_negative() -> None:
     findings = {"not_analysed": {"reason": "no-lungs", "text": "no lungs in the volume"}, "classifications": []}
     result = a_result(state="not-analysed", reason="no lungs in the volume", findings=findings)
