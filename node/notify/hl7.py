@@ -36,6 +36,7 @@ _PRESENT = ("52101004", "Present", "SCT")
 _ABSENT = ("272519000", "Absent", "SCT")
 _NOT_ATTEMPTED = ("111225", "Not Attempted", "DCM")
 _FAILED = ("111224", "Failed", "DCM")
+_KINDS = ("segments", "classifications", "measurements", "detections")
 _PROBABILITY = {"value": "122157", "meaning": "Probability", "scheme": "DCM"}
 
 
@@ -297,9 +298,7 @@ def _observations(report: Report, result: Result, profile: Profile) -> Iterator[
             units = _code(unit["value"], unit["meaning"], unit["scheme"])
             yield obx("NM", identifier, _measured(measured["value"]), sub_id=str(number), units=units), ""
         yield from _detections(findings, obx)
-        if findings and not any(
-            findings.get(kind) for kind in ("segments", "classifications", "measurements", "detections")
-        ):
+        if findings and not any(findings.get(kind) for kind in _KINDS):
             yield text("nothing-found", "Result", "Analysed; nothing that the model looks for was found"), ""
     coverage = findings.get("coverage")
     if coverage:

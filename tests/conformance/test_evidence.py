@@ -82,9 +82,8 @@ def test_a_measured_value_stands_in_its_unit_beside_its_image(tmp_path: Path) ->
     measured = item.MeasuredValueSequence[0]
     assert float(measured.NumericValue) == 0.5212346
     assert measured.MeasurementUnitsCodeSequence[0].CodeValue == "1"
-    # Once in the library of images, once beside the value.
-    sources = content(pydicom.dcmread(BytesIO(document.data)), "Source")
-    assert [one.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for one in sources] == [uid, uid]
+    (source,) = content(pydicom.dcmread(BytesIO(document.data)), "Source of Measurement")
+    assert source.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == uid
 
 
 def detections(uid: str, *boxes: tuple[float, float, float, float]) -> Findings:
