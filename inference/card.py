@@ -12,7 +12,7 @@ import json
 import re
 import uuid
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
@@ -143,6 +143,29 @@ class Sample(Strict):
     not_analysed: str | None = None
 
 
+class Histogram(Strict):
+    """How a feature of inputs or answers was spread when a model was made: what drift is measured against.
+
+    Either ``edges`` between bins of numbers, open at both ends, with one share more than edges; or ``categories``.
+    """
+
+    edges: tuple[float, ...] = ()
+    categories: tuple[str, ...] = ()
+    shares: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Histogram:
+        if bool(self.edges) == bool(self.categories):
+            raise ValueError("expected edges or categories")
+        if list(self.edges) != sorted(set(self.edges)) or len(set(self.categories)) != len(self.categories):
+            raise ValueError("edges rise, and each category stands once")
+        if len(self.shares) != (len(self.edges) + 1 if self.edges else len(self.categories)):
+            raise ValueError("shares: expected one for each category, or one more than edges")
+        if abs(sum(self.shares) - 1) > 0.01:
+            raise ValueError("shares: expected 1 in all")
+        return self
+
+
 class Resources(Strict):
     """What one run may take before its process is ended: wall time, resident memory, and the threads that it gets.
 
@@ -190,6 +213,8 @@ class Card(Strict):
     explain: Explain | None = None
     batch: Batch = Batch()
     samples: tuple[Sample, ...] = ()
+    #: By feature, as docs/gate.md names them; without it a model's first inputs are the reference.
+    reference: dict[str, Histogram] = Field(default_factory=dict)
     resources: Resources = Resources()
 
     _directory: Path = PrivateAttr(default=Path())

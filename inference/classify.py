@@ -16,6 +16,7 @@ from inference.findings import Classification, Detection, Findings, HeatMap, Mea
 from inference.fingerprint import fingerprint
 from inference.postprocess import calibrated, probabilities_of
 from inference.preprocess import centre_crop, padded_square, radiograph_input, torchxrayvision_input
+from inference.statistics import of_radiograph
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from inference.engine import ImageFile, Model
     from inference.preprocess import Square
     from inference.radiograph import Radiograph
+    from inference.statistics import Features
 
     Vector = npt.NDArray[np.float64]
 
@@ -50,7 +52,9 @@ def classify(card: Card, model: Model, files: Sequence[ImageFile]) -> Findings:
     seconds = 0.0
     # One series may hold a frontal and a lateral view: only what the card means is read.
     admitted = gate.Admitted(role, files)
-    for file, radiograph in admitted:
+    inputs: list[Features] = []
+    for file, radiograph, dataset in admitted:
+        inputs.append(of_radiograph(dataset, radiograph))
         pixels, square = _prepared(card, radiograph)
         began = time.perf_counter()
         answers = model.infer({card.tensors["image"]: pixels[None, None]})
@@ -83,6 +87,7 @@ def classify(card: Card, model: Model, files: Sequence[ImageFile]) -> Findings:
         heat_maps=tuple(maps),
         warnings=admitted.warnings(),
         fingerprints=hashes,
+        statistics={"inputs": inputs},
         seconds=seconds,
     )
 

@@ -255,8 +255,8 @@ class Admitted:
         self._refusals: list[InputRefused] = []
         self._unknown: dict[str, None] = {}
 
-    def __iter__(self) -> Iterator[tuple[ImageFile, Radiograph]]:
-        """Yield each image that passes, with its pixels.
+    def __iter__(self) -> Iterator[tuple[ImageFile, Radiograph, Dataset]]:
+        """Yield each image that passes, with its pixels and its header.
 
         Raises
         ------
@@ -281,7 +281,7 @@ class Admitted:
                 continue
             self._unknown |= dict.fromkeys(unknown)
             passed += 1
-            yield file, radiograph
+            yield file, radiograph, dataset
         if passed < self._role.minimum_instances:
             raise self._too_few(passed)
 

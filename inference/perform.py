@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from inference import gate
 from inference.errors import InputRefused
 from inference.findings import Findings, NotAnalysed
+from inference.imagefile import open_image
+from inference.statistics import observed, of_header
 
 if TYPE_CHECKING:
     from inference.card import Card
@@ -35,7 +37,7 @@ class CardEngine:
             findings = gate.after(self._card, self._run(job))
         except InputRefused as refusal:
             findings = _refused(job, refusal)
-        return replace(findings, provider=self._model.provider, precision=self._model.precision)
+        return replace(observed(findings), provider=self._model.provider, precision=self._model.precision)
 
     def close(self) -> None:
         """Let go of the model."""
@@ -67,9 +69,16 @@ class GatedEngine:
             for role in self._card.inputs:
                 words |= dict.fromkeys(gate.series(role, job.input_set.get(role.role, ())))
         except InputRefused as refusal:
-            return _refused(job, refusal)
+            return observed(_refused(job, refusal))
+        first = job.input_set[next(role.role for role in self._card.inputs if role.role in job.input_set)][0]
         findings = gate.after(self._card, self._engine.run(job))
-        return replace(findings, warnings=(*words, *findings.warnings))
+        return observed(
+            replace(
+                findings,
+                warnings=(*words, *findings.warnings),
+                statistics={"inputs": [of_header(open_image(first))]},
+            )
+        )
 
     def close(self) -> None:
         """Let go of the engine."""

@@ -10,9 +10,11 @@ import numpy as np
 
 from inference import gate
 from inference.findings import Findings, NotAnalysed, Segment, Segmentation
+from inference.imagefile import open_image
 from inference.labelling import label_by_slab, label_by_window
 from inference.postprocess import fill_holes, keep_components, volumes_ml
 from inference.roles import read_roles
+from inference.statistics import of_volume
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -39,6 +41,8 @@ def segment(card: Card, model: Model, input_set: Mapping[str, Sequence[ImageFile
     unknown = gate.headers(card.inputs, input_set)
     read = read_roles(card.inputs, input_set)
     volume = read.reference
+    first = next(role.role for role in card.inputs if not role.optional)
+    inputs = [of_volume(open_image(input_set[first][0]), volume.array, volume.coverage)]
     timed = _Timed(model)
     images = (*read.images, *read.left_out)
     if card.layout == "zyx":
@@ -51,7 +55,14 @@ def segment(card: Card, model: Model, input_set: Mapping[str, Sequence[ImageFile
     wanted = [output.label for output in card.outputs if output.label is not None]
     refused = _finished(card, labels, volume, wanted)
     if refused is not None:
-        return Findings(images=images, coverage=volume.coverage, not_analysed=refused, seconds=timed.seconds)
+        return Findings(
+            images=images,
+            coverage=volume.coverage,
+            not_analysed=refused,
+            warnings=unknown,
+            statistics={"inputs": inputs},
+            seconds=timed.seconds,
+        )
     volumes = volumes_ml(labels, volume.spacing_mm, wanted)
     segments = tuple(
         Segment(
@@ -71,6 +82,7 @@ def segment(card: Card, model: Model, input_set: Mapping[str, Sequence[ImageFile
         ),
         coverage=volume.coverage,
         warnings=(*unknown, *read.warnings),
+        statistics={"inputs": inputs},
         seconds=timed.seconds,
     )
 

@@ -160,6 +160,15 @@ class PerformSettings(Section):
     idle_seconds: Seconds = 900
 
 
+class DriftSettings(Section):
+    """How many inputs of a model are compared to tell whether they are still what they were."""
+
+    #: The first so many are the reference, where a model's card declares none.
+    reference: Annotated[int, Field(ge=30, le=100_000)] = 500
+    #: The last so many are weighed.
+    window: Annotated[int, Field(ge=30, le=100_000)] = 500
+
+
 class DatabaseSettings(Section):
     """Where state lives; without a URL, SQLite in the data directory."""
 
@@ -292,6 +301,7 @@ class Settings(BaseSettings):
     completion: CompletionSettings = CompletionSettings()
     retry: RetrySettings = RetrySettings()
     perform: PerformSettings = PerformSettings()
+    drift: DriftSettings = DriftSettings()
     database: DatabaseSettings = DatabaseSettings()
     storage: StorageSettings = StorageSettings()
     peers: dict[str, Peer] = {}

@@ -567,6 +567,21 @@ model_change = Table(
     sqlite_autoincrement=True,
 )
 
+# What inputs and answers of a model were like, in figures that name nobody: drift is measured on them. The first of a
+# model are kept as its reference, the last as its window; `number` counts a model's observations, from 1.
+observation = Table(
+    "observation",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("model", Text, nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("number", _Id, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("features", JSON, nullable=False),
+    Index("ix_observation_digest", "digest", "number"),
+)
+
 # Every Device UID that a model of this node has ever had: what carries one is known for its own, also years later.
 model_device = Table(
     "model_device",

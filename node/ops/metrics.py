@@ -13,6 +13,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy import Connection, Table, func, select
 
+from node.ops.stability import Weighing
 from storage import chores, damage, lifecycle, models, schema
 from storage.database import Database, now
 from storage.space import Room
@@ -33,17 +34,18 @@ _BY_STATE: dict[str, tuple[str, Table]] = {
 }
 
 
-def render(database: Database, room: Room) -> bytes:
+def render(database: Database, room: Room, weighing: Weighing) -> bytes:
     """Return everything in the Prometheus text format."""
     registry = CollectorRegistry()
-    registry.register(_FromState(database, room))
+    registry.register(_FromState(database, room, weighing))
     return generate_latest(registry)
 
 
 class _FromState(Collector):
-    def __init__(self, database: Database, room: Room) -> None:
+    def __init__(self, database: Database, room: Room, weighing: Weighing) -> None:
         self._database = database
         self._room = room
+        self._weighing = weighing
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         """Say nothing beforehand: the registry would otherwise collect once to find out."""
@@ -56,6 +58,7 @@ class _FromState(Collector):
             yield from self._amounts(connection)
             yield from self._waiting(connection)
             yield from self._damage(connection)
+            yield from self._stability(connection)
             yield self._models(connection)
         yield from self._disks()
         yield self._gauge("wal_bytes", "Size of SQLite's write-ahead log.", _wal_size(self._database.url))
@@ -86,6 +89,27 @@ class _FromState(Collector):
             if one.state in (lifecycle.LIVE, lifecycle.CANARY, lifecycle.SHADOW):
                 gauge.add_metric([one.model, one.version, one.state], one.share or 1)
         return gauge
+
+    def _stability(self, connection: Connection) -> Iterator[GaugeMetricFamily]:
+        gauge = GaugeMetricFamily(
+            "overread_model_psi",
+            "Population stability index of what a model reads and says; above 0.25 it is not what it was.",
+            labels=["model", "version", "feature"],
+        )
+        counts = GaugeMetricFamily(
+            "overread_model_observations", "Inputs that a model was given.", labels=["model", "version"]
+        )
+        seen: set[tuple[str, str]] = set()
+        for one in self._weighing.weigh(connection):
+            # One version has one series: of two behaviours under one number the last observed.
+            if (one.model, one.version) in seen:
+                continue
+            seen.add((one.model, one.version))
+            counts.add_metric([one.model, one.version], one.observations)
+            for feature in one.features:
+                if feature.psi is not None:
+                    gauge.add_metric([one.model, one.version, feature.name], feature.psi)
+        yield from (gauge, counts)
 
     def _disks(self) -> Iterator[GaugeMetricFamily]:
         free = GaugeMetricFamily("overread_disk_free_bytes", "Free on a disk that the node writes to.", labels=["disk"])

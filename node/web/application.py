@@ -21,9 +21,10 @@ from node.dicomweb.media import ROOT
 from node.errors import BadRequest
 from node.ops import metrics
 from node.ops.health import Readiness
+from node.ops.stability import Weighing
 from node.security.bearer import RequireToken
 from node.settings import Settings
-from node.web import api, problems
+from node.web import api, pages, problems
 from node.web.access import AccessLog
 from node.web.docs import Described, include_docs
 from storage.blobs import Blobs
@@ -90,8 +91,10 @@ def create_application(services: Services) -> FastAPI:
         ),
         prefix=ROOT,
     )
+    weighing = Weighing(services.settings)
     application.include_router(api.router(services))
-    _include_operations(application, services)
+    application.include_router(pages.router(services.database, weighing))
+    _include_operations(application, services, weighing)
     if http.token is not None:
         application.add_middleware(RequireToken, token=http.token.get_secret_value())
     application.add_middleware(AccessLog)
@@ -104,7 +107,7 @@ async def _without_nul(request: Request) -> None:
         raise BadRequest("the address holds a NUL character (%00)")
 
 
-def _include_operations(application: FastAPI, services: Services) -> None:
+def _include_operations(application: FastAPI, services: Services, weighing: Weighing) -> None:
     readiness = Readiness(services.database, services.incoming, services.room, services.settings.dimse.tls)
 
     @application.get("/health/live", tags=["health"], summary="The process answers")
@@ -126,7 +129,7 @@ def _include_operations(application: FastAPI, services: Services) -> None:
 
     @application.get("/metrics", tags=["metrics"], summary="Metrics for Prometheus")
     def prometheus() -> Response:
-        body = metrics.render(services.database, services.room)
+        body = metrics.render(services.database, services.room, weighing)
         return Response(body, media_type=metrics.CONTENT_TYPE)
 
 

@@ -19,7 +19,7 @@ from node.workflow import shadows
 from node.workflow.lease import Lease
 from node.workflow.remembering import key_of, recalled, remember
 from node.workflow.way import Way
-from storage import attempts, studies, worklist
+from storage import attempts, drift, studies, worklist
 from storage.database import now
 from storage.errors import LeaseLost
 from storage.headers import read_header
@@ -181,6 +181,15 @@ def _commit(
                 findings=findings.summary(),
                 new_documents=new,
                 outcome=_outcome(findings),
+            )
+            drift.record(
+                connection,
+                model=workitem.model,
+                version=workitem.model_version,
+                digest=workitem.model_digest,
+                observations=findings.statistics.get("observations", ()),
+                reference=way.settings.drift.reference,
+                window=way.settings.drift.window,
             )
     except LeaseLost:
         # Only here is it certain that nothing was committed; any other orphan is left to the next start.

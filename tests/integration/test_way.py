@@ -202,6 +202,7 @@ def test_metrics_and_health_tell_of_work_and_not_of_patients(site: Site, tmp_pat
     site.wait_for_report(study_uid)
     metrics = httpx.get(f"{site.node.url}/metrics", timeout=10).text
     assert "overread_workitems" in metrics
+    assert 'overread_model_observations{model="lung-ct"' in metrics
     assert httpx.get(f"{site.node.url}/health/live", timeout=10).status_code == 200
     for text in (metrics, site.node.log):
         assert "SECRET-ID" not in text

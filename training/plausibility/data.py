@@ -235,7 +235,7 @@ def load(first: int, count: int, cache: Path, workers: int = 2) -> Pictures:
         with ProcessPoolExecutor(workers) as pool:
             parts = list(pool.map(_part, jobs))
         cache.mkdir(parents=True, exist_ok=True)
-        joined = {name: np.concatenate([getattr(p, name) for p in parts]) for name in ("seen", "chest", "kind")}
-        np.savez(path, seen=joined["seen"], chest=joined["chest"], kind=joined["kind"])
+        seen, chest, kind = (np.concatenate([getattr(p, name) for p in parts]) for name in ("seen", "chest", "kind"))
+        np.savez(path, seen=seen, chest=chest, kind=kind)
     with np.load(path, allow_pickle=False) as held:
         return Pictures(held["seen"], held["chest"], held["kind"])
