@@ -112,6 +112,7 @@ def fill(
     found = Reindexed()
     deleted = _copy_what_no_file_says(database, before)
     made_here = before.made_here()
+    device_uids = {*device_uids, *(row["device_uid"] for row in before.all_of(schema.model_device))}
     written = sorted((_written_at(blobs, name), name) for name in blobs.names())
     aside = sorted(refused.names())
     total, done = len(written) + len(aside), 0
@@ -142,18 +143,34 @@ def fill(
 
 
 def _copy_what_no_file_says(database: Database, before: Before) -> set[str]:
-    """Keep the node's identity, what operators hold still, and the tombstones; returns the deleted files' names."""
+    """Keep the node's identity, what operators hold still, stages of models, and tombstones.
+
+    Returns
+    -------
+    set of str
+        The names of the files that were deleted.
+    """
     tombstones = before.all_of(schema.tombstone)
     with database.write() as connection:
         connection.execute(insert(schema.node_identity).values(key=MARK, value="1"))
         for table, rows in (
             (schema.node_identity, [row for row in before.all_of(schema.node_identity) if row["key"] != MARK]),
             (schema.pause, before.all_of(schema.pause)),
+            (schema.model_version, _numbered_anew(before.all_of(schema.model_version))),
+            (schema.model_change, _numbered_anew(before.all_of(schema.model_change))),
+            (schema.model_device, before.all_of(schema.model_device)),
             (schema.tombstone, tombstones),
         ):
             if rows:
                 connection.execute(insert(table), rows)
     return {row["blob"] for row in tombstones}
+
+
+def _numbered_anew(rows: list[Any]) -> list[Any]:
+    """Leave the database its own numbers, in the old order: PostgreSQL does not count those that it is given."""
+    return [
+        {key: value for key, value in row.items() if key != "id"} for row in sorted(rows, key=lambda row: row["id"])
+    ]
 
 
 def _written_at(blobs: Blobs, name: str) -> int:

@@ -22,7 +22,7 @@ from node.ops.directory import DataDirectory, refuse_incomplete
 from node.ops.reindex import ReindexReport, reindex
 from node.settings import Settings
 from node.workflow import control
-from storage import lifecycle, receiving, schema
+from storage import lifecycle, models, receiving, schema, stages
 from storage.database import Database, migrate
 from storage.errors import NotDicom
 from storage.retention import delete_instance
@@ -69,8 +69,12 @@ def _filled(holding: Holding, folder: Path) -> None:
     bad.write_bytes(b"no DICOM at all")
     with pytest.raises(NotDicom):
         holding.receive([bad])
+    offered = models.Found(
+        model="lungs", version="1", digest="d" * 64, device_uid="2.25.5", card_sha256="c" * 64, origin=models.SHIPPED
+    )
     with holding.database.write() as connection:
         device_uid(connection)
+        stages.register(connection, [offered], by="the node")
 
 
 def _made(holding: Holding, settings: Settings, **options: Any) -> ReindexReport:
@@ -92,6 +96,9 @@ def test_the_new_index_says_what_the_old_one_said(
         (schema.series, ("series_instance_uid", "modality")),
         (schema.quarantine, ("blob", "size", "digest", "reason", "calling_ae_title", "received_at")),
         (schema.node_identity, ("key", "value")),
+        (schema.model_version, ("model", "version", "state", "chosen", "added_at")),
+        (schema.model_change, ("at", "model", "action", "before", "after", "by", "why")),
+        (schema.model_device, ("device_uid", "model")),
     ):
         assert _rows(opened, table, *columns) == _rows(holding.database, table, *columns), table.name
     assert (report.found.studies, report.found.variants, report.found.quarantined) == (2, 1, 1)
