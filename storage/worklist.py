@@ -29,6 +29,7 @@ __all__ = [
     "replace",
     "schedule",
     "set_parked",
+    "shadows_of",
     "uses",
 ]
 
@@ -223,6 +224,13 @@ def current_workitems(connection: Connection, revision_id: int) -> list[tuple[Wo
         )
         for row in rows
     ]
+
+
+def shadows_of(connection: Connection, model: str, version: str) -> list[str]:
+    """Return the UIDs of the workitems that a version has had as a shadow."""
+    w = schema.workitem.c
+    query = select(w.uid).where(w.model == model, w.model_version == version, w.shadow.is_(True))
+    return list(connection.execute(query).scalars())
 
 
 def documents(connection: Connection, workitem_id: int) -> list[Document]:

@@ -249,8 +249,8 @@ def retire(version: VersionArgument, config: ConfigOption = CONFIG, by: ByOption
     """
     from node.workflow import governing
 
-    with at_work(config) as (_, database):
-        show(governing.retire(database, version, by=asker(by), why=why))
+    with at_work(config) as (settings, database):
+        show(governing.retire(settings, database, version, by=asker(by), why=why))
 
 
 @app.command()

@@ -62,6 +62,13 @@ def _models(settings: Settings) -> Iterator[Check]:
             todo="put the model's files back as they were, or correct its card",
         )
         return
+    for place, problem in registry.problems.items():
+        yield Check(
+            what=f"model in {place}",
+            passed=False,
+            found=problem,
+            todo="add the same version again (overread models add), or retire it",
+        )
     # One after the other: each may take as much memory as its card allows.
     yield from (_model(settings, card) for card in registry)
     yield from (_route(route.name, route.models, registry) for route in settings.route_list)

@@ -308,7 +308,7 @@ def router(services: Services) -> APIRouter:
     @api.post("/models/{model}/versions/{version}/retire", summary="Take a version out; what is scheduled is canceled")
     def retire(model: ModelName, version: ModelName, body: Because | None = None) -> control.Done:
         body = body or Because()
-        return governing.retire(database, f"{model}@{version}", by=body.by, why=body.why)
+        return governing.retire(settings, database, f"{model}@{version}", by=body.by, why=body.why)
 
     @api.post("/models/{model}/rollback", summary="Turn a model back by one step, without a restart")
     def rollback(model: ModelName, body: Rollback | None = None) -> control.Done:

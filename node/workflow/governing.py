@@ -27,9 +27,10 @@ from inference.registry import card_of, card_sha256, parted, version_folder
 from inference.samples import run_samples
 from node.errors import ModelRefused
 from node.settings import Settings
+from node.workflow import shadows
 from node.workflow.control import Done
 from node.workflow.models import found_of, store_of
-from storage import models, stages
+from storage import models, stages, worklist
 from storage.blobs.files import fsync_directory
 from storage.database import Database
 from storage.errors import AlreadyThere, IllegalTransition
@@ -246,17 +247,26 @@ def rollback(
                 gone = stages.move(connection, gone, RETIRED, by=by, why=why)
     except IntegrityError:
         raise IllegalTransition(f"another version of {model} was promoted at the same moment; look again") from None
+    if retired:
+        _forget_masks(settings, database, gone)
     return Done(changed=[f"{gone.name} is turned back, and {gone.state}", f"{live.name} is live"])
 
 
-def retire(database: Database, reference: str, *, by: str, why: str = "") -> Done:
-    """Take a version out for good: it runs nowhere, and what is scheduled for it is canceled, with the reason."""
+def retire(settings: Settings, database: Database, reference: str, *, by: str, why: str = "") -> Done:
+    """Take a version out: it runs nowhere, what is scheduled for it is canceled, and its shadows' masks are removed."""
     one = version_named(database, reference)
     with database.write() as connection:
         now = models.get(connection, one.model, one.version)
         stages.move(connection, now, RETIRED, by=by, why=why)
+    _forget_masks(settings, database, one)
     hint = f"no version of {one.model} is live now: its routes say so of every study" if now.state == LIVE else ""
     return Done(changed=[f"{one.name}: {now.state} -> {RETIRED}"], hint=hint)
+
+
+def _forget_masks(settings: Settings, database: Database, version: ModelVersion) -> None:
+    with database.read() as connection:
+        uids = worklist.shadows_of(connection, version.model, version.version)
+    shadows.forget(settings.data_dir.absolute() / "shadows", uids)
 
 
 def _named(database: Database, reference: str | None) -> list[ModelVersion]:

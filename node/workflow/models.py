@@ -222,9 +222,11 @@ def check_routes(settings: Settings, registry: Registry) -> None:
     ConfigurationError
         Naming the route and what there is.
     """
+    # What was added and cannot be loaded is no mistake in the routes: it is said of each study that it cannot run.
+    broken = {path.parent.name for path in registry.problems}
     for route in settings.route_list:
         for name in route.models:
-            if name not in registry:
+            if name not in registry and parted(name)[0] not in broken:
                 known = registry.names() if "@" not in name else (f"{one.name}@{one.version}" for one in registry)
                 there = ", ".join(known) or "none"
                 raise ConfigurationError(

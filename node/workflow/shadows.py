@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from inference.findings import Findings
 
-__all__ = ["keep", "kept"]
+__all__ = ["forget", "keep", "kept"]
 
 
 def keep(folder: Path, workitem_uid: str, findings: Findings) -> None:
@@ -37,6 +38,12 @@ def keep(folder: Path, workitem_uid: str, findings: Findings) -> None:
         partial.rename(folder / f"{workitem_uid}.npz")
     finally:
         partial.unlink(missing_ok=True)
+
+
+def forget(folder: Path, workitem_uids: Iterable[str]) -> None:
+    """Remove the masks of shadows."""
+    for uid in workitem_uids:
+        (folder / f"{uid}.npz").unlink(missing_ok=True)
 
 
 def kept(folder: Path, workitem_uid: str) -> tuple[tuple[str, ...], npt.NDArray[np.uint8]] | None:

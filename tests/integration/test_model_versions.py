@@ -158,9 +158,16 @@ def test_a_shadow_runs_beside_the_live_version_and_nothing_of_it_leaves(ward: Wa
     ]
 
 
+def test_retiring_a_shadow_removes_its_masks(ward: Ward) -> None:
+    assert len(list((ward.node.data_dir / "shadows").iterdir())) == 1
+    ward.post("blobs/versions/2.0.0/retire")
+    assert list((ward.node.data_dir / "shadows").iterdir()) == []
+    ward.promote("2.0.0", "candidate")
+
+
 def test_studies_carry_the_version_that_was_live_when_they_were_judged(ward: Ward, cards: dict[str, Card]) -> None:
     assert "1 of 1 samples as expected" in ward.node.run("models", "test", "blobs@2.0.0").stdout
-    assert ward.promote("2.0.0") == ["blobs@2.0.0: shadow -> live", "blobs@1.0.0: live -> candidate"]
+    assert ward.promote("2.0.0") == ["blobs@2.0.0: candidate -> live", "blobs@1.0.0: live -> candidate"]
     after = ward.result(ward.push())
     assert ward.post("blobs/rollback") == ["blobs@2.0.0 is turned back, and candidate", "blobs@1.0.0 is live"]
     ward.node.kill()

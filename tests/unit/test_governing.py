@@ -145,6 +145,9 @@ def test_verifying_names_what_has_changed_and_adding_again_puts_back_what_was_lo
     assert (found[0].passed, "sha256" in found[0].found) == (False, True)
     with pytest.raises(CardError, match="sha256"):
         governing.promote(settings, embedded.database, "blobs@2.0.0", "shadow", by=ANN)
+    # It holds up neither a start nor the other models.
+    started = installed(settings)
+    assert ([card.version for card in started], len(started.problems)) == (["1.0.0"], 1)
     governing.add(settings, embedded.database, source, by=ANN)
     assert all(one.passed for one in governing.verify(settings, embedded.database))
 
