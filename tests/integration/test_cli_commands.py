@@ -155,7 +155,7 @@ def test_check_passes_where_everything_answers_and_leaves_nothing(config: Path, 
     found = overread("check", "--json", config=config)
     checks = {one["what"]: one for one in json.loads(found.stdout)}
     assert found.returncode == 0, found.stdout
-    assert {"model lung-ct", "route chest-ct", "database", "data_dir", "destination pacs"} <= set(checks)
+    assert {"model lung-ct 1.0.0", "route chest-ct", "database", "data_dir", "destination pacs"} <= set(checks)
     assert [path for path in sorted(config.parent.rglob("*")) if "sqlite" not in path.name] == [
         path for path in before if "sqlite" not in path.name
     ]
