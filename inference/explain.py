@@ -59,16 +59,16 @@ class Frame:
         from PIL import Image
 
         square, (rows, columns) = self.square, self.radiograph.pixels.shape
-        largest = float(values.max(initial=0.0))
+        # Interpolated before the negative part is cut, as the map would be looked at, were it finer.
+        whole = Image.fromarray(np.asarray(values, np.float32))
+        fine = np.asarray(whole.resize((square.edge, square.edge), Image.Resampling.BILINEAR))
+        top, left = max(square.row, 0), max(square.column, 0)
+        bottom, right = min(square.row + square.edge, rows), min(square.column + square.edge, columns)
+        shown = fine[top - square.row : bottom - square.row, left - square.column : right - square.column]
         displayed = np.zeros((rows, columns), np.uint8)
+        largest = float(shown.max())
         if largest > 0:
-            # Interpolated before the negative part is cut, as the map would be looked at, were it finer.
-            scaled = Image.fromarray(np.asarray(values * (255 / largest), np.float32))
-            fine = np.asarray(scaled.resize((square.edge, square.edge), Image.Resampling.BILINEAR))
-            top, left = max(square.row, 0), max(square.column, 0)
-            bottom, right = min(square.row + square.edge, rows), min(square.column + square.edge, columns)
-            shown = fine[top - square.row : bottom - square.row, left - square.column : right - square.column]
-            displayed[top:bottom, left:right] = np.clip(shown, 0, 255).round().astype(np.uint8)
+            displayed[top:bottom, left:right] = np.clip(shown * (255 / largest), 0, 255).round().astype(np.uint8)
         return np.ascontiguousarray(self.radiograph.turn.to_source(displayed))
 
 

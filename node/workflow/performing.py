@@ -15,7 +15,7 @@ from inference.card import Card
 from inference.engine import ImageFile, Job
 from inference.errors import EngineFailure
 from node.errors import EvidenceError, WorkitemUnfit
-from node.workflow import shadows
+from node.workflow import heatmaps, shadows
 from node.workflow.lease import Lease
 from node.workflow.remembering import key_of, recalled, remember
 from node.workflow.way import Way
@@ -171,6 +171,7 @@ def _commit(
     new: list[attempts.NewDocument] = []
     try:
         new.extend(_stored(way, document) for document in documents)
+        heatmaps.keep(way.heat_maps, workitem.uid, findings)
         if workitem.shadow:
             shadows.keep(way.shadows, workitem.uid, findings)
         with way.database.write() as connection:

@@ -45,6 +45,11 @@ class Way:
         return self.settings.route_list
 
     @property
+    def heat_maps(self) -> Path:
+        """Where the maps lie that explain findings, one file a workitem."""
+        return self.settings.data_dir.absolute() / "heat-maps"
+
+    @property
     def shadows(self) -> Path:
         """Where masks lie that shadows have made: they are compared, and never become documents."""
         return self.settings.data_dir.absolute() / "shadows"
