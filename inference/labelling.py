@@ -91,7 +91,7 @@ def label_by_slab(card: Card, infer: Infer, array: npt.NDArray[Any], spacing_mm:
     return labels
 
 
-def label_by_window(card: Card, infer: Infer, channels: Sequence[npt.NDArray[Any]], source: Grid) -> Labels:
+def label_by_window(card: Card, infer: Infer, channels: Sequence[npt.NDArray[Any] | None], source: Grid) -> Labels:
     """Label a volume on the model's own grid and bring the labels back to the volume's.
 
     Parameters
@@ -99,7 +99,7 @@ def label_by_window(card: Card, infer: Infer, channels: Sequence[npt.NDArray[Any
     infer
         The model: tensors by name to its output.
     channels
-        One array for each role, all on the volume's grid.
+        One array for each role, all on the volume's grid; None for a role that is absent, whose channel holds 0.
     source
         That grid.
 
@@ -123,7 +123,10 @@ def label_by_window(card: Card, infer: Infer, channels: Sequence[npt.NDArray[Any
             target, interpolation = target.with_spacing(step.resample.spacing_mm), step.resample.interpolation
         elif step.crop_or_pad:
             target, outside = target.cropped_or_padded(step.crop_or_pad.shape), step.crop_or_pad.value
-    reads = [_Reader(card, array, source, target, interpolation, outside) for array in channels]
+    reads = [
+        _Absent(target) if array is None else _Reader(card, array, source, target, interpolation, outside)
+        for array in channels
+    ]
 
     def read(start: int, stop: int) -> Scores:
         if len(reads) == 1:
@@ -163,6 +166,16 @@ def label_by_window(card: Card, infer: Infer, channels: Sequence[npt.NDArray[Any
         return labels
     coarser = any(a > 1.2 * b for a, b in zip(sorted(target.spacing_mm), sorted(source.spacing_mm), strict=True))
     return labels_on(labels, target, source, smooth=coarser and len(card.outputs) <= _SMOOTH_LABELS)
+
+
+class _Absent:
+    """Stands for a channel whose role no series fills."""
+
+    def __init__(self, target: Grid) -> None:
+        self._shape = target.shape[1:]
+
+    def prepared(self, start: int, stop: int) -> Scores:
+        return np.zeros((stop - start, *self._shape), np.float32)
 
 
 class _Reader:

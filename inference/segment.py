@@ -6,8 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from inference import gate
 from inference.findings import Findings, NotAnalysed, Segment, Segmentation
 from inference.imagefile import open_image
@@ -17,6 +15,7 @@ from inference.roles import read_roles
 from inference.statistics import of_volume
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
     from inference.card import Card
@@ -48,9 +47,7 @@ def segment(card: Card, model: Model, input_set: Mapping[str, Sequence[ImageFile
     if card.layout == "zyx":
         labels = label_by_slab(card, timed.infer, volume.array, volume.spacing_mm)
     else:
-        # A role that may be absent and is shows nothing: its channel is empty.
-        empty = np.broadcast_to(np.float32(0), volume.array.shape)
-        channels = [read.arrays.get(role.role, empty) for role in card.inputs]
+        channels = [read.arrays.get(role.role) for role in card.inputs]
         labels = label_by_window(card, timed.infer, channels, volume.grid)
     wanted = [output.label for output in card.outputs if output.label is not None]
     refused = _finished(card, labels, volume, wanted)

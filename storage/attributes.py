@@ -64,6 +64,16 @@ SERIES_KEYWORDS = [
     "SliceThickness",
     "ViewPosition",
     "DeviceSerialNumber",
+    # What tells the series of an MR study apart: FLAIR, T1 and T2 weighting.
+    "ScanningSequence",
+    "SequenceVariant",
+    "ScanOptions",
+    "SequenceName",
+    "MRAcquisitionType",
+    "RepetitionTime",
+    "EchoTime",
+    "InversionTime",
+    "FlipAngle",
 ]
 INSTANCE_KEYWORDS = [
     "SOPClassUID",

@@ -7,19 +7,26 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from math import isfinite
-from statistics import median
+from dataclasses import dataclass, replace
 from typing import Any
 
 from inference.card import Card
 from inference.inputs import InputRole
-from inference.matching import evaluate
+from inference.matching import evaluate, keywords
 from node.settings import Route
+from node.workflow.candidates import (
+    Candidate,
+    best,
+    candidates_of,
+    frames,
+    is_localizer,
+    ranked,
+    slice_spacing,
+    values_of,
+)
+from node.workflow.filling import fill_roles
 from storage import priority
-from storage.attributes import INSTANCE_KEYWORDS, SERIES_KEYWORDS, STUDY_KEYWORDS, attribute_value
-from storage.records import Instance, Series, Study
+from storage.attributes import INSTANCE_KEYWORDS, attribute_value
 
 __all__ = [
     "Candidate",
@@ -32,22 +39,6 @@ __all__ = [
     "urgency",
     "weigh",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A series with the instances of it that count, and what routes and cards may look at."""
-
-    series: Series
-    instances: tuple[Instance, ...]
-    attributes: Mapping[str, Any]
-
-    @property
-    def title(self) -> str:
-        """How reasons name the series: number and description."""
-        number = self.series.series_number or "?"
-        description = self.series.series_description
-        return f"series {number} ({description})" if description else f"series {number}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,39 +87,6 @@ class Decision:
     shadow: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Ranked:
-    candidate: Candidate
-    scores: Mapping[str, tuple[float, str]] = field(default_factory=dict)
-
-
-def candidates_of(study: Study, series: Sequence[Series], instances: Sequence[Instance]) -> list[Candidate]:
-    """Group a study's counting instances by series, with the attributes that rules look at."""
-    counting = {instance.series_id for instance in instances}
-    # What was made here is in the study too, and must not steer what is decided about it.
-    modalities = sorted({one.modality for one in series if one.modality and one.id in counting})
-    found = []
-    for one in series:
-        members = tuple(instance for instance in instances if instance.series_id == one.id)
-        if not members:
-            continue
-        attributes: dict[str, Any] = {}
-        for source, keywords in (
-            (members[0].attributes, INSTANCE_KEYWORDS),
-            (one.attributes, SERIES_KEYWORDS),
-            (study.attributes, STUDY_KEYWORDS),
-        ):
-            for keyword in keywords:
-                value = attribute_value(source, keyword)
-                if value is not None:
-                    attributes[keyword] = value
-        attributes["SOPClassUID"] = sorted({member.sop_class_uid for member in members})
-        attributes["CallingAETitle"] = sorted({member.calling_ae_title for member in members})
-        attributes["ModalitiesInStudy"] = modalities
-        found.append(Candidate(one, members, attributes))
-    return found
-
-
 def weigh(candidates: Sequence[Candidate], route: Route, card: Card | None, *, demonstrations: bool) -> Decision:
     """Weigh one route, for one of its models, over a study.
 
@@ -148,29 +106,67 @@ def weigh(candidates: Sequence[Candidate], route: Route, card: Card | None, *, d
         reasons += (f"{card.name} is a demonstration model and demonstration_models is false: it does not run",)
         return Decision(route=route, model=model, matched=False, reasons=reasons)
     reasons += tuple(f"expected series did not come: {one}" for one in unmet(candidates, route))
-    role = card.inputs[0]
-    readable, refused = _readable(matched, role)
-    reasons += refused
-    if not readable:
-        text = "; ".join(refused) or f"no series that {card.name} can read"
-        return Decision(
-            route=route,
-            model=model,
-            matched=True,
-            reasons=reasons,
-            not_analysed={"reason": "no-suitable-series", "text": text},
-        )
-    if (route.select or role.select) == "each":
-        chosen = tuple(InputSet({role.role: one}, f"each: {one.title}") for one in readable)
-        return Decision(route=route, model=model, matched=True, reasons=reasons, input_sets=chosen)
-    best, why = _best(readable, role)
+    readable = {role.role: _readable(matched, role) for role in card.inputs}
+    reasons += tuple(dict.fromkeys(line for _, refused in readable.values() for line in refused))
+    sets, why, lacking = (_one_role if len(card.inputs) == 1 else _several_roles)(card, route, readable)
     return Decision(
-        route=route,
-        model=model,
-        matched=True,
-        reasons=(*reasons, *why),
-        input_sets=(InputSet({role.role: best}, why[0]),),
+        route=route, model=model, matched=True, reasons=(*reasons, *why), input_sets=sets, not_analysed=lacking
     )
+
+
+_Readable = Mapping[str, tuple[list[Candidate], tuple[str, ...]]]
+#: Input sets, the reasons for them, and the statement that stands in their place where there are none.
+_Chosen = tuple[tuple[InputSet, ...], tuple[str, ...], Mapping[str, str] | None]
+
+
+def _one_role(card: Card, route: Route, readable: _Readable) -> _Chosen:
+    role = card.inputs[0]
+    candidates, refused = readable[role.role]
+    if not candidates:
+        text = "; ".join(refused) or f"no series that {card.name} can read"
+        return (), (), {"reason": "no-suitable-series", "text": text}
+    if (route.select or role.select) == "each":
+        return tuple(InputSet({role.role: one}, f"each: {one.title}") for one in candidates), (), None
+    winner, why = best(candidates, role)
+    return (InputSet({role.role: winner}, why[0]),), why, None
+
+
+def _several_roles(card: Card, _: Route, readable: _Readable) -> _Chosen:
+    """Make one input set of a series for each role, as :func:`node.workflow.filling.fill_roles` shares them out."""
+    by_uid = {one.series.series_instance_uid: one for candidates, _refused in readable.values() for one in candidates}
+    ranks = {
+        role.role: [one.candidate.series.series_instance_uid for one in ranked(readable[role.role][0], role)]
+        for role in card.inputs
+    }
+    optional = [role.role for role in card.inputs if role.optional]
+    # Of two rules that one series alone fulfils, the one that asks for more means it.
+    demanding = sorted(card.inputs, key=lambda role: -len(keywords(role.match)))
+    filled, missing = fill_roles({role.role: ranks[role.role] for role in demanding}, optional)
+    if missing:
+        missing = [role for role in ranks if role in missing]
+        refused = [line for role in missing for line in readable[role][1]]
+        taken = [f"{by_uid[uid].title} is needed for role {role}" for role, uid in filled.items()]
+        text = f"no series for {', '.join(missing)}: " + ("; ".join([*taken, *refused]) or "none matches")
+        return (), (), {"reason": "missing-role", "text": text}
+    holders = {uid: role for role, uid in filled.items()}
+    why: list[str] = []
+    for role, uids in ranks.items():
+        if role not in filled:
+            why.append(f"role {role}: no series; it may be absent")
+            continue
+        why.append(f"role {role}: {by_uid[filled[role]].title}, of {len(uids)} that can be read")
+        why.extend(
+            f"not {by_uid[uid].title} for role {role}: it is role {holders[uid]}"
+            for uid in uids
+            if holders.get(uid, role) != role
+        )
+    # What was judged is the role's own view of the series: of radiographs it may hold some of the images only.
+    own = {
+        role: next(one for one in readable[role][0] if one.series.series_instance_uid == filled[role])
+        for role in ranks
+        if role in filled
+    }
+    return (InputSet(own, "; ".join(f"{role}: {one.title}" for role, one in own.items())),), tuple(why), None
 
 
 def unserved(candidates: Sequence[Candidate], route: Route, model: str, why: str) -> Decision:
@@ -225,7 +221,7 @@ def urgency(route: Route, input_set: InputSet) -> str:
     for candidate in input_set.roles.values():
         requests = candidate.attributes.get("RequestAttributesSequence")
         values = [candidate.attributes.get("RequestedProcedurePriority")]
-        values += [attribute_value(one, "RequestedProcedurePriority") for one in _list(requests) if one]
+        values += [attribute_value(one, "RequestedProcedurePriority") for one in values_of(requests) if one]
         said += [known for one in values for known in [priority.from_requested(one)] if known is not None]
     return min(said, key=priority.rank_of, default=priority.MEDIUM)
 
@@ -257,8 +253,8 @@ def _readable(candidates: Sequence[Candidate], role: InputRole) -> tuple[list[Ca
     for offered in candidates:
         one = _own_images(offered, role) if role.kind == "radiograph" else offered
         verdict = evaluate(role.match, one.attributes)
-        count = sum(_frames(instance) for instance in one.instances)
-        spacing = _slice_spacing(one) if role.kind == "volume" else None
+        count = sum(frames(instance) for instance in one.instances)
+        spacing = slice_spacing(one) if role.kind == "volume" else None
         defective = [instance.defect for instance in one.instances if instance.defect]
         if not verdict.matched:
             refused.append(f"{one.title}: not for role {role.role}: {', '.join(verdict.reasons)}")
@@ -267,7 +263,7 @@ def _readable(candidates: Sequence[Candidate], role: InputRole) -> tuple[list[Ca
                 f"{one.title}: not for role {role.role}: {len(defective)} of {len(one.instances)} images cannot be "
                 f"analysed: {defective[0]}"
             )
-        elif role.kind == "volume" and _is_localizer(one):
+        elif role.kind == "volume" and is_localizer(one):
             refused.append(f"{one.title}: not for role {role.role}: a localizer")
         elif count < role.minimum_instances:
             refused.append(
@@ -298,118 +294,3 @@ def _own_images(candidate: Candidate, role: InputRole) -> Candidate:
     if not wanted:
         return candidate
     return replace(candidate, instances=tuple(one for one, _ in wanted), attributes=wanted[0][1])
-
-
-def _best(candidates: Sequence[Candidate], role: InputRole) -> tuple[Candidate, tuple[str, ...]]:
-    """Rank by the card's preferences, one after the other; the UID breaks what ties are left, so that it is stable."""
-    scorers: dict[str, Callable[[Candidate], tuple[float, str]]] = {
-        "axial": _axial,
-        "original": _original,
-        "thinnest": _thinnest,
-        "most_slices": _most_slices,
-        "kernel": lambda one: _kernel(one, role.kernel_preference),
-    }
-    ranked = sorted(
-        (_Ranked(one, {name: scorers[name](one) for name in role.prefer}) for one in candidates),
-        key=lambda one: (
-            *(-one.scores[name][0] for name in role.prefer),
-            one.candidate.series.series_instance_uid,
-        ),
-    )
-    winner = ranked[0]
-    described = ", ".join(winner.scores[name][1] for name in role.prefer) or "the only rule is its UID"
-    if len(ranked) == 1:
-        return winner.candidate, (f"best: {winner.candidate.title}, the only one that can be read: {described}",)
-    lines = [f"best of {len(ranked)}: {winner.candidate.title}: {described}"]
-    for other in ranked[1:]:
-        decided = next((name for name in role.prefer if other.scores[name][0] != winner.scores[name][0]), None)
-        why = f"{decided}: {other.scores[decided][1]}" if decided else "equal in all; the UID decides"
-        lines.append(f"not {other.candidate.title}: {why}")
-    return winner.candidate, tuple(lines)
-
-
-def _axial(one: Candidate) -> tuple[float, str]:
-    normal = _normal(one.instances[0])
-    if normal is None:
-        return 0.0, "orientation unknown"
-    axial = abs(normal[2]) > max(abs(normal[0]), abs(normal[1]))
-    return float(axial), "axial" if axial else "not axial"
-
-
-def _original(one: Candidate) -> tuple[float, str]:
-    image_type = [str(part).upper() for part in _list(one.attributes.get("ImageType"))]
-    original = image_type[:1] == ["ORIGINAL"]
-    return float(original), "original" if original else "derived"
-
-
-def _thinnest(one: Candidate) -> tuple[float, str]:
-    spacing = _slice_spacing(one)
-    if spacing is None:
-        return -1000.0, "slice spacing unknown"
-    # A hundredth of a millimetre is rounding, not a thinner series.
-    return -round(spacing, 2), f"slices {spacing:.4g} mm apart"
-
-
-def _most_slices(one: Candidate) -> tuple[float, str]:
-    count = sum(_frames(instance) for instance in one.instances)
-    return float(count), f"{count} slices"
-
-
-def _kernel(one: Candidate, preference: Sequence[str]) -> tuple[float, str]:
-    kernel = "\\".join(str(part) for part in _list(one.attributes.get("ConvolutionKernel"))) or "unknown"
-    for rank, wanted in enumerate(preference):
-        if evaluate({"ConvolutionKernel": wanted}, one.attributes).matched:
-            return float(-rank), f"kernel {kernel}"
-    return float(-len(preference)), f"kernel {kernel}"
-
-
-def _is_localizer(one: Candidate) -> bool:
-    return all(
-        "LOCALIZER" in [str(part).upper() for part in _list(attribute_value(instance.attributes, "ImageType"))]
-        for instance in one.instances
-    )
-
-
-def _slice_spacing(one: Candidate) -> float | None:
-    """Return the median distance of neighbouring slices along the normal, mm; else what the header says."""
-    normal = _normal(one.instances[0])
-    positions = [_numbers(attribute_value(instance.attributes, "ImagePositionPatient")) for instance in one.instances]
-    if normal is not None and len(positions) > 1 and all(len(position) == 3 for position in positions):
-        along = sorted(sum(a * b for a, b in zip(position, normal, strict=True)) for position in positions)
-        gaps = [second - first for first, second in pairwise(along) if second - first > 1e-3]
-        if gaps:
-            return median(gaps)
-    for keyword in ("SpacingBetweenSlices", "SliceThickness"):
-        numbers = _numbers(attribute_value(one.instances[0].attributes, keyword))
-        if numbers and numbers[0] > 0:
-            return numbers[0]
-    return None
-
-
-def _normal(instance: Instance) -> tuple[float, float, float] | None:
-    """Return the slice normal in LPS: rows x columns of Image Orientation (Patient) (PS3.3 C.7.6.2.1.1)."""
-    cosines = _numbers(attribute_value(instance.attributes, "ImageOrientationPatient"))
-    if len(cosines) != 6:
-        return None
-    (a, b, c), (d, e, f) = cosines[:3], cosines[3:]
-    return b * f - c * e, c * d - a * f, a * e - b * d
-
-
-def _frames(instance: Instance) -> int:
-    numbers = _numbers(attribute_value(instance.attributes, "NumberOfFrames"))
-    return int(numbers[0]) if numbers and numbers[0] >= 1 else 1
-
-
-def _numbers(value: Any) -> list[float]:
-    """Return values as finite numbers; none where one of them is no such number."""
-    try:
-        numbers = [float(one) for one in _list(value)]
-    except (TypeError, ValueError, OverflowError):
-        return []
-    return numbers if all(map(isfinite, numbers)) else []
-
-
-def _list(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from onnx import helper
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
 from inference.card import Card, load_card
 from node.settings import Route, load_settings
+from node.workflow.filling import fill_roles
 from node.workflow.routing import candidates_of, could_select, weigh
 from storage.records import Instance, Series, Study
+from tests.model_factory import segmentation_card, write_model
 
 ROOT = Path(__file__).resolve().parents[2]
 AT = datetime(2024, 1, 1, tzinfo=UTC)
@@ -245,3 +248,102 @@ def test_an_input_sets_digest_forgets_the_order_of_arrival_and_knows_the_bytes(
 def test_other_makers_reports_open_no_revision(routes: dict[str, Route], lung: Card) -> None:
     study = _Builder(StudyDescription="CT Chest").add("SR", 1, modality="SR", sop_class="1.2.840.10008.5.1.4.1.1.88.33")
     assert not any(could_select(one, tuple(routes.values()), {"lung-ct": lung}) for one in study.candidates)
+
+
+ROLES = {
+    "flair": ({"SeriesDescription": "*FLAIR*"}, False),
+    "t1": ({"SeriesDescription": "*T1*"}, False),
+    "t1ce": ({"all": [{"SeriesDescription": "*T1*"}, {"ContrastBolusAgent": "*"}]}, False),
+    "t2": ({"SeriesDescription": "*T2*", "not": {"SeriesDescription": "*FLAIR*"}, "EchoTime": {"min": 70}}, False),
+    "dwi": ({"SeriesDescription": "*DWI*"}, True),
+}
+
+
+@pytest.fixture
+def tumour(tmp_path: Path) -> Card:
+    """A card of four roles and one that may be absent, in the order of the usual data sets."""
+    inputs = [
+        {
+            "role": role,
+            "kind": "volume",
+            "match": {"Modality": "MR"} | match,
+            "optional": optional,
+            "minimum_instances": 10,
+            "prefer": ["thinnest"],
+        }
+        for role, (match, optional) in ROLES.items()
+    ]
+    model = helper.make_model(helper.make_graph([], "none", [], []))
+    card = segmentation_card("tumour", inputs=inputs, layout="ncdhw", tensors={"image": "i", "output": "o"}, slab=None)
+    return load_card(write_model(tmp_path, {key: value for key, value in card.items() if value is not None}, model))
+
+
+def brain(*left_out: str) -> _Builder:
+    study = _Builder(StudyDescription="MR Brain")
+    for description, extra in {
+        "AX T2 FLAIR": {"EchoTime": 120.0},
+        "AX T1 POST": {"ContrastBolusAgent": "Gadovist", "EchoTime": 10.0, "spacing": 0.9},
+        "AX T1": {"EchoTime": 10.0, "spacing": 1.0},
+        "AX T2": {"EchoTime": 100.0},
+        "SAG T1": {"EchoTime": 10.0, "spacing": 5.0},
+        "AX DWI": {"EchoTime": 80.0},
+    }.items():
+        if description not in left_out:
+            study.add(description, 20, modality="MR", sop_class="1.2.840.10008.5.1.4.1.1.4", **extra)
+    return study
+
+
+@pytest.fixture
+def brains() -> Route:
+    return Route.model_validate(
+        {"name": "brain", "match": {"Modality": "MR"}, "models": ["tumour"], "deliver": ["pacs"]}
+    )
+
+
+def test_each_role_of_a_card_gets_the_series_that_its_rules_mean_and_none_gets_two(tumour: Card, brains: Route) -> None:
+    decision = weigh(brain().candidates, brains, tumour, demonstrations=False)
+    (chosen,) = decision.input_sets
+    assert {role: one.series.series_description for role, one in chosen.roles.items()} == {
+        "flair": "AX T2 FLAIR",
+        "t1": "AX T1",
+        "t1ce": "AX T1 POST",
+        "t2": "AX T2",
+        "dwi": "AX DWI",
+    }
+    assert list(chosen.roles) == list(ROLES)
+    assert "not series 2 (AX T1 POST) for role t1: it is role t1ce" in decision.reasons
+    assert any(reason.startswith("role t1: series 3 (AX T1), of 3 that can be read") for reason in decision.reasons)
+    assert all(could_select(one, (brains,), lambda _: [tumour]) for one in brain().candidates)
+
+
+def test_a_role_that_may_be_absent_is_not_missed(tumour: Card, brains: Route) -> None:
+    decision = weigh(brain("AX DWI").candidates, brains, tumour, demonstrations=False)
+    assert "dwi" not in decision.input_sets[0].roles
+    assert "role dwi: no series; it may be absent" in decision.reasons
+
+
+def test_missing_roles_are_said_by_their_names_and_nothing_is_analysed(tumour: Card, brains: Route) -> None:
+    study = brain("AX T2", "AX T1", "SAG T1")
+    decision = weigh(study.candidates, brains, tumour, demonstrations=False)
+    assert decision.input_sets == ()
+    assert decision.not_analysed is not None
+    assert decision.not_analysed["reason"] == "missing-role"
+    assert decision.not_analysed["text"].startswith("no series for t1, t2: ")
+    assert "series 2 (AX T1 POST) is needed for role t1ce" in decision.not_analysed["text"]
+
+
+@pytest.mark.parametrize(
+    ("ranked", "optional", "filled", "missing"),
+    [
+        ({"a": ["1", "2"], "b": ["1"]}, [], {"a": "2", "b": "1"}, []),
+        ({"a": ["1", "2"], "b": ["1", "3"], "c": ["1"]}, [], {"a": "2", "b": "3", "c": "1"}, []),
+        ({"a": ["1", "2"], "b": ["2", "3"], "c": ["1", "2"]}, [], {"a": "2", "b": "3", "c": "1"}, []),
+        ({"a": ["1"], "b": ["1"]}, [], {"a": "1"}, ["b"]),
+        ({"a": ["1", "2"], "b": ["1"]}, ["b"], {"a": "1"}, []),
+        ({"a": [], "b": ["1"]}, [], {"b": "1"}, ["a"]),
+    ],
+)
+def test_series_are_shared_out_so_that_every_role_that_can_be_filled_is(
+    ranked: dict[str, list[str]], optional: list[str], filled: dict[str, str], missing: list[str]
+) -> None:
+    assert fill_roles(ranked, optional) == (filled, missing)
