@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from inference.bring.codes import ANATOMY, as_values, category_of, open_code, parse_code, suggest
+from inference.bring.codes import ABNORMAL, ANATOMY, as_values, category_of, open_code, parse_code, suggest
 from inference.errors import CardError
 
 __all__ = ["Described", "describe_bundle"]
@@ -23,6 +23,8 @@ _MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR", "PET": "PT", "PT": "PT"}
 _CONFIGS = ("configs/inference.json", "configs/inference.yaml", "configs/inference.yml")
 _WEIGHTS = ("models/model.pt", "models/model.pth", "models/model.ckpt")
 _SCRIPT = "models/model.ts"
+#: More than anything abnormal in a body measures.
+_MOST_ML = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,15 +158,17 @@ def _outputs(labels: dict[int, str], codes: Sequence[str]) -> tuple[list[dict[st
             code, category = given[name], category_of(given[name])
         if code == open_code(name):
             missing.append(name)
-        outputs.append(
-            {
-                "label": label,
-                "name": name,
-                "code": as_values(code),
-                "category": as_values(category),
-                "measure": "volume",
-            }
-        )
+        output = {
+            "label": label,
+            "name": name,
+            "code": as_values(code),
+            "category": as_values(category),
+            "measure": "volume",
+        }
+        if category == ABNORMAL:
+            # That there is none of it is an answer; of an organ it would be a failure.
+            output["limits"] = {"volume_ml": [0, _MOST_ML]}
+        outputs.append(output)
     return outputs, missing
 
 

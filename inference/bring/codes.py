@@ -17,7 +17,7 @@ from inference.findings import Code
 if TYPE_CHECKING:
     from inference.card import Card
 
-__all__ = ["ANATOMY", "OPEN_SCHEME", "open_code", "category_of", "open_names", "parse_code", "suggest"]
+__all__ = ["ABNORMAL", "ANATOMY", "OPEN_SCHEME", "open_code", "category_of", "open_names", "parse_code", "suggest"]
 
 #: The coding scheme of a code that nobody has filled in; no document may carry it.
 OPEN_SCHEME = "99OPEN"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -77,6 +78,7 @@ class Bundle:
         if threads:
             torch.set_num_threads(threads)
         self._image, self._prediction = image, prediction
+        self._lock = threading.Lock()
         # Its own modules; MONAI would add the folder too, but only when it runs, and once more each time.
         self._root = str(root)
         if self._root not in sys.path:
@@ -132,14 +134,16 @@ class Bundle:
         from ignite.engine import Events
 
         names: Any = [str(file) for file in files]
-        self._workflow.parser["dataset#data"] = [{self._image: names[0] if len(names) == 1 else names}]
+        data = [{self._image: names[0] if len(names) == 1 else names}]
         taken: list[dict[str, Any]] = []
 
         def take(engine: Any) -> None:
             output = engine.state.output
             taken.extend(output if isinstance(output, (list, tuple)) else [output])
 
-        with _quiet(), _told("it broke"):
+        # One configuration is set to one image after the other.
+        with self._lock, _quiet(), _told("it broke"):
+            self._workflow.parser["dataset#data"] = data
             self._workflow.initialize()
             self._workflow.evaluator.add_event_handler(Events.ITERATION_COMPLETED, take)
             self._workflow.run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,12 @@ from tests.evidence_factory import NODE, NOW
 
 MODELS = Path(__file__).resolve().parents[2].parent / "shared" / "models" / "brainchop_meshnet"
 pytestmark = pytest.mark.skipif(not MODELS.is_dir(), reason=f"the trained MeshNets are absent ({MODELS})")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A node's folder, whose database is made once."""
+    return tmp_path_factory.mktemp("home")
 
 
 def _add(folder: Path, source: Path, *options: str) -> Any:
@@ -68,12 +75,12 @@ def _series(folder: Path, block: np.ndarray, grid: Grid) -> tuple[tuple[ImageFil
     return tuple(ImageFile(path.stem, path) for path in paths), block
 
 
-def test_a_meshnet_labels_a_real_head_on_the_pixels_that_came(tmp_path: Path) -> None:
+def test_a_meshnet_labels_a_real_head_on_the_pixels_that_came(home: Path, tmp_path: Path) -> None:
     import onnxruntime
 
-    added = _add(tmp_path, MODELS / "model5_gw_ae")
+    added = _add(home, MODELS / "model5_gw_ae")
     assert added.exit_code == 0, added.output
-    folder = tmp_path / "var" / "models" / "meshnet-model5-gw-ae" / "1.0.0"
+    folder = shutil.copytree(home / "var" / "models" / "meshnet-model5-gw-ae" / "1.0.0", tmp_path / "net")
     card = load_card(folder)
     assert open_names(card) == ()
     assert [(o.label, o.code.value, o.code.meaning) for o in card.outputs] == [
@@ -119,11 +126,11 @@ def test_a_meshnet_labels_a_real_head_on_the_pixels_that_came(tmp_path: Path) ->
     np.testing.assert_array_equal(masks, found)
 
 
-def test_what_is_no_head_is_refused_before_the_net_runs(tmp_path: Path) -> None:
+def test_what_is_no_head_is_refused_before_the_net_runs(home: Path) -> None:
     wrist = sorted((MODELS.parents[1] / "data" / "mr_series" / "dcm4che_MR16").glob("*.dcm"))
     assert wrist
-    assert _add(tmp_path, MODELS / "model5_gw_ae").exit_code == 0
-    card = load_card(tmp_path / "var" / "models" / "meshnet-model5-gw-ae" / "1.0.0")
+    assert _add(home, MODELS / "model5_gw_ae").exit_code == 0
+    card = load_card(home / "var" / "models" / "meshnet-model5-gw-ae" / "1.0.0")
     images = tuple(ImageFile(path.stem, path) for path in wrist)
     findings = open_engine(card).run(Job(card.path, {"t1": images}))
     assert findings.not_analysed is not None
@@ -131,12 +138,12 @@ def test_what_is_no_head_is_refused_before_the_net_runs(tmp_path: Path) -> None:
     assert findings.seconds == 0
 
 
-def test_labels_that_no_file_names_are_asked_for_and_what_the_standard_does_not_name_stays_open(tmp_path: Path) -> None:
-    silent = _add(tmp_path, MODELS / "model11_gw_ae")
+def test_labels_that_no_file_names_are_asked_for_and_what_the_standard_does_not_name_stays_open(home: Path) -> None:
+    silent = _add(home, MODELS / "model11_gw_ae")
     assert isinstance(silent.exception, CardError)
     assert "--labels FILE" in str(silent.exception)
     named = _add(
-        tmp_path,
+        home,
         MODELS / "model11_gw_ae",
         "--labels",
         str(MODELS / "model5_gw_ae" / "colormap3.json"),
@@ -144,28 +151,28 @@ def test_labels_that_no_file_names_are_asked_for_and_what_the_standard_does_not_
         "eleven",
     )
     assert named.exit_code == 0, named.output
-    parcels = _add(tmp_path, MODELS / "model30chan18cls", "--code", "VentralDC=87563008,SCT,Diencephalon")
+    parcels = _add(home, MODELS / "model30chan18cls", "--code", "VentralDC=87563008,SCT,Diencephalon")
     assert parcels.exit_code == 0, parcels.output
-    card = load_card(tmp_path / "var" / "models" / "meshnet-model30chan18cls" / "1.0.0")
+    card = load_card(home / "var" / "models" / "meshnet-model30chan18cls" / "1.0.0")
     assert len(card.outputs) == 17
     assert open_names(card) == ()
     assert {output.name: output.code.value for output in card.outputs}["Inferior-Lateral-Ventricle"] == "53118009"
-    many = _add(tmp_path, MODELS / "model21_104class")
+    many = _add(home, MODELS / "model21_104class")
     assert many.exit_code == 0, many.output
-    card = load_card(tmp_path / "var" / "models" / "meshnet-model21-104class" / "1.0.0")
+    card = load_card(home / "var" / "models" / "meshnet-model21-104class" / "1.0.0")
     assert "ctx-lh-cuneus" in open_names(card)
     assert "Brain-Stem" not in open_names(card)
     assert '--code "ctx-lh-cuneus=VALUE,SCHEME,MEANING"' in many.output
 
 
-def test_the_publishers_own_scaling_is_taken(tmp_path: Path) -> None:
+def test_the_publishers_own_scaling_is_taken(home: Path) -> None:
     scales = {}
     for number, (name, options) in enumerate(
         {"mindgrab": (), "model20chan3cls": (), "model5_gw_ae": ("--scaling", "quantile")}.items()
     ):
-        added = _add(tmp_path, MODELS / name, "--name", f"net{number}", *options)
+        added = _add(home, MODELS / name, "--name", f"net{number}", *options)
         assert added.exit_code == 0, added.output
-        card = load_card(tmp_path / "var" / "models" / f"net{number}" / "1.0.0")
+        card = load_card(home / "var" / "models" / f"net{number}" / "1.0.0")
         scales[name] = next(step.scale for step in card.preprocess if step.scale)
     for scale in scales.values():
         assert scale.percentiles == (5, 95)

@@ -42,6 +42,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_bundle(tmp_path_factory.mktemp("bundles") / "ball")
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A node's folder, whose database is made once."""
+    return tmp_path_factory.mktemp("home")
+
+
 def _config(folder: Path) -> Path:
     values = {
         "data_dir": str(folder / "var"),
@@ -92,15 +98,16 @@ def _run(card: Card, images: tuple[ImageFile, ...]) -> Findings:
 
 
 def test_a_bundle_is_added_by_one_command_and_marks_the_right_points_of_the_patient(
-    tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    added = _add(tmp_path, bundle, "--no-check", "--code", "ball=52988006,SCT,Lesion")
+    added = _add(home, bundle, "--no-check", "--code", "ball=52988006,SCT,Lesion")
     assert added.exit_code == 0, added.output
-    card = load_card(tmp_path / "var" / "models" / "bright-ball" / "0.2.1")
+    card = load_card(home / "var" / "models" / "bright-ball" / "0.2.1")
     assert (card.version, card.engine, open_names(card)) == ("0.2.1", "monai-bundle", ())
     assert card.outputs[0].code.meaning == "Lesion"
     assert card.outputs[0].category is not None
     assert card.outputs[0].category.meaning == "Morphologically Abnormal Structure"
+    assert card.outputs[0].limits.volume_ml == (0, 20000)
     assert card.intended_use == "This is an example, not to be used for diagnostic purposes"
     assert "Apache License" in card.licence
     assert set(card.files) == {
@@ -155,27 +162,29 @@ def test_weights_may_be_a_lightning_checkpoint_or_torchscript(tmp_path: Path, bu
     assert loaded.unused == (("loss.w",) if weights == "lightning" else ())
 
 
-def test_a_bundle_comes_as_an_archive_and_stays_open_until_its_codes_are_said(tmp_path: Path, bundle: Path) -> None:
+def test_a_bundle_comes_as_an_archive_and_stays_open_until_its_codes_are_said(
+    home: Path, tmp_path: Path, bundle: Path
+) -> None:
     archive = tmp_path / "ball.zip"
     with zipfile.ZipFile(archive, "w") as into:
         for file in sorted(bundle.rglob("*")):
             into.write(file, Path("ball") / file.relative_to(bundle))
-    added = _add(tmp_path, archive, "--no-check", "--name", "balls")
+    added = _add(home, archive, "--no-check", "--name", "balls")
     assert added.exit_code == 0, added.output
     assert '--code "ball=VALUE,SCHEME,MEANING"' in added.output
     assert "runs on no patient" in added.output
-    assert open_names(load_card(tmp_path / "var" / "models" / "balls" / "0.2.1")) == ("ball",)
+    assert open_names(load_card(home / "var" / "models" / "balls" / "0.2.1")) == ("ball",)
     answered = ("--untested", "--why", "a test answers for it")
-    refused = _overread(tmp_path, "promote", "balls@0.2.1", *answered)
+    refused = _overread(home, "promote", "balls@0.2.1", *answered)
     assert isinstance(refused.exception, ModelRefused)
     assert "the codes of ball" in str(refused.exception)
-    with at_work(tmp_path / "node.yaml") as (settings, database), database.read() as connection:
+    with at_work(home / "node.yaml") as (settings, database), database.read() as connection:
         view = Models(installed(settings), store_of(settings)).view(connection)
     assert "still open" in view.problems["balls", "0.2.1"]
     coded = ("--no-check", "--name", "balls", "--code", "ball=52988006,SCT,Lesion")
-    assert isinstance(_add(tmp_path, archive, *coded).exception, AlreadyThere)
-    assert _add(tmp_path, archive, *coded, "--version", "0.2.1-coded").exit_code == 0
-    promoted = _overread(tmp_path, "promote", "balls@0.2.1-coded", *answered)
+    assert isinstance(_add(home, archive, *coded).exception, AlreadyThere)
+    assert _add(home, archive, *coded, "--version", "0.2.1-coded").exit_code == 0
+    promoted = _overread(home, "promote", "balls@0.2.1-coded", *answered)
     assert promoted.exit_code == 0, promoted.output
     assert "candidate -> live" in promoted.output
 
@@ -211,10 +220,10 @@ def test_what_cannot_run_is_refused_with_what_to_do_and_nothing_of_it_stays(
 
 
 def test_a_bundle_runs_only_in_an_engines_process_and_only_with_the_files_that_its_card_names(
-    tmp_path: Path, bundle: Path
+    home: Path, bundle: Path
 ) -> None:
-    assert _add(tmp_path, bundle, "--no-check").exit_code == 0
-    card = load_card(tmp_path / "var" / "models" / "bright-ball" / "0.2.1")
+    assert _add(home, bundle, "--no-check", "--name", "alone").exit_code == 0
+    card = load_card(home / "var" / "models" / "alone" / "0.2.1")
     with pytest.raises(EngineFailure, match="own process only"):
         open_engine(card)
     (card.directory / "bundle" / "monai.py").write_text("raise SystemExit")
@@ -253,12 +262,12 @@ def test_a_label_that_is_none_gets_no_code() -> None:
     assert suggest("VentralDC") is None
 
 
-def test_several_channels_become_labels_by_what_the_card_says(tmp_path: Path) -> None:
+def test_several_channels_become_labels_by_what_the_card_says(home: Path, tmp_path: Path) -> None:
     about = metadata()
     about["network_data_format"]["outputs"]["pred"]["channel_def"] = {"0": "necrosis", "1": "edema"}
     source = build_bundle(tmp_path / "two", about=about)
-    assert _add(tmp_path, source, "--no-check", "--name", "two").exit_code == 0
-    card = load_card(tmp_path / "var" / "models" / "two" / "0.2.1")
+    assert _add(home, source, "--no-check", "--name", "two-labels").exit_code == 0
+    card = load_card(home / "var" / "models" / "two-labels" / "0.2.1")
     assert [(output.label, output.name) for output in card.outputs] == [(1, "necrosis"), (2, "edema")]
     assert card.monai_bundle is not None
     from inference.engines.monai_bundle import labels_of
@@ -280,15 +289,15 @@ def test_several_channels_become_labels_by_what_the_card_says(tmp_path: Path) ->
         labels_of(np.full((1, 1, 1, 2), 3, np.float32), card, later)
 
 
-def test_a_bundle_of_several_channels_reads_one_series_a_channel_on_one_grid(tmp_path: Path) -> None:
+def test_a_bundle_of_several_channels_reads_one_series_a_channel_on_one_grid(home: Path, tmp_path: Path) -> None:
     from inference.engines.monai_bundle import read_channels
 
     about = metadata()
     about["network_data_format"]["inputs"]["image"] |= {"num_channels": 2, "channel_def": {"0": "T1", "1": "FLAIR"}}
     source = build_bundle(tmp_path / "two", about=about)
-    added = _add(tmp_path, source, "--no-check", "--name", "two")
+    added = _add(home, source, "--no-check", "--name", "two-series")
     assert "check the rule" in added.output
-    card = load_card(tmp_path / "var" / "models" / "two" / "0.2.1")
+    card = load_card(home / "var" / "models" / "two-series" / "0.2.1")
     assert [(role.role, role.match["SeriesDescription"]) for role in card.inputs] == [
         ("t1", "*T1*"),
         ("flair", "*FLAIR*"),
