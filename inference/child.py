@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
+from inference import lean  # noqa: F401 - before anything that imports pydicom
 from inference.card import load_card
 from inference.engine import Engine, open_engine
 from inference.errors import EngineFailure, InferenceError
@@ -47,7 +48,9 @@ def main(arguments: list[str]) -> int:
     except Exception as problem:  # noqa: BLE001 - told to the supervisor, whatever it is
         answers.say(_LOADING, {"failure": _failure(problem)})
         return 1
-    answers.say(_LOADING, {"seconds": round(time.monotonic() - began, 3)})
+    model = getattr(engine, "model", None)
+    said = {name: str(getattr(model, name, "")) for name in ("provider", "precision")}
+    answers.say(_LOADING, {"seconds": round(time.monotonic() - began, 3), **said})
     with ThreadPoolExecutor(concurrency, thread_name_prefix="job") as pool:
         for line in sys.stdin:
             number, _, request = line.rstrip("\n").partition(" ")

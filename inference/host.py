@@ -55,10 +55,13 @@ class EngineHost:
         Where compiled models and measured choices are kept from one process to the next; nowhere by default.
     """
 
-    def __init__(self, card: Card, *, folder: Path | None = None, cache: Path | None = None) -> None:
+    def __init__(
+        self, card: Card, *, folder: Path | None = None, cache: Path | None = None, cores: int | None = None
+    ) -> None:
         self._card = card
         self._parent_folder = folder
         self._cache = cache
+        self._cores = cores
         self._most = concurrency_of(card)
         self._child: EngineProcess | None = None
         self._loading = threading.Lock()
@@ -199,7 +202,7 @@ class EngineHost:
                 self._discard()
                 folder = Path(tempfile.mkdtemp(prefix="engine-", dir=self._parent_folder))
                 try:
-                    self._child = EngineProcess(self._card, folder, self._cache)
+                    self._child = EngineProcess(self._card, folder, self._cache, self._cores)
                 except BaseException:
                     shutil.rmtree(folder, ignore_errors=True)
                     raise

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 from inference.engines.machine import CACHE_VARIABLE
 from inference.errors import EngineFailure
 from inference.processtree import kill_tree, tree_resident_bytes
-from inference.sizing import concurrency_of, threads_of
+from inference.sizing import CORES_VARIABLE, concurrency_of, threads_of
 
 if TYPE_CHECKING:
     from inference.card import Card
@@ -109,10 +109,11 @@ class EngineProcess:
         ``died``, if it cannot be started.
     """
 
-    def __init__(self, card: Card, folder: Path, cache: Path | None = None) -> None:
+    def __init__(self, card: Card, folder: Path, cache: Path | None = None, cores: int | None = None) -> None:
         self._card = card
         self.folder = folder
         self._cache = cache
+        self._cores = cores
         self._errors = folder / "stderr"
         self._started = threading.Event()
         self._over = threading.Event()
@@ -202,7 +203,7 @@ class EngineProcess:
 
     def _own(self) -> None:
         """Start the process and stay with it to its end."""
-        threads = str(threads_of(self._card))
+        threads = str(min(threads_of(self._card), self._cores or threads_of(self._card)))
         # Settings of the node may hold secrets, and a process that parses hostile images has no use for them.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("OVERREAD")}
         environment |= {
@@ -212,6 +213,8 @@ class EngineProcess:
             # Removed with the process, or by the next start after a death that left no time for it.
             "TMPDIR": str(self.folder),
         }
+        if self._cores is not None:
+            environment[CORES_VARIABLE] = str(self._cores)
         if self._cache is not None:
             environment[CACHE_VARIABLE] = str(self._cache)
         command = [sys.executable, "-P", "-m", "inference.child", str(self._card.path), self._card.digest]

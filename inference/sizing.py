@@ -10,16 +10,22 @@ from inference.card import TENSOR_ENGINES
 if TYPE_CHECKING:
     from inference.card import Card
 
-__all__ = ["concurrency_of", "cores", "threads_of"]
+__all__ = ["CORES_VARIABLE", "concurrency_of", "cores", "threads_of"]
+
+
+#: Tells an engine's process how many cores it gets, where several such processes share the machine.
+CORES_VARIABLE = "ENGINE_CORES"
 
 
 def cores() -> int:
     """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0))
+    there = len(os.sched_getaffinity(0))
+    given = os.environ.get(CORES_VARIABLE, "")
+    return min(there, max(1, int(given))) if given.isdigit() else there
 
 
 def threads_of(card: Card) -> int:
-    """Return how many threads one run of the model gets: what its card says, else every core."""
+    """Return how many threads one run of the model gets: what its card says, else every core of its process."""
     return card.resources.threads or cores()
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inference.engines.choice import Way, read_choice
+from inference.engines.device import require_room
 from inference.engines.machine import cache_folder, computes_bf16
 from inference.engines.modelfile import check_file, failure, model_file
 from inference.engines.tensors import Tensor, check_tensors, output_roles
@@ -131,6 +132,7 @@ def open_model(card: Card) -> Model:
     wanted = _AUTO if options.providers == "auto" else options.providers
     if set(wanted) & built & {"cuda", "tensorrt"}:
         providers = [name for name in wanted if name in built]
+        require_room(card)
         lower = "" if options.precision == "auto" else options.precision
         model = OnnxModel(card, [*providers, *({"cpu"} - set(providers))], own=contents.precision, wanted=lower)
         if model.used in wanted:

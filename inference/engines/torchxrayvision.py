@@ -6,7 +6,6 @@ A card names the model and holds its weights as a state dict (``.pt``), which is
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inference.engines.checkpoint import read_checkpoint
+from inference.engines.device import require_room
 from inference.engines.torchxrayvision_catalogue import build, head_of
 from inference.errors import EngineFailure
+from inference.sizing import threads_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -45,12 +46,14 @@ class TorchXRayVisionModel:
         files = [name for name in card.files if name.endswith(".pt")]
         if len(files) != 1:
             raise EngineFailure("broke", f"{card.path}: files: expected exactly one .pt file, found {len(files)}")
-        torch.set_num_threads(card.resources.threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(threads_of(card))
         self._torch = torch
         self._image = card.tensors["image"]
         self._device = torch.device(card.torchxrayvision.device)
         if self._device.type == "cuda" and not torch.cuda.is_available():
             raise EngineFailure("broke", f"{card.path}: torchxrayvision.device: there is no CUDA device here")
+        if self._device.type == "cuda":
+            require_room(card)
         self._network = build(card.torchxrayvision.model, read_checkpoint(card.directory / files[0])).to(self._device)
         self._features: Any = None
         self._one_at_a_time = threading.Lock()

@@ -43,6 +43,8 @@ class Engines:
         For what the processes write.
     cache
         For what they have compiled and measured.
+    cores
+        How many each may use, where its card does not say.
     memory_mb
         What they may hold together: before another is started, those that are idle are ended, the one that has been
         so for longest first. One alone may always run.
@@ -50,9 +52,10 @@ class Engines:
         How long one is kept that has nothing to do.
     """
 
-    def __init__(self, folder: Path, *, cache: Path, memory_mb: float, idle_seconds: float) -> None:
+    def __init__(self, folder: Path, *, cache: Path, cores: int, memory_mb: float, idle_seconds: float) -> None:
         self._folder = folder
         self._cache = cache
+        self._cores = cores
         self._memory_mb = memory_mb
         self._idle_seconds = idle_seconds
         self._lock = threading.Lock()
@@ -105,11 +108,12 @@ class Engines:
                     self._held[card.digest] = time.monotonic() + _NO_ROOM_SECONDS
             raise
 
-    def loaded(self, card: Card) -> bool:
-        """Whether a model's process runs now."""
+    def identity(self, card: Card) -> tuple[str, str] | None:
+        """Return what runs a model and how precisely it computes; None where it is not loaded, or does not say."""
         with self._lock:
             kept = self._kept.get(card.digest)
-            return kept is not None and kept.host.pid is not None
+            said = kept.host.loaded if kept is not None and kept.host.pid is not None else {}
+        return (str(said["provider"]), str(said["precision"])) if said.get("provider") else None
 
     def close_idle(self, serving: Set[str]) -> None:
         """End the processes that have had nothing to do for long, or whose digest is not among those in use."""
@@ -133,7 +137,9 @@ class Engines:
             kept = self._kept.get(card.digest)
             if kept is None:
                 self._make_room(card)
-                kept = self._kept[card.digest] = _Kept(EngineHost(card, folder=self._folder, cache=self._cache))
+                kept = self._kept[card.digest] = _Kept(
+                    EngineHost(card, folder=self._folder, cache=self._cache, cores=self._cores)
+                )
             kept.users += 1
             return kept
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from inference.findings import Findings
     from node.evidence.documents import EvidenceDocument, Predecessor
 
-__all__ = ["Run", "attempt_workitem"]
+__all__ = ["Identity", "Run", "attempt_workitem", "unknown"]
 
 _log = structlog.get_logger("overread.workflow")
 
@@ -37,7 +37,16 @@ _log = structlog.get_logger("overread.workflow")
 Run = Callable[[Card, Job, Callable[[], None]], "Findings"]
 
 
-def attempt_workitem(way: Way, workitem: Workitem, attempt: Attempt, run: Run) -> None:
+#: What runs a card's model now, and how precisely; None where it is not loaded.
+Identity = Callable[[Card], tuple[str, str] | None]
+
+
+def unknown(card: Card) -> tuple[str, str] | None:  # noqa: ARG001
+    """Say that nothing is known of what runs a model."""
+    return None
+
+
+def attempt_workitem(way: Way, workitem: Workitem, attempt: Attempt, run: Run, identity: Identity = unknown) -> None:
     """Make one attempt, under a lease that is renewed to its end; whatever goes wrong ends as a row."""
     with (
         structlog.contextvars.bound_contextvars(workitem=workitem.uid, model=workitem.model),
@@ -47,8 +56,8 @@ def attempt_workitem(way: Way, workitem: Workitem, attempt: Attempt, run: Run) -
         try:
             card = _card(way, workitem)
             job, instances = _job(way, workitem, card)
-            key = key_of(card, instances)
-            findings = recalled(way, key, instances)
+            key = key_of(card, instances, way.engine_cache)
+            findings = recalled(way, key, instances, identity(card))
             if findings is None:
                 findings = run(card, job, lease.check)
                 remember(way, workitem, card, key, findings)

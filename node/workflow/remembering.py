@@ -45,25 +45,45 @@ _MOST_BYTES = 8 * 2**30
 _LOOK_EVERY = 64
 
 
-def key_of(card: Card, input_set: Mapping[str, Sequence[Instance]]) -> str | None:
-    """Return the key of what a card says of an input set; None where its answers are not to be kept."""
+def key_of(card: Card, input_set: Mapping[str, Sequence[Instance]], measured: Path) -> str | None:
+    """Return the key of what a card says of an input set; None where its answers are not to be kept.
+
+    Parameters
+    ----------
+    measured
+        Where it is noted which way runs a model the fastest here: another way gives other last digits.
+    """
     if card.engine not in CACHEABLE:
         return None
     roles = [
         [role, [[one.sop_instance_uid, one.transfer_syntax_uid, one.digest] for one in instances]]
         for role, instances in sorted(input_set.items())
     ]
-    text = json.dumps([_FORM, card.digest, card.engine, runtime_of(card.engine), roles], separators=(",", ":"))
+    text = json.dumps(
+        [_FORM, card.digest, card.engine, runtime_of(card.engine), _choices(card, measured), roles],
+        separators=(",", ":"),
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def recalled(way: Way, key: str | None, input_set: Mapping[str, Sequence[Instance]]) -> Findings | None:
-    """Return what was found before under a key, if it is kept; whatever is wrong with it, it is as if it were not."""
+def recalled(
+    way: Way,
+    key: str | None,
+    input_set: Mapping[str, Sequence[Instance]],
+    identity: tuple[str, str] | None = None,
+) -> Findings | None:
+    """Return what was found before under a key, if it is kept; whatever is wrong with it, it is as if it were not.
+
+    Parameters
+    ----------
+    identity
+        Provider and precision of the model where it is loaded now: what another has computed is not given out then.
+    """
     if key is None or not way.settings.perform.results_mb:
         return None
     try:
         kept = results.find(way.database, way.results, key)
-        if kept is None:
+        if kept is None or (identity is not None and (kept.provider, kept.precision) != identity):
             return None
         if kept.file is None:
             findings = findings_from(kept.findings, way.scratch / _ARRAYS)
@@ -123,6 +143,15 @@ def remember(way: Way, workitem: Workitem, card: Card, key: str | None, findings
 def _kind(card: Card) -> str:
     """Name how a card's pictures are prepared: only those that are prepared alike are compared."""
     return json.dumps([step.model_dump(mode="json", exclude_none=True) for step in card.preprocess], sort_keys=True)
+
+
+def _choices(card: Card, measured: Path) -> list[str]:
+    names = tuple(entry.sha256[:32] for entry in card.files.values())
+    try:
+        found = sorted(one for one in (measured / "choices").iterdir() if one.name.startswith(names))
+        return [f"{one.name} {hashlib.sha256(one.read_bytes()).hexdigest()}" for one in found]
+    except OSError:
+        return []
 
 
 def _packed(way: Way, findings: Findings) -> tuple[dict[str, object], str | None]:

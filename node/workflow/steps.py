@@ -28,7 +28,7 @@ from node.workflow import completion
 from node.workflow.announcing import announce_revision
 from node.workflow.committing import ask_to_commit, report_commitment, store
 from node.workflow.judging import judge, route_revision
-from node.workflow.performing import Run, attempt_workitem
+from node.workflow.performing import Identity, Run, attempt_workitem, unknown
 from node.workflow.reporting import record, report_revision
 from node.workflow.way import Way
 from storage import attempts, availability, commitments, control, inquiries, lifecycle, outbox, receiving, studies
@@ -102,9 +102,9 @@ def take(way: Way, owner: str, choice: attempts.Choice) -> tuple[Workitem, Attem
         return attempts.claim(connection, owner, way.settings.perform.lease_seconds, choice)
 
 
-def perform(way: Way, taken: tuple[Workitem, Attempt], run: Run) -> None:
+def perform(way: Way, taken: tuple[Workitem, Attempt], run: Run, identity: Identity = unknown) -> None:
     """Run the model of a workitem, document what it found and commit all of it together."""
-    attempt_workitem(way, *taken, run)
+    attempt_workitem(way, *taken, run, identity)
 
 
 def deliver(way: Way, destination: Destination) -> int:

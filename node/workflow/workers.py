@@ -16,7 +16,7 @@ import structlog
 from inference.card import Card
 from inference.engine import Job
 from inference.findings import Findings
-from inference.sizing import concurrency_of
+from inference.sizing import concurrency_of, cores
 from node.delivery.port import Destination
 from node.dimse.commitment_scp import reported_to
 from node.notify.receivers import Receiver
@@ -91,6 +91,7 @@ def run_performer(way: Way, index: int, stop: threading.Event) -> None:
     engines = Engines(
         scratch,
         cache=way.engine_cache,
+        cores=max(1, cores() // perform.workers),
         memory_mb=(perform.memory_mb or half_of_memory()) / perform.workers,
         idle_seconds=perform.idle_seconds,
     )
@@ -158,7 +159,7 @@ class _Performer:
 
     def _perform(self, taken: tuple[Workitem, Attempt]) -> None:
         try:
-            steps.perform(self._way, taken, self._run)
+            steps.perform(self._way, taken, self._run, self._engines.identity)
         except _Stopping:
             return
         except Exception as trouble:  # noqa: BLE001 - the loop logs it, and pauses before it takes anything more

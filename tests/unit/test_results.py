@@ -26,6 +26,8 @@ from tests.dicom_factory import radiograph
 from tests.model_factory import classification_card, mean_brightness, segmentation_card, thresholding, write_model
 from tests.work import Holding
 
+#: No way was measured to run the fastest.
+NOWHERE = Path("/nonexistent")
 CODE = Code(value="1", scheme="99T", meaning="one")
 
 
@@ -126,7 +128,7 @@ def test_what_was_found_is_found_again_across_processes_with_its_mask(
     work = scheduled(holding, study, of)
     inputs = instances(holding, study)
     first = masked(inputs["radiograph"][0].sop_instance_uid)
-    key = key_of(of, inputs)
+    key = key_of(of, inputs, NOWHERE)
     assert recalled(way, key, inputs) is None
     remember(way, work, of, key, first)
     again = recalled(replace(way), key, inputs)
@@ -136,6 +138,8 @@ def test_what_was_found_is_found_again_across_processes_with_its_mask(
     np.testing.assert_array_equal(again.segmentation.labels, first.segmentation.labels)  # type: ignore[union-attr]
     assert again.segmentation.segments == first.segmentation.segments  # type: ignore[union-attr]
     assert (again.provider, again.precision) == ("onnxruntime:CPU", "fp32")
+    assert recalled(way, key, inputs, ("onnxruntime:CPU", "fp32")) is not None
+    assert recalled(way, key, inputs, ("onnxruntime:CUDA", "fp32")) is None
     assert not list(way.scratch.iterdir())
     assert not list(holding.incoming.iterdir())
 
@@ -147,17 +151,20 @@ def test_a_result_stands_for_its_input_its_model_and_its_way_of_reading_alone(
     inputs = instances(holding, received(holding, tmp_path))
     (one,) = inputs["radiograph"]
     keys = [
-        key_of(of, inputs),
-        key_of(card(models, "brighter"), inputs),
-        key_of(of, {"other": (one,)}),
-        key_of(of, {"radiograph": (one, one)}),
-        key_of(of, {"radiograph": (replace(one, digest="0" * 64),)}),
-        key_of(of, {"radiograph": (replace(one, transfer_syntax_uid="1.2.840.10008.1.2.4.70"),)}),
-        key_of(of, {"radiograph": (replace(one, sop_instance_uid="1.2.3"),)}),
+        key_of(of, inputs, NOWHERE),
+        key_of(card(models, "brighter"), inputs, NOWHERE),
+        key_of(of, {"other": (one,)}, NOWHERE),
+        key_of(of, {"radiograph": (one, one)}, NOWHERE),
+        key_of(of, {"radiograph": (replace(one, digest="0" * 64),)}, NOWHERE),
+        key_of(of, {"radiograph": (replace(one, transfer_syntax_uid="1.2.840.10008.1.2.4.70"),)}, NOWHERE),
+        key_of(of, {"radiograph": (replace(one, sop_instance_uid="1.2.3"),)}, NOWHERE),
     ]
     assert len(set(keys)) == len(keys)
-    assert key_of(of, inputs) == keys[0]
-    assert key_of(of.model_copy(update={"engine": "kserve"}), inputs) is None
+    assert key_of(of, inputs, NOWHERE) == keys[0]
+    (tmp_path / "choices").mkdir()
+    (tmp_path / "choices" / f"{of.files['model.onnx'].sha256[:32]}-2-x.json").write_text("openvino")
+    assert key_of(of, inputs, tmp_path) not in keys
+    assert key_of(of.model_copy(update={"engine": "kserve"}), inputs, NOWHERE) is None
 
 
 @pytest.mark.parametrize("harm", ["row", "file cut", "file gone", "digest", "no json"])
@@ -167,7 +174,7 @@ def test_a_damaged_result_is_a_miss_and_is_forgotten(
     of = card(models, "blobs")
     study = received(holding, tmp_path)
     inputs = instances(holding, study)
-    key = key_of(of, inputs)
+    key = key_of(of, inputs, NOWHERE)
     work = scheduled(holding, study, of)
     remember(way, work, of, key, masked(inputs["radiograph"][0].sop_instance_uid))
     with holding.database.read() as connection:
@@ -200,7 +207,7 @@ def test_results_are_bounded_swept_emptied_and_go_with_their_study(
     for seed in range(4):
         study = received(holding, tmp_path, seed)
         inputs = instances(holding, study)
-        keys.append((key_of(of, inputs), inputs))
+        keys.append((key_of(of, inputs, NOWHERE), inputs))
         work = scheduled(holding, study, of)
         remember(way, work, of, keys[-1][0], masked(inputs["radiograph"][0].sop_instance_uid))
     with holding.database.read() as connection:
@@ -254,8 +261,8 @@ def test_trouble_with_keeping_a_result_costs_no_findings(
     inputs = instances(holding, study)
     work = scheduled(holding, study, of)
     way.scratch.rmdir()
-    remember(way, work, of, key_of(of, inputs), masked(inputs["radiograph"][0].sop_instance_uid))
-    assert recalled(way, key_of(of, inputs), inputs) is None
+    remember(way, work, of, key_of(of, inputs, NOWHERE), masked(inputs["radiograph"][0].sop_instance_uid))
+    assert recalled(way, key_of(of, inputs, NOWHERE), inputs) is None
 
 
 def test_nearly_the_same_picture_of_another_study_is_pointed_out_and_one_that_only_resembles_is_not(
