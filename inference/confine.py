@@ -5,8 +5,9 @@ it, the program gets namespaces of its own (user, processes, mounts, network): w
 however it has forked. Where not, this process adopts whatever the program leaves behind and kills it.
 
 ``SPEC`` is JSON: ``argv``, ``environment``, ``folder`` (working directory), ``limits`` (resource names to values),
-``network`` (bool), ``memory_bytes``, ``processes``, ``status`` (a file descriptor that gets one line: ``exit N``,
-``signal N`` or ``refused WHY``). Sources: namespaces(7), pid_namespaces(7), user_namespaces(7), prctl(2).
+``network`` (bool), ``writable`` (folders), ``memory_bytes``, ``processes``, ``status`` (a file descriptor that gets one
+line: ``exit N``, ``signal N`` or ``refused WHY``). Sources: namespaces(7), pid_namespaces(7), user_namespaces(7),
+prctl(2), mount_setattr(2).
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from typing import Any
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
 _NEWNS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 _MS_NOSUID, _MS_NODEV, _MS_REC, _MS_PRIVATE = 2, 4, 0x4000, 0x40000
+_MS_BIND, _RDONLY = 4096, 1
+_MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE = 442, -100, 0x8000
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 
 
@@ -76,6 +79,7 @@ def _be_first(libc: ctypes.CDLL, spec: dict[str, Any], status: int, alive: int) 
         if not os.read(alive, 1):
             os._exit(1)
     libc.mount(b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None)
+    _write_nowhere_but(libc, spec["writable"])
     # Either may be refused inside a container; then the program sees the outer ones.
     libc.mount(b"proc", b"/proc", b"proc", ctypes.c_ulong(_MS_NOSUID | _MS_NODEV), None)
     size = f"size={int(spec['memory_bytes'])},mode=1777".encode()
@@ -84,6 +88,24 @@ def _be_first(libc: ctypes.CDLL, spec: dict[str, Any], status: int, alive: int) 
         _loopback_up()
     _say(status, _run(libc, spec))
     os._exit(0)
+
+
+def _write_nowhere_but(libc: ctypes.CDLL, folders: list[str]) -> None:
+    """Make all file systems read-only but for these folders; a kernel before 5.12 or a container may not let us."""
+    for folder in folders:
+        libc.mount(folder.encode(), folder.encode(), None, ctypes.c_ulong(_MS_BIND | _MS_REC), None)
+    if _set_read_only(libc, "/", True):
+        for folder in folders:
+            _set_read_only(libc, folder, False)
+
+
+def _set_read_only(libc: ctypes.CDLL, folder: str, wanted: bool) -> bool:
+    """Call mount_setattr(2), for which the C library has no name yet on every system."""
+    change = (_RDONLY, 0) if wanted else (0, _RDONLY)
+    attributes = (ctypes.c_uint64 * 4)(*change, 0, 0)
+    size = ctypes.sizeof(attributes)
+    call = (ctypes.c_long(_MOUNT_SETATTR), _AT_FDCWD, folder.encode(), _AT_RECURSIVE, attributes, ctypes.c_size_t(size))
+    return bool(libc.syscall(*call) == 0)
 
 
 def _run(libc: ctypes.CDLL, spec: dict[str, Any]) -> str:

@@ -152,7 +152,8 @@ class Command(Strict):
     In ``argv`` and the values of ``environment``, ``{input}``, ``{output}``, ``{work}``, ``{card}`` and ``{threads}``
     stand for its folders, the card's folder and the threads that it gets. ``result`` is a pattern for the names of the
     files that hold the answer; ``masks`` maps files of one structure each to its label. ``keep`` and ``burned_in`` say
-    what of the patient may stay in the copies that it reads. Wall time, memory and threads are those of ``resources``.
+    what of the patient may stay in the copies that it reads. ``writable`` names folders outside of its own that it may
+    write to. Wall time, memory and threads are those of ``resources``.
     """
 
     argv: tuple[str, ...] = Field(min_length=1)
@@ -164,6 +165,7 @@ class Command(Strict):
     environment: dict[str, str] = Field(default_factory=dict)
     pass_environment: tuple[str, ...] = ()
     network: bool = False
+    writable: tuple[Annotated[str, Field(pattern=r"^/.")], ...] = ()
     keep: tuple[Kept, ...] = ()
     burned_in: bool = False
     decompress: bool = True

@@ -58,6 +58,7 @@ def run_program(
     watched: Sequence[Path],
     limits: Limits,
     network: bool = False,
+    writable: Sequence[str] = (),
 ) -> str:
     """Run a program to its end, and see to it that nothing of it is left.
 
@@ -70,7 +71,9 @@ def run_program(
     folder
         Its working directory.
     watched
-        The folders that it may write to; bytes and files are counted over all of them.
+        The folders that it may write to, and no other where the system allows that; bytes and files in them count.
+    writable
+        Further folders that it may write to, without a count.
     network
         Whether it may reach the network. Where it may not and the system cannot keep it from it, it is not run.
 
@@ -98,6 +101,7 @@ def run_program(
                 "network": network,
                 "memory_bytes": limits.memory_bytes,
                 "processes": limits.processes,
+                "writable": [*map(str, watched), *writable],
                 "status": write_status,
             }
         ),

@@ -111,6 +111,7 @@ class CommandEngine:
             watched=[work],
             limits=limits,
             network=self._command.network,
+            writable=self._command.writable,
         )
         seconds = time.perf_counter() - began
         findings = self._read(rooms["output"], prepared, volumes, limits)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 PRIVATE_SCHEME: Final = "99OVERREAD"
 
 #: Viewers that see (126000, DCM, "Imaging Measurement Report") load the document as drawn measurements and fail where
-#: a group has no coordinates; ours never has any, so the title says instead what the document is.
+#: a group has no coordinates; most of ours have none, so the title says instead what the document is.
 REPORT_TITLE: Final = Code(value="AIRESULT", scheme=PRIVATE_SCHEME, meaning="AI Result, Research Use")
 
 PRESENT: Final = Code(value="52101004", scheme="SCT", meaning="Present")  # CID 240

@@ -143,6 +143,33 @@ print(sorted(name for _, name in socket.if_nameindex()))
     assert run(tmp_path, code) == "['lo']"
 
 
+def test_a_program_writes_to_its_own_folder_and_to_no_other(tmp_path: Path) -> None:
+    if not NAMESPACES:
+        pytest.skip("this system allows no namespaces")
+    own, other, allowed = (tmp_path / name for name in ("own", "other", "allowed"))
+    for folder in (own, other, allowed):
+        folder.mkdir()
+    code = """
+import errno, os, sys
+for folder, fails in ((sys.argv[1], 0), (sys.argv[2], errno.EROFS), (sys.argv[3], 0), ("/dev/shm", 0)):
+    try:
+        open(folder + "/file", "w").write("words")
+        assert not fails, folder
+    except OSError as problem:
+        assert problem.errno == fails, (folder, problem)
+"""
+    run_program(
+        [sys.executable, "-c", code, str(own), str(other), str(allowed)],
+        environment={},
+        folder=own,
+        watched=[own],
+        limits=Limits(seconds=20, memory_bytes=512 * MB),
+        writable=[str(allowed)],
+    )
+    assert [(folder / "file").exists() for folder in (own, other, allowed)] == [True, False, True]
+    assert not Path("/dev/shm/file").exists()
+
+
 def test_without_namespaces_a_program_that_must_not_reach_the_network_is_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,7 +196,7 @@ import sys
 from pathlib import Path
 from inference.programs import Limits, run_program
 folder = Path(sys.argv[1])
-run_program([sys.executable, "-c", sys.argv[2], sys.argv[3]], environment={}, folder=folder, watched=[],
+run_program([sys.executable, "-c", sys.argv[2], sys.argv[3]], environment={}, folder=folder, watched=[folder],
             limits=Limits(seconds=600, memory_bytes=1 << 30), network=sys.argv[4] == "True")
 """
 

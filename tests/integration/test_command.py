@@ -395,6 +395,7 @@ def test_a_program_under_supervision_ends_with_all_that_it_started(tmp_path: Pat
         finding_card(resources=limits),
         HANGS,
         argv=[sys.executable, "{card}/run.py", "{input}", "{output}", str(flag)],
+        writable=[str(tmp_path)],
     )
     job = Job(card.path, {"radiograph": files_of([radiograph(tmp_path / "i", np.full((8, 9), 7))])})
     host = EngineHost(card, folder=tmp_path)
