@@ -6,7 +6,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY node ./node
 COPY inference ./inference
 COPY storage ./storage
-RUN /opt/overread/bin/pip install --no-cache-dir ".[postgresql]"
+RUN /opt/overread/bin/pip install --no-cache-dir ".[postgresql,openvino]"
 
 FROM python:3.11-slim-bookworm
 RUN useradd --system --uid 10001 --home-dir /var/lib/overread --create-home overread

@@ -296,6 +296,7 @@ def _write_card(card: Card, folder: Path, file: str, precision: Lower, summary: 
     gone = set(describe(card.directory / file).external) if precision != "bf16" else set()
     kept = [name for name in card.files if name != file and name not in gone]
     folders = {place for sample in card.samples for place in _folders(sample.images)}
+    folders |= {sample.mask for sample in card.samples if sample.mask}
     for name in (*kept, *folders):
         if not (folder / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -47,8 +47,9 @@ _RUNS, _TIMED_SECONDS = 30, 2.0
 
 
 def tunable(card: Card) -> bool:
-    """Return whether there is anything to choose: the engine onnx, on providers of its own choice."""
-    return card.engine == "onnx" and (card.onnx is None or card.onnx.providers == "auto")
+    """Return whether there is anything to choose: onnx on any provider, and answers that can be compared (no boxes)."""
+    free = card.onnx is None or card.onnx.providers == "auto"
+    return card.engine == "onnx" and free and card.task != "detection"
 
 
 def tune(
@@ -166,7 +167,7 @@ def _distance(card: Card, one: npt.NDArray[Any], two: npt.NDArray[Any]) -> float
 
 
 def _labels(card: Card, answer: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    if card.layout == "zyx":
+    if answer.dtype.kind in "ui":
         return answer
     threshold = next((step.threshold.value for step in card.postprocess if step.threshold), None)
     if threshold is None:

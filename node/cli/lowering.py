@@ -178,3 +178,5 @@ def _failing() -> Iterator[None]:
         yield
     except EngineFailure as failure:
         raise NodeError(failure.text) from failure
+    except ModuleNotFoundError as absent:
+        raise NodeError(f'{absent.name} is not installed here: pip install "overread[convert]"') from absent

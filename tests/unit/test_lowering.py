@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 from typer.testing import CliRunner
 
-from inference.agreement import Agreement, Bounds
+from inference.agreement import Agreement, Bounds, compare
 from inference.bring.quantise import quantise
 from inference.card import Card, load_card
 from inference.cases import jobs_in
@@ -27,12 +27,17 @@ from node.cli import app
 from tests.dicom_factory import ct_series, radiograph
 from tests.model_factory import classification_card, segmentation_card, thresholding, write_model
 from tests.small_nets import convolutions, labelling
+from tests.unit.test_detect import detector
 
 SIZE = 32
 
 
 def silent(what: str, done: int, total: int) -> None:
     assert 0 <= done <= total
+
+
+def silent_count(done: int) -> None:
+    assert done > 0
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +167,27 @@ def test_a_segmentation_is_compared_by_dice(tmp_path: Path) -> None:
     assert made.agreement.dice.keys() == {"right lung"}
     assert made.agreement.dice["right lung"] > 0.98
     assert made.passed, made.summary
+
+
+@pytest.mark.parametrize(
+    ("box", "probability", "alike", "difference"),
+    [((10, 10, 30, 30), 0.9, 1.0, 0.0), ((12, 10, 32, 30), 0.8, 1.0, 0.1), ((40, 40, 60, 60), 0.9, 0.0, 0.0)],
+)
+def test_a_detector_is_compared_by_where_its_boxes_lie(
+    tmp_path: Path, radiographs: Path, box: tuple[float, ...], probability: float, alike: float, difference: float
+) -> None:
+    changes = {
+        "task": "detection",
+        "tensors": {"image": "image", "boxes": "boxes", "scores": "scores", "classes": "classes"},
+        "preprocess": [{"radiograph_input": {"size": 64}}],
+        "outputs": [classification_card()["outputs"][0] | {"index": 1}],
+    }
+    graphs = (detector([[10, 10, 30, 30]], [0.9], [1]), detector([list(box)], [probability], [1]))
+    cards = [classifier(tmp_path / str(number), graph, **changes) for number, graph in enumerate(graphs)]
+    one, two = (open_model(card) for card in cards)
+    made = compare(cards[0], one, two, jobs_in(cards[0], radiographs)[:1], progress=silent_count)
+    assert (made.cases, made.alike) == (1, alike)
+    assert made.largest_difference == pytest.approx(difference, abs=1e-6)
 
 
 @pytest.mark.parametrize(
