@@ -72,6 +72,15 @@ def test_padding_is_the_darkest_of_the_picture(tmp_path: Path, pixels: np.ndarra
     assert (found[:, :5] == found[:, 5:].min()).all()
 
 
+def test_an_old_overlay_in_the_unused_bits_is_masked_off(tmp_path: Path, pixels: np.ndarray[Any, Any]) -> None:
+    path = radiograph(tmp_path, pixels)
+    plain = read(path)
+    dataset = pydicom.dcmread(path)
+    dataset.PixelData = (pixels.astype("<u2") | 0x8000).tobytes()
+    dataset.save_as(path)
+    assert (read(path) == plain).all()
+
+
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
@@ -79,6 +88,8 @@ def test_padding_is_the_darkest_of_the_picture(tmp_path: Path, pixels: np.ndarra
         ({"PixelData": b"\0\0\0\0"}, "no-pixels"),
         ({"SamplesPerPixel": 3}, "multi-sample"),
         ({"PhotometricInterpretation": "RGB"}, "unsupported-photometric"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "unsupported-photometric"),
+        ({"HighBit": 15}, "unsupported-bits"),
         ({"NumberOfFrames": "3"}, "multi-frame"),
         ({"PresentationIntentType": "FOR PROCESSING"}, "for-processing"),
     ],
