@@ -1,4 +1,4 @@
-"""Codes of what torchxrayvision's models say: findings of a chest radiograph, views, and structures of the chest.
+"""Codes of what torchxrayvision's models say: findings of a chest radiograph, views, and sex.
 
 Every code was looked up; ``docs/models/torchxrayvision.md`` says where each was found. What has no standard code that
 could be verified has one of this project's own (``99OVERREAD``), never a guessed one.
@@ -6,7 +6,7 @@ could be verified has one of this project's own (``99OVERREAD``), never a guesse
 
 from __future__ import annotations
 
-__all__ = ["ANATOMY", "FINDINGS", "Coded"]
+__all__ = ["FINDINGS", "Coded"]
 
 #: Value, coding scheme designator (PS3.16 Section 8), meaning.
 Coded = tuple[str, str, str]
@@ -37,22 +37,4 @@ FINDINGS: dict[str, Coded] = {
     "Lateral": ("49370004", "SCT", "Lateral"),
     "Male": ("M", "DCM", "Male"),
     "Female": ("F", "DCM", "Female"),
-}
-
-#: Structures that the anatomy segmentation marks.
-ANATOMY: dict[str, Coded] = {
-    "Left Clavicle": ("51299004", "SCT", "Clavicle"),
-    "Right Clavicle": ("51299004", "SCT", "Clavicle"),
-    "Left Scapula": ("79601000", "SCT", "Scapula"),
-    "Right Scapula": ("79601000", "SCT", "Scapula"),
-    "Left Lung": ("44029006", "SCT", "Left lung"),
-    "Right Lung": ("3341006", "SCT", "Right lung"),
-    "Left Hilus Pulmonis": ("46750007", "SCT", "Hilum of lung"),
-    "Right Hilus Pulmonis": ("46750007", "SCT", "Hilum of lung"),
-    "Heart": ("80891009", "SCT", "Heart"),
-    "Aorta": ("15825003", "SCT", "Aorta"),
-    "Facies Diaphragmatica": ("5798000", "SCT", "Diaphragm"),
-    "Mediastinum": ("72410000", "SCT", "Mediastinum"),
-    "Weasand": ("32849002", "SCT", "Esophagus"),
-    "Spine": ("421060004", "SCT", "Spine"),
 }

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from inference.bring.chest_codes import ANATOMY, FINDINGS
+from inference.bring.chest_codes import FINDINGS
 from inference.errors import CardError, EngineFailure
 
 if TYPE_CHECKING:
@@ -153,13 +153,20 @@ def bring(
     ------
     EngineFailure
         If the file is not what it should be, or the answers differ.
+    CardError
+        If the model is no classifier.
     """
+    if wanted.task != "classification":
+        raise CardError(
+            f"{wanted.name}: marks structures on a projection, which overlap and have no volume; findings have no "
+            "place for such masks yet"
+        )
     from inference.engines.torchxrayvision_catalogue import build, head_of
     from inference.engines.torchxrayvision_export import export, save_weights
 
     weights = _weights(wanted, file)
     network = build(wanted.name, weights)
-    linear = None if wanted.task == "segmentation" else head_of(network)
+    linear = head_of(network)
     if native:
         save_weights(weights, folder / "model.pt")
     else:
@@ -217,11 +224,12 @@ def _difference(
     from inference.postprocess import probabilities_of
 
     card = load_card(card_path)
+    # One thread: what is compared is the arithmetic, and threads that wait for each other on a busy machine take minutes.
+    card = card.model_copy(update={"resources": card.resources.model_copy(update={"threads": 1})})
     batch = np.stack(images)[:, None]
     expected = answers_of(network, batch)
-    axis = 1
     if not wanted.operating_points:
-        expected = probabilities_of(expected, wanted.activation, axis=axis)
+        expected = probabilities_of(expected, wanted.activation, axis=1)
     model = (torchxrayvision if card.engine == "torchxrayvision" else onnx).open_model(card)
     try:
         singles = np.concatenate([model.infer({"image": one[None]})["output"] for one in batch])
@@ -230,11 +238,7 @@ def _difference(
         model.close()
     worst = 0.0
     for answers in (singles, together):
-        found = (
-            probabilities_of(answers, wanted.activation, axis=axis)
-            if card.task == "segmentation"
-            else probabilities(card, answers)
-        )
+        found = probabilities(card, answers)
         # A value that is not a number must not pass as no difference.
         worst = max(worst, float(np.abs(found - expected).max(initial=0.0)) if np.isfinite(found).all() else np.inf)
     return worst
@@ -252,8 +256,6 @@ def _card(
         steps.append({"activation": {"kind": wanted.activation}})
         if stretched:
             steps.append({"calibrate": {"thresholds": list(wanted.operating_points)}})
-    if wanted.task == "segmentation":
-        steps.append({"threshold": {"value": 0.5}})
     tensors = {"image": "image", "output": "score"}
     card: dict[str, Any] = {
         "name": name,
@@ -293,23 +295,20 @@ def _card(
 
 
 def _outputs(wanted: CatalogueEntry) -> list[dict[str, Any]]:
-    category = {"value": "123037004", "scheme": "SCT", "meaning": "Anatomical Structure"}
     outputs: list[dict[str, Any]] = []
     for index, target in enumerate(wanted.targets):
         # An output without a name, or without an operating point where the others have one, was never trained.
         if not target or (wanted.operating_points and wanted.operating_points[index] is None):
             continue
-        value, scheme, meaning = (ANATOMY if wanted.task == "segmentation" else FINDINGS).get(
-            target, (target.lower().replace(" ", "-")[:16], "99OVERREAD", target)
+        value, scheme, meaning = FINDINGS.get(target, (target.upper().replace(" ", "")[:16], "99OVERREAD", target))
+        outputs.append(
+            {
+                "index": index,
+                "name": target.replace("_", " ").lower(),
+                "code": {"value": value, "scheme": scheme, "meaning": meaning},
+                "threshold": 0.5,
+            }
         )
-        coded: dict[str, Any] = {
-            "name": target.replace("_", " ").lower(),
-            "code": {"value": value, "scheme": scheme, "meaning": meaning},
-        }
-        if wanted.task == "segmentation":
-            outputs.append({"label": index + 1, **coded, "category": category})
-        else:
-            outputs.append({"index": index, **coded, "threshold": 0.5})
     return outputs
 
 

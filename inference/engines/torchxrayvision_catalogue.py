@@ -79,8 +79,10 @@ class _Baseline:
     prefix: str = ""
 
 
-#: Left out: ``chexpert`` (thirty networks in a file that is not released with the library), ``riken`` (TorchScript, a
-#: program and not weights), ``chestx_anatomy`` (159 structures that overlap) and the autoencoders (no findings).
+#: The anatomy segmentation can be built, and is not offered: findings have no place yet for a mask on a projection,
+#: whose structures overlap and have no volume. Left out are ``chexpert`` (thirty networks in a file that is not
+#: released with the library), ``riken`` (TorchScript, a program and not weights), ``chestx_anatomy`` (159 structures
+#: that overlap) and the autoencoders (no findings).
 _BASELINES = {
     "chestx-det-pspnet": _Baseline(
         "chestx_det",
@@ -119,7 +121,8 @@ _BASELINES = {
 
 def names() -> tuple[str, ...]:
     """Return the names of all models that can be had."""
-    return (*(name for name in _core() if name.startswith(("densenet", "resnet"))), *_BASELINES)
+    offered = (name for name, baseline in _BASELINES.items() if baseline.task == "classification")
+    return (*(name for name in _core() if name.startswith(("densenet", "resnet"))), *offered)
 
 
 def entry(name: str) -> CatalogueEntry:
@@ -280,6 +283,10 @@ def _cached(weights: Mapping[str, Tensor], file: str) -> Iterator[None]:
 def _core_models() -> Any:
     import_torchvision()
     import torchxrayvision.models
+    import torchxrayvision.utils
+
+    # The library prints its guess about the first image's range; ours is what its own function gives.
+    torchxrayvision.utils.warning_log["norm_check"] = True
 
     return torchxrayvision.models
 

@@ -45,6 +45,8 @@ _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 
 #: Modules whose classes are parts of networks: whatever is named in them gets a stand-in.
 _NETWORKS = ("torch.nn.modules.", "torch.nn.parallel.", "torchvision.models.", "torchxrayvision.")
+#: Modules by the names that people know them by.
+_SHOWN = {"posix": "os", "nt": "os", "__builtin__": "builtins", "cPickle": "pickle", "_pickle": "pickle"}
 #: What a process that reads a file has no business doing, by the names of Python's audit events (PEP 578).
 _FORBIDDEN = (
     "socket.",
@@ -227,7 +229,7 @@ class _Unpickler(pickle.Unpickler):
             return _ALLOWED[module, name]
         if f"{module}.".startswith(_NETWORKS) and name.isidentifier():
             return _StandIn
-        shown = f"{'os' if module in ('posix', 'nt') else module}.{name}"
+        shown = f"{_SHOWN.get(module, module)}.{name}"
         raise _Refused(f"it wants {shown[:200]}, which no weights need")
 
 
@@ -249,7 +251,10 @@ def _read(path: Path) -> dict[str, Any]:
     """
     import torch
 
-    if zipfile.is_zipfile(path):
+    with path.open("rb") as file:
+        # As torch tells the two formats apart: an archive within something else is neither.
+        archived = file.read(4) == b"PK\x03\x04"
+    if archived:
         with zipfile.ZipFile(path) as archive:
             # torch.load would hand such a file to torch.jit, which runs what it holds.
             if any(name.endswith("constants.pkl") or "/code/" in name for name in archive.namelist()):
