@@ -224,7 +224,7 @@ def _difference(
     from inference.postprocess import probabilities_of
 
     card = load_card(card_path)
-    # One thread: what is compared is the arithmetic, and threads that wait for each other on a busy machine take minutes.
+    # One thread: the arithmetic is compared, and threads that wait for each other on a busy machine take minutes.
     card = card.model_copy(update={"resources": card.resources.model_copy(update={"threads": 1})})
     batch = np.stack(images)[:, None]
     expected = answers_of(network, batch)
