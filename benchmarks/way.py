@@ -41,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
-    runs = parser.parse_args(arguments).runs
+    parser.add_argument("--slices", type=int, default=SLICES, help="300 is a whole chest CT of 1 mm.")
+    options = parser.parse_args(arguments)
+    runs, slices = options.runs, options.slices
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         pacs = Orthanc(folder=folder / "pacs")
@@ -61,11 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         host = EngineHost(load_card(ROOT / "conf" / "models" / "lung-ct"))
         stack.callback(host.close)
         for n in range(runs):
-            study_uid, files = _study(folder / f"ct-{n}", n)
+            study_uid, files = _study(folder / f"ct-{n}", n, slices)
             bare.append(_bare(host, files))
             ways.append(_way(study_uid, files, dimse_port, pacs) - QUIET_SECONDS)
         after = _memory_mb(node.pid)
-    table = Table(title=f"Chest CT, {SLICES} slices of {SIZE} x {SIZE}, {psutil.cpu_count()} cores, {runs} runs")
+    table = Table(title=f"Chest CT, {slices} slices of {SIZE} x {SIZE}, {psutil.cpu_count()} cores, {runs} runs")
     for column in ("figure", "median", "least", "most"):
         table.add_column(column, justify="left" if column == "figure" else "right")
     rows = [
@@ -124,9 +126,10 @@ def _start_and_stop(folder: Path, pacs: Orthanc, emr: MllpReceiver) -> float:
         node.stop()
 
 
-def _study(folder: Path, seed: int) -> tuple[str, list[Path]]:
-    spacing = (5.0, 0.75, 0.75)
-    coarse = make_thorax(seed, shape=(SLICES, SIZE // 2, SIZE // 2), spacing=(5.0, 1.5, 1.5))
+def _study(folder: Path, seed: int, slices: int) -> tuple[str, list[Path]]:
+    # The same extent from feet to head, however many slices it is cut into.
+    spacing = (5.0 * SLICES / slices, 0.75, 0.75)
+    coarse = make_thorax(seed, shape=(slices, SIZE // 2, SIZE // 2), spacing=(spacing[0], 1.5, 1.5))
     hu = np.repeat(np.repeat(coarse.hu, 2, axis=1), 2, axis=2)
     study_uid = generate_uid()
     files = ct_series(folder, hu, spacing=spacing, origin=(-190.0, -190.0, -160.0), study_uid=study_uid)
