@@ -7,6 +7,7 @@ variables, and no network unless its card says so. Its folder is removed whateve
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -288,5 +289,6 @@ def _remove(folder: Path) -> None:
         for name in folders:
             inner = Path(place) / name
             if not inner.is_symlink():
-                inner.chmod(0o700)
+                with contextlib.suppress(OSError):
+                    inner.chmod(0o700)
     shutil.rmtree(folder, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,12 @@ from inference.errors import CardError, EngineFailure, InputRefused
 from inference.findings import Findings
 from inference.host import EngineHost
 from tests.dicom_factory import ct_series, radiograph
+from tests.evidence_factory import content
 from tests.faults.test_engine_faults import alive, wait_for
 from tests.faults.test_programs import NAMESPACES
 from tests.model_factory import classification_card, code, segmentation_card
+from tests.peers import wait_until
+from tests.system import Node, push
 
 HU = np.full((6, 24, 20), -1000)
 HU[2:5, 5:15, 4:9] = 500
@@ -427,3 +431,40 @@ def test_uids_stand_for_the_same_thing_all_through_a_run() -> None:
     assert ours.true(ours.of(uid)) == uid
     assert ours.of("1.2.840.10008.5.1.4.1.1.2") == "1.2.840.10008.5.1.4.1.1.2"
     assert ours.true("1.2.3") is None
+
+
+FINDS = """
+import json, sys
+from pathlib import Path
+from pydicom import dcmread
+(path,) = Path(sys.argv[1]).glob("*")
+rows, columns = dcmread(path).pixel_array.nonzero()
+box = [int(rows.min()), int(columns.min()), int(rows.max()) + 1, int(columns.max()) + 1]
+Path(sys.argv[2], "result.json").write_text(
+    json.dumps({"detections": [{"name": "nodule", "probability": 0.9, "box": box}]}))
+"""
+
+
+def test_a_study_that_is_received_is_read_by_a_program_and_its_box_leaves_in_an_sr(
+    tmp_path: Path, start_node: Callable[..., Node]
+) -> None:
+    program(tmp_path / "models", finding_card(task="detection"), FINDS)
+    out = tmp_path / "out"
+    route = {"name": "films", "match": {"Modality": "CR"}, "models": ["levels"], "deliver": ["disk"]}
+    node = start_node(
+        options={
+            "models": str(tmp_path / "models"),
+            "routes": [route],
+            "destinations": {"disk": {"kind": "folder", "path": str(out)}},
+        }
+    )
+    pixels = np.zeros((60, 50))
+    pixels[20:31, 10:16] = 900
+    image = radiograph(tmp_path / "i", pixels, PatientName="Quixote^Alonso")
+    push([image], node.dimse_port)
+    (path,) = wait_until(lambda: [one for one in out.rglob("*") if one.is_file()] if out.exists() else [], 60, "an SR")
+    report = dcmread(path)
+    (region,) = content(report, "Image Region")
+    assert list(region.GraphicData) == [10, 20, 16, 20, 16, 31, 10, 31, 10, 20]
+    assert region.ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID == image.stem
+    assert report.PatientName == "Quixote^Alonso"
