@@ -80,8 +80,10 @@ def _model(settings: Settings, card: Card) -> Check:
     from inference.host import EngineHost
 
     what = f"model {card.name} {card.version}"
+    engines = settings.data_dir / "engines"
     try:
-        with EngineHost(card, cache=settings.data_dir / "engines") as host:
+        # Nothing is left by a check: what engines keep is used where a node has run, and not begun.
+        with EngineHost(card, cache=engines if engines.is_dir() else None) as host:
             host.load()
     except EngineFailure as failure:
         return Check(

@@ -187,7 +187,7 @@ def test_check_names_what_does_not_answer_and_what_to_do(config: Path) -> None:
 def test_check_finds_a_model_whose_bytes_are_not_its_cards(config: Path) -> None:
     models = config.parent / "models" / "lung-ct"
     models.mkdir(parents=True)
-    for file in Path("conf/models/lung-ct").iterdir():
+    for file in Path("conf/models/lung-ct").glob("*.*"):
         (models / file.name).write_bytes(file.read_bytes() + (b"\0" if file.suffix == ".onnx" else b""))
     changed(config, models=str(models.parent))
     found = overread("check", config=config)
@@ -212,7 +212,7 @@ def test_check_finds_a_model_that_its_hash_vouches_for_and_no_engine_loads(
     routes = [{"name": "ct", "match": {"Modality": "CT"}, "models": ["blobs"]}]
     changed(config, models=str(config.parent / "models"), routes=routes, destinations={})
     found = overread("check", "--json", config=config)
-    (model_check,) = [one for one in json.loads(found.stdout) if one["what"] == "model blobs"]
+    (model_check,) = [one for one in json.loads(found.stdout) if one["what"] == "model blobs 1.0.0"]
     assert (found.returncode, model_check["passed"]) == (1, False)
     assert told in model_check["found"]
     assert "card.yaml" in model_check["todo"]
