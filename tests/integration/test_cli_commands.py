@@ -198,7 +198,7 @@ def test_check_finds_a_model_whose_bytes_are_not_its_cards(config: Path) -> None
 @pytest.mark.parametrize(
     ("file", "tensors", "told"),
     [
-        (b"rubbish", {}, "model.onnx cannot be loaded"),
+        (b"rubbish", {}, "model.onnx is no ONNX file"),
         (None, {"image": "picture"}, "tensors.image: model.onnx has no input 'picture' (its inputs: hu, spacing)"),
         (None, {"output": "mask"}, "tensors.output: model.onnx has no output 'mask' (its outputs: labels)"),
     ],
