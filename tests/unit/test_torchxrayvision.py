@@ -294,14 +294,13 @@ class _Calls:
         return self.function, self.arguments
 
 
-def test_a_module_is_read_without_anything_that_it_names(released: tuple[Path, Any], tmp_path: Path) -> None:
-    """Today's format was read for the pull; this is the format before torch 1.6, of which the releases are."""
-    from inference.engines.unpickling import module_weights
+def test_a_module_in_the_format_before_torch_1_6_is_read_like_todays(tmp_path: Path) -> None:
+    from inference.engines.unpickling import _read
 
     old = tmp_path / "old.pt"
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.BatchNorm2d(3), torch.nn.ReLU())
     torch.save(network, old, _use_new_zipfile_serialization=False)
-    weights = module_weights(old)
+    weights = _read(old)
     assert list(weights) == list(network.state_dict())
     assert all(torch.equal(weights[name], value) for name, value in network.state_dict().items())
 
