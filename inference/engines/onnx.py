@@ -40,6 +40,7 @@ _EXECUTION = {
 }
 _NAMES = {execution: name for name, execution in _EXECUTION.items()}
 _AUTO = ("cuda", "openvino", "cpu")
+_GPUS = {"cuda", "tensorrt"}
 _TYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -76,7 +77,7 @@ class OnnxModel:
         options.log_severity_level = 3
         # Threads that spin between slabs starve the receivers of a small machine.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if {"cuda", "tensorrt"} & set(providers) and hasattr(onnxruntime, "preload_dlls"):
+        if _GPUS & set(providers) and hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()
         try:
             self._session = onnxruntime.InferenceSession(
@@ -130,15 +131,9 @@ def open_model(card: Card) -> Model:
     contents = check_file(card, file, options.precision)
     built = {_NAMES[name] for name in onnxruntime.get_available_providers() if name in _NAMES}
     wanted = _AUTO if options.providers == "auto" else options.providers
-    if set(wanted) & built & {"cuda", "tensorrt"}:
-        providers = [name for name in wanted if name in built]
-        require_room(card)
-        lower = "" if options.precision == "auto" else options.precision
-        model = OnnxModel(card, [*providers, *({"cpu"} - set(providers))], own=contents.precision, wanted=lower)
-        if model.used in wanted:
-            return model
-        # The GPU's libraries or the GPU itself are missing; the processor may do better than that session.
-        model.close()
+    on_gpu = _on_gpu(card, [name for name in wanted if name in built], contents)
+    if on_gpu is not None:
+        return on_gpu
     on_processor = [name for name in wanted if name == "cpu" or (name == "openvino" and _has_openvino(built, contents))]
     if not on_processor:
         raise EngineFailure(
@@ -154,6 +149,33 @@ def open_model(card: Card) -> Model:
     if options.precision in ("bf16", "fp16") and on_processor[0] == "openvino" and precision == "fp32":
         precision = options.precision
     return open_way(card, Way("openvino" if on_processor[0] == "openvino" else "cpu", precision), contents)
+
+
+def _on_gpu(card: Card, providers: Sequence[str], contents: OnnxContents) -> OnnxModel | None:
+    """Load the model on a GPU, or return None where there is none that works: the processor is next then.
+
+    ONNX Runtime goes on without a provider whose libraries or device it cannot find, and fails on others.
+    """
+    if not _GPUS & set(providers):
+        return None
+    require_room(card)
+    declared = card.onnx.precision if card.onnx else "auto"
+    try:
+        model = OnnxModel(
+            card,
+            [*providers, *({"cpu"} - set(providers))],
+            own=contents.precision,
+            wanted="" if declared == "auto" else declared,
+        )
+    except EngineFailure:
+        # If the file is at fault, the processor will say so too.
+        if "cpu" not in providers:
+            raise
+        return None
+    if model.used in _GPUS:
+        return model
+    model.close()
+    return None
 
 
 def open_way(card: Card, way: Way, contents: OnnxContents) -> Model:
