@@ -76,7 +76,7 @@ def _print_runs(console: Console, told: dict[str, list[Answer]], folder: Path) -
     table = Table(
         title=f"DenseNet121, {SIZE} x {SIZE}, {psutil.cpu_count()} cores, {len(told['torch'])} rounds; ms a run"
     )
-    for column in ("way", "really", "one image", "torch / way", "batch of 8", "torch / way", "difference"):
+    for column in ("way", "really", "one image", "torch / way", "batch of 8", "torch / way", "apart"):
         table.add_column(column, justify="left" if column in ("way", "really") else "right", no_wrap=True)
     exact = np.load(folder / "torch.npy")
     for way, answers in told.items():

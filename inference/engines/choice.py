@@ -40,7 +40,7 @@ class Way:
 class Measured:
     """What one way took, and how far its answers lie from those of ONNX Runtime on the same file.
 
-    ``milliseconds`` is the median of one run; ``difference`` the largest difference of a probability or, for masks,
+    ``milliseconds`` is the least that a run took; ``difference`` the largest difference of a probability or, for masks,
     the share of voxels that got another label. ``problem`` says why the way is not taken, where it is not.
     """
 

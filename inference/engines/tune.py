@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -228,6 +227,7 @@ def main(arguments: Sequence[str]) -> int:
         feeds = _read(Path(given))
         answers = [model.infer(one) for one in feeds]
         loaded = time.perf_counter() - began
+        # The least of them counts: what else the machine does only ever adds.
         seconds: list[float] = []
         while len(seconds) < 3 or (len(seconds) < _RUNS and sum(seconds) < _TIMED_SECONDS):
             start = time.perf_counter()
@@ -237,7 +237,7 @@ def main(arguments: Sequence[str]) -> int:
     except EngineFailure as failure:
         said: dict[str, Any] = {"problem": failure.text}
     else:
-        said = {"load_seconds": loaded, "milliseconds": 1000 * statistics.median(seconds)}
+        said = {"load_seconds": loaded, "milliseconds": 1000 * min(seconds)}
     sys.stdout.write(json.dumps(said))
     return 0
 
