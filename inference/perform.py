@@ -76,7 +76,7 @@ class GatedEngine:
             replace(
                 findings,
                 warnings=(*words, *findings.warnings),
-                statistics={"inputs": [of_header(open_image(first))]},
+                statistics={"inputs": [of_header(open_image(first))], **findings.statistics},
             )
         )
 

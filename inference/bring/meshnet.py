@@ -21,10 +21,10 @@ from inference.errors import CardError
 __all__ = ["MODEL_FILE", "convert_meshnet"]
 
 MODEL_FILE = "model.onnx"
-#: Bytes of one channel of 256^3 float32, and how many such channels live at once beside those of three layers (what a
-#: convolution reads and writes, and what the runtime keeps for the next).
+#: Bytes of one channel of 256^3 float32, and how many such channels live at once beside those of five layers (what a
+#: convolution reads and writes, and what the runtime keeps, which grows by doubling).
 _CHANNEL = 256**3 * 4
-_BESIDE = 24
+_BESIDE = 32
 
 Scaling = Literal["auto", "minmax", "quantile"]
 
@@ -113,7 +113,7 @@ def convert_meshnet(
             {"scale": scale},
         ],
         "outputs": outputs,
-        "resources": {"seconds": 900, "memory_mb": (3 * widest + _BESIDE) * _CHANNEL // 2**20 + 1024},
+        "resources": {"seconds": 900, "memory_mb": (5 * widest + _BESIDE) * _CHANNEL // 2**20 + 1024},
     }
     notes = [f"scale: {'5th to 95th percentile' if quantiles else 'least to greatest value'}"]
     return Described(values=values, open_codes=tuple(missing), remarks=tuple(notes))

@@ -17,24 +17,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inference import gate
 from inference.engines.bundle_workflow import Bundle
 from inference.errors import EngineFailure, InputRefused
 from inference.findings import Findings, NotAnalysed, Segment, Segmentation
 from inference.grid import Grid, resample
+from inference.imagefile import open_image
 from inference.nifti import write_nifti
 from inference.options import MonaiBundle
+from inference.roles import read_roles
+from inference.statistics import of_volume
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     import numpy.typing as npt
 
     from inference.card import Card
-    from inference.engine import ImageFile, Job
+    from inference.engine import Job
     from inference.volume import Volume
 
-__all__ = ["labels_of", "open_engine", "read_channels"]
+__all__ = ["labels_of", "open_engine"]
 
 #: From DICOM's patient axes (LPS) to NIfTI's (RAS), and back.
 _LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -98,7 +98,13 @@ class BundleEngine:
         """Let go of the network with the process."""
 
     def _run(self, job: Job) -> Findings:
-        volume, channels = read_channels(self._card, job.input_set)
+        read = read_roles(self._card.inputs, job.input_set)
+        volume = read.reference
+        first = next(role.role for role in self._card.inputs if not role.optional)
+        inputs = [of_volume(open_image(job.input_set[first][0]), volume.array, volume.coverage)]
+        # A role that is optional and was not given is a channel of nothing.
+        nothing = np.zeros(volume.grid.shape, np.float32)
+        channels = [read.arrays.get(role.role, nothing) for role in self._card.inputs]
         with tempfile.TemporaryDirectory(prefix="bundle-") as folder:
             files = [Path(folder) / f"channel-{number}.nii" for number in range(len(channels))]
             for file, array in zip(files, channels, strict=True):
@@ -121,11 +127,13 @@ class BundleEngine:
             if output.label in wanted and output.label is not None and output.category is not None
         )
         return Findings(
-            images=(*volume.images, *volume.left_out),
+            images=(*read.images, *read.left_out),
             segmentation=Segmentation(
                 segments=segments, images=volume.keys, frames=volume.frames, labels=volume.to_source(labels)
             ),
             coverage=volume.coverage,
+            warnings=read.warnings,
+            statistics={"inputs": inputs},
             seconds=seconds,
         )
 
@@ -139,40 +147,6 @@ class BundleEngine:
             raise EngineFailure("broke", "the bundle's answer says no sound place in the patient") from problem
         found: npt.NDArray[np.uint8] = resample(labels, given, volume.grid, interpolation="nearest")
         return found
-
-
-def read_channels(card: Card, input_set: Mapping[str, Sequence[ImageFile]]) -> tuple[Volume, list[npt.NDArray[Any]]]:
-    """Read one volume for each role, in the card's order, all on the grid of the first.
-
-    Returns
-    -------
-    Volume, list of numpy.ndarray
-        The first role's volume, and an array of its shape for each role; interpolated where a series lies otherwise.
-
-    Raises
-    ------
-    InputRefused
-        If a series is no volume, is outside its role's limits, or lies in another frame of reference than the first:
-        nothing says then which of its points are the same points of the patient.
-    """
-    from inference.volume import read_volume
-
-    volumes = []
-    for role in card.inputs:
-        found = read_volume(input_set.get(role.role, ()), minimum=role.minimum_instances)
-        gate.volume(role, found.coverage)
-        volumes.append(found)
-    first = volumes[0]
-    arrays = []
-    for role, found in zip(card.inputs, volumes, strict=True):
-        if found is not first and (found.frame_of_reference or "?") != first.frame_of_reference:
-            raise InputRefused(
-                "mixed-frames-of-reference",
-                f"the series of {role.role} lies in another frame of reference than that of {card.inputs[0].role}",
-            )
-        same = found.grid.matches(first.grid)
-        arrays.append(found.array if same else resample(found.array, found.grid, first.grid))
-    return first, arrays
 
 
 def labels_of(scores: npt.NDArray[np.float32], card: Card, options: MonaiBundle) -> npt.NDArray[np.uint8]:

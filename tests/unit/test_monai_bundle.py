@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from inference.bring.codes import open_names, suggest
 from inference.card import Card, load_card
 from inference.engine import ImageFile, Job, open_engine
-from inference.errors import CardError, EngineFailure, InputRefused
+from inference.errors import CardError, EngineFailure
 from inference.findings import Findings
 from inference.host import EngineHost
 from node.cli.models import at_work
@@ -132,6 +132,7 @@ def test_a_bundle_is_added_by_one_command_and_marks_the_right_points_of_the_pati
     assert np.linalg.norm(places[mask].mean(axis=0) - BALL) < 1.0
     assert findings.segmentation.segments[0].volume_ml == pytest.approx(mask.sum() * 2.5 * 1.8 * 1.6 / 1000)
     assert findings.provider.startswith("torch:")
+    assert findings.statistics
     # Nothing was written beside the bundle, and no file of it was changed.
     assert load_card(card.path).digest == card.digest
     assert {str(p.relative_to(card.directory)) for p in card.directory.rglob("*") if p.is_file()} == {
@@ -289,9 +290,7 @@ def test_several_channels_become_labels_by_what_the_card_says(home: Path, tmp_pa
         labels_of(np.full((1, 1, 1, 2), 3, np.float32), card, later)
 
 
-def test_a_bundle_of_several_channels_reads_one_series_a_channel_on_one_grid(home: Path, tmp_path: Path) -> None:
-    from inference.engines.monai_bundle import read_channels
-
+def test_a_bundle_of_several_channels_gets_a_role_for_each(home: Path, tmp_path: Path) -> None:
     about = metadata()
     about["network_data_format"]["inputs"]["image"] |= {"num_channels": 2, "channel_def": {"0": "T1", "1": "FLAIR"}}
     source = build_bundle(tmp_path / "two", about=about)
@@ -302,22 +301,6 @@ def test_a_bundle_of_several_channels_reads_one_series_a_channel_on_one_grid(hom
         ("t1", "*T1*"),
         ("flair", "*FLAIR*"),
     ]
-    ramp = np.arange(10)[:, None, None] * 20.0 + np.zeros((10, 8, 8))
-    fine = np.arange(20)[:, None, None] * 10.0 - 5.0 + np.zeros((20, 8, 8))
-    shared = {"frame_of_reference_uid": "1.2.3", "spacing": (2.0, 1.0, 1.0), "origin": (0.0, 0.0, 0.0)}
-    series = {
-        "t1": ct_series(tmp_path / "t1", ramp, **shared),
-        "flair": ct_series(
-            tmp_path / "flair", fine, **shared | {"spacing": (1.0, 1.0, 1.0), "origin": (0.0, 0.0, -0.5)}
-        ),
-        "elsewhere": ct_series(tmp_path / "other", ramp, **shared | {"frame_of_reference_uid": "1.2.4"}),
-    }
-    images = {role: tuple(ImageFile(path.stem, path) for path in paths) for role, paths in series.items()}
-    first, (t1, flair) = read_channels(card, {"t1": images["t1"], "flair": images["flair"]})
-    assert first.keys == tuple(image.key for image in images["t1"])
-    np.testing.assert_allclose(flair, t1, atol=0.01)
-    with pytest.raises(InputRefused, match="flair lies in another frame of reference"):
-        read_channels(card, {"t1": images["t1"], "flair": images["elsewhere"]})
 
 
 def _about(folder: Path, side: str, **changes: Any) -> None:
