@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from inference import lean  # noqa: F401 - before anything that imports pydicom
+from inference.batching import SharedEngine
 from inference.card import load_card
 from inference.engine import Engine, open_engine
 from inference.errors import EngineFailure, InferenceError
@@ -63,6 +64,8 @@ def _answer(engine: Engine, answers: _Answers, number: int, path: Path) -> None:
         request = json.loads(path.read_text(encoding="utf-8"))
         findings = engine.run(job_from(request["job"]))
         answer: dict[str, Any] = {"findings": findings_to(findings, Path(request["mask"]))}
+        if isinstance(engine, SharedEngine):
+            answer["batching"] = engine.model.chosen()
     except Exception as problem:  # noqa: BLE001 - told to the supervisor, whatever it is
         answer = {"failure": _failure(problem)}
     answers.say(number, answer)

@@ -86,7 +86,7 @@ class EngineHost:
 
     @property
     def loaded(self) -> dict[str, Any]:
-        """What the process said of itself when its model was last loaded: ``provider``, ``precision``, ``seconds``."""
+        """What the process says of itself: ``provider``, ``precision``, ``seconds`` to load, and its ``batching``."""
         return dict(self._loaded)
 
     @property
@@ -176,7 +176,10 @@ class EngineHost:
                     pending.leave(self._leave_later)
                     leave = _nothing
                 raise
-            findings = _understood(pending.result(), places[1])
+            answer = pending.result()
+            findings = _understood(answer, places[1])
+            if isinstance(answer.get("batching"), dict):
+                self._loaded["batching"] = answer["batching"]
             for place in places:
                 place.unlink(missing_ok=True)
             return findings

@@ -165,7 +165,7 @@ class Engines:
     def _close(self, keys: list[str]) -> None:
         for key in keys:
             kept = self._kept.pop(key)
-            _log.info("engine ended", model=kept.host.card.name)
+            _log.info("engine ended", model=kept.host.card.name, **kept.host.loaded)
             kept.host.close()
 
 

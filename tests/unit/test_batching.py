@@ -150,6 +150,49 @@ def test_other_shapes_run_by_themselves_and_none_is_passed_over_for_ever() -> No
             stop.set()
 
 
+def test_which_way_is_faster_is_measured_before_the_first_job_and_can_be_told_again() -> None:
+    class OnDevice(Doubling):
+        provider = "GPU"
+
+    quicker, slower = OnDevice(seconds=0.004), OnDevice(seconds_each=0.002)
+    slower.seconds = -0.001
+    for inner, many in ((quicker, True), (slower, False)):
+        model = BatchingModel(inner, maximum=4, wait_seconds=0.05)
+        assert model.measure(values(0)) is many
+        assert model.chosen()["batch"] == (4 if many else 1)
+        inner.batches.clear()
+        all_at_once(model, [values(n) for n in range(8)])
+        assert (max(inner.batches) > 1) is many
+    again = BatchingModel(OnDevice(seconds=0.004), maximum=4)
+    assert again.measure(values(0), known=False) is False
+    assert again.chosen() | {"batch": 1, "measured": True} == again.chosen()
+
+
+def test_runs_of_one_overlap_in_a_model_that_several_threads_may_call() -> None:
+    together = threading.Barrier(2)
+
+    class Meeting(Doubling):
+        def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+            together.wait(30)
+            return {"output": feeds["image"] * 2}
+
+    model = BatchingModel(Meeting(), lanes=2)
+    assert [float(one.flat[0]) for one in all_at_once(model, [values(n) for n in range(4)])] == [0, 2, 4, 6]
+
+
+def test_jobs_that_wait_for_the_model_leave_reading_to_others() -> None:
+    model = BatchingModel(Doubling(seconds=0.01), maximum=4, wait_seconds=5.0, readers=1)
+    model.measure(values(0), known=True)
+
+    def job(number: int) -> float:
+        with model.under_way():
+            return float(model.infer(values(number))["output"].flat[0])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(job, range(4))) == [0, 2, 4, 6]
+    assert max(model._model.batches) > 1  # type: ignore[attr-defined]
+
+
 def test_one_alone_waits_for_nobody() -> None:
     model = BatchingModel(Doubling(), maximum=8, wait_seconds=30.0)
     began = time.monotonic()
