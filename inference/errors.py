@@ -51,8 +51,8 @@ class EngineFailure(InferenceError):
     ----------
     reason
         ``died``, ``overran-time``, ``overran-memory`` or ``broke``; and where it is not the job's doing:
-        ``interrupted`` (the process ended for another reason) or ``no-room`` (its device has no memory free for the
-        model now).
+        ``interrupted`` (the process ended for another reason), ``no-room`` (its device has no memory free for the
+        model now) or ``unreachable`` (the server that has the model does not answer: it is waited for, like a PACS).
     text
         One sentence for people.
     """
@@ -65,4 +65,4 @@ class EngineFailure(InferenceError):
     @property
     def counts(self) -> bool:
         """Whether it counts as a try: not where something else than the job was the reason."""
-        return self.reason not in ("interrupted", "no-room")
+        return self.reason not in ("interrupted", "no-room", "unreachable")

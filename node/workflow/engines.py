@@ -23,8 +23,9 @@ __all__ = ["Engines", "half_of_memory"]
 
 _log = structlog.get_logger("overread.engines")
 
-#: How long a model is left alone that had no room: something has to end first.
-_NO_ROOM_SECONDS = 5.0
+#: How long a model is left alone that had no room, or whose server was not there; each time twice as long.
+_FIRST_HELD_SECONDS = 5.0
+_MOST_HELD_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -63,9 +64,10 @@ class Engines:
         self._taken: Counter[str] = Counter()
         self._most: dict[str, int] = {}
         self._held: dict[str, float] = {}
+        self._pauses: dict[str, float] = {}
 
     def full(self) -> set[str]:
-        """Return the digests of models that can take nothing more now: they run what they may, or had no room."""
+        """Return the digests of models that can take nothing more now: they run what they may, or are left alone."""
         now = time.monotonic()
         with self._lock:
             self._held = {name: until for name, until in self._held.items() if until > now}
@@ -97,16 +99,24 @@ class Engines:
         try:
             kept = self._take(card)
             try:
-                return kept.host.run(job, heartbeat=heartbeat)
+                findings = kept.host.run(job, heartbeat=heartbeat)
+                self._pauses.pop(card.digest, None)
+                return findings
             finally:
                 with self._lock:
                     kept.users -= 1
                     kept.used_at = time.monotonic()
         except EngineFailure as failure:
-            if failure.reason == "no-room":
-                with self._lock:
-                    self._held[card.digest] = time.monotonic() + _NO_ROOM_SECONDS
+            if failure.reason in ("no-room", "unreachable"):
+                self._hold(card.digest)
             raise
+
+    def _hold(self, digest: str) -> None:
+        with self._lock:
+            if digest not in self._held:
+                pause = self._pauses.get(digest, _FIRST_HELD_SECONDS)
+                self._pauses[digest] = min(2 * pause, _MOST_HELD_SECONDS)
+                self._held[digest] = time.monotonic() + pause
 
     def identity(self, card: Card) -> tuple[str, str] | None:
         """Return what runs a model and how precisely it computes; None where it is not loaded, or does not say."""

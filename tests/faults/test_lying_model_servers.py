@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from inference.engine import open_engine
+from inference.engine import Job, open_engine
 from inference.engines.kserve import KServeModel, open_model
 from inference.errors import CardError, EngineFailure
+from node.workflow.engines import Engines
 from tests.certificates import Authority, Pair, self_signed
 from tests.integration.test_kserve import served
 from tests.model_factory import classification_card
@@ -276,6 +277,18 @@ def test_a_server_that_is_not_there_is_told_as_unreachable(tmp_path: Path) -> No
         with pytest.raises(EngineFailure, match="no connection to the model's server") as caught:
             open_engine(card)
         assert caught.value.reason == "unreachable"
+
+
+def test_a_server_that_is_not_there_costs_no_try_and_its_model_is_left_alone_for_a_while(tmp_path: Path) -> None:
+    card = served(tmp_path, classification_card(), url="http://127.0.0.1:9", protocol="http", connect_seconds=2)
+    engines = Engines(tmp_path, cache=tmp_path / "cache", cores=1, memory_mb=4096, idle_seconds=60)
+    try:
+        with pytest.raises(EngineFailure, match="no connection to the model's server") as caught:
+            engines.run(card, Job(card.path, {"radiograph": ()}), lambda: None)
+        assert not caught.value.counts
+        assert engines.full() == {card.digest}
+    finally:
+        engines.close()
 
 
 def test_the_token_comes_from_the_environment_and_goes_with_every_request(
