@@ -32,6 +32,8 @@ Picture = npt.NDArray[np.float32]
 #: Longer edge of the picture that is searched, in pixels, and edge of what the network sees.
 _EDGE = 64
 _SEEN = 20
+#: So many of the best places are looked at, each as it is and mirrored: what one misses by a pixel, others do not.
+_PLACES = 4
 #: How far beyond the lungs the network sees, as a fraction of the box around them.
 _MARGIN = 0.22
 #: Rows and columns at which a drawing is compared.
@@ -54,6 +56,9 @@ _SMALLEST = 64
 _TONES = 24
 #: Below these there are no two lung fields; every training radiograph lies well above (docs/gate.md).
 _LEAST_FIT, _LEAST_LUNG = 0.45, 0.30
+#: Log odds from which a picture is a chest. The networks were trained as if every other picture were one; of what is
+#: sent to a model of the chest far more are, so that the balance lies lower.
+_LEAST_ODDS = -1.0
 _WEIGHTS = Path(__file__).with_name("plausible.npz")
 
 
@@ -62,7 +67,7 @@ class Plausibility:
     """What the pixels say.
 
     ``reason`` is empty where the picture is plausible; else ``matrix``, ``not-a-picture``, ``negative-image``,
-    ``turned-image`` or ``not-a-frontal-chest``. ``score`` is the network's log odds (above 0: a chest); ``fit``,
+    ``turned-image`` or ``not-a-frontal-chest``. ``score`` is the network's log odds (above -1: a chest); ``fit``,
     ``right`` and ``left`` are how well the drawing agrees (-1 to 1) over the whole, the image's left half (the
     patient's right lung) and its right half; ``box`` is (top, left, height, width) as fractions of the picture.
     """
@@ -139,12 +144,13 @@ def chest_radiograph(pixels: npt.NDArray[Any]) -> Plausibility:
 
 def _judged(small: Picture) -> Plausibility:
     """Judge a decimated picture as it stands."""
-    place = locate(small)
-    score = _log_odds(evidence(small, place))
+    places = locate(small, _PLACES)
+    place = places[0]
+    score = _log_odds(np.stack([one for other in places for one in _both_ways(evidence(small, other))]))
     rows, columns = small.shape
     top, left, height, width = place.box
     return Plausibility(
-        plausible=score > 0 and place.fit > _LEAST_FIT and min(place.right, place.left) > _LEAST_LUNG,
+        plausible=score > _LEAST_ODDS and place.fit > _LEAST_FIT and min(place.right, place.left) > _LEAST_LUNG,
         score=score,
         fit=place.fit,
         right=place.right,
@@ -175,8 +181,8 @@ def decimated(pixels: npt.NDArray[Any]) -> Picture | None:
     return shown
 
 
-def locate(small: Picture) -> _Place:
-    """Lay the drawn chest over a decimated picture at every size and place, and return where it agrees best."""
+def locate(small: Picture, count: int = 1) -> list[_Place]:
+    """Lay the drawn chest over a decimated picture at every size and place; return where it agrees, the best first."""
     boxes, index = _boxes(*small.shape)
     seen = small.ravel()[index]
     filters, sums = _filters()
@@ -190,20 +196,29 @@ def locate(small: Picture) -> _Place:
     agree = (seen @ filters).reshape(len(seen), 3, len(_BUILDS)) / spread[:, :, None]
     right, left, whole = agree[:, 0], agree[:, 1], agree[:, 2]
     total = whole + 0.5 * np.minimum(right, left)
-    best, build = np.unravel_index(int(total.argmax()), total.shape)
-    patch = seen[best].reshape(_ROWS, _COLUMNS)
+    worst = float(-whole.min())
+    places = []
+    for best in np.argsort(-total.max(axis=1))[:count]:
+        build = int(total[best].argmax())
+        top, side, height, width = (float(value) for value in boxes[best])
+        places.append(
+            _Place(
+                box=(top, side, height, width),
+                fit=float(whole[best, build]),
+                right=float(right[best, build]),
+                left=float(left[best, build]),
+                worst=worst,
+                symmetry=_symmetry(seen[best].reshape(_ROWS, _COLUMNS)),
+            )
+        )
+    return places
+
+
+def _symmetry(patch: Picture) -> float:
+    """Return the correlation of one half with the other half's mirror image."""
     one, other = patch[:, : _COLUMNS // 2], patch[:, : _COLUMNS // 2 - 1 : -1]
     one, other = one - one.mean(), other - other.mean()
-    symmetry = float((one * other).sum() / max(float(np.sqrt((one**2).sum() * (other**2).sum())), 1e-4))
-    top, side, height, width = (float(value) for value in boxes[best])
-    return _Place(
-        box=(top, side, height, width),
-        fit=float(whole[best, build]),
-        right=float(right[best, build]),
-        left=float(left[best, build]),
-        worst=float(-whole.min()),
-        symmetry=symmetry,
-    )
+    return float((one * other).sum() / max(float(np.sqrt((one**2).sum() * (other**2).sum())), 1e-4))
 
 
 def evidence(small: Picture, place: _Place) -> Picture:
@@ -231,11 +246,22 @@ def evidence(small: Picture, place: _Place) -> Picture:
     return np.concatenate([seen.ravel(), 8 * np.array(figures)]).astype(np.float32)
 
 
+def _both_ways(values: Picture) -> tuple[Picture, Picture]:
+    """Return what the network sees, and what it would see of the mirror image."""
+    mirrored = values.copy()
+    pixels = _SEEN * _SEEN
+    mirrored[:pixels] = values[:pixels].reshape(_SEEN, _SEEN)[:, ::-1].ravel()
+    mirrored[[pixels + 1, pixels + 2]] = values[[pixels + 2, pixels + 1]]
+    return values, mirrored
+
+
 def _log_odds(values: Picture) -> float:
-    """Ask the networks (several, trained apart, whose answers are averaged)."""
+    """Ask the networks, trained apart, about several rows of evidence; all their answers are averaged."""
     weights = _weights()
-    hidden = np.maximum(np.einsum("nhi,i->nh", weights["first"], values - weights["mean"]) + weights["first_bias"], 0)
-    return float(((hidden * weights["second"]).sum(axis=1) + weights["second_bias"]).mean())
+    hidden = np.maximum(
+        (values - weights["mean"]) @ weights["first"].transpose(0, 2, 1) + weights["first_bias"][:, None], 0
+    )
+    return float(((hidden * weights["second"][:, None]).sum(axis=2) + weights["second_bias"][:, None]).mean())
 
 
 @lru_cache(maxsize=1)

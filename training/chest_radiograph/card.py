@@ -42,6 +42,7 @@ inputs:
     match: {{Modality: [CR, DX], not: {{ViewPosition: [LL, RL, LATERAL, LLD, RLD]}}}}
     minimum_instances: 1
     select: each
+    limits: {{plausible: chest-radiograph}}
 tensors: {{image: image, output: probability}}
 preprocess:
   - radiograph_input: {{size: 256}}

@@ -163,7 +163,7 @@ class _Collected:
         for _ in range(times):
             small = decimated(varied(image, self.rng))
             if small is not None:
-                self.seen.append(evidence(small, locate(small)))
+                self.seen.append(evidence(small, locate(small)[0]))
                 self.chest.append(chest)
                 self.kind.append(kind)
 
