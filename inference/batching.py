@@ -286,13 +286,13 @@ def shared(card: Card, model: Model) -> SharedEngine:
     from inference.perform import CardEngine
 
     # A graph that takes a bare volume has no axis to join several along.
-    joins = card.task != "segmentation" or card.layout == "ncdhw"
+    joins = card.task != "segmentation" or card.layout != "zyx"
     batching = BatchingModel(
         model,
         maximum=card.batch.maximum if joins else 1,
         wait_seconds=card.batch.wait_ms / 1000,
         # Memory is bounded by what one run of a volume takes.
-        lanes=min(cores(), concurrency_of(card)) if card.task != "segmentation" and _is_shared(model) else 1,
+        lanes=min(cores(), concurrency_of(card)) if card.inputs[0].kind == "radiograph" and _is_shared(model) else 1,
         readers=cores() + 1,
     )
     feeds = _example(card)
@@ -309,7 +309,7 @@ def _is_shared(model: Model) -> bool:
 def _example(card: Card) -> Feeds | None:
     """Make up the usual input of a card that says its shape: noise, since zeros are quicker than pictures."""
     noise = np.random.default_rng(0).standard_normal
-    if card.task != "segmentation":
+    if card.inputs[0].kind == "radiograph":
         step = card.preprocess[0]
         size = next((one.size for name in step.model_fields_set if hasattr(one := getattr(step, name), "size")), None)
         return {card.tensors["image"]: noise((1, 1, size, size), np.float32)} if isinstance(size, int) else None

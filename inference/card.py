@@ -76,6 +76,8 @@ class OutputLimits(Strict):
     """What an answer may be; beyond it there is no finding, but a reason."""
 
     volume_ml: Limit | None = None
+    #: Of the whole image, 0 to 1: of a structure in a radiograph.
+    area_share: Limit | None = None
     value: Limit | None = None
 
 
@@ -89,7 +91,7 @@ class Output(Strict):
     code: CodeField
     label: int | None = Field(default=None, ge=1, le=255)
     category: CodeField | None = None
-    measure: Literal["volume"] | None = None
+    measure: Literal["volume", "area"] | None = None
     index: int | None = Field(default=None, ge=0)
     threshold: float | None = Field(default=None, gt=0, lt=1)
     unit: CodeField | None = None
@@ -128,7 +130,8 @@ class Sample(Strict):
     """A case that the model must answer as it did when it was made.
 
     ``images`` is a folder of DICOM files below the card's, role by role for several roles; ``expect`` maps the name of
-    an output to a probability, a value or a volume in mL, each within ``tolerance`` (absolute; for volumes a share).
+    an output to a probability, a value, a volume in mL, or an area in mm2 (in pixels where their distance is not
+    known), each within ``tolerance`` (absolute; for sizes a share).
     ``mask`` is a file below the card's folder as :func:`inference.samples.write_mask` writes it: each label has to
     reach a Dice coefficient of ``dice`` with it.
     """
@@ -203,7 +206,7 @@ class Card(Strict):
     made_by: Documentation
     inputs: tuple[InputRole, ...] = Field(min_length=1)
     tensors: dict[str, str] = Field(default_factory=dict)
-    layout: Literal["zyx", "ncdhw"] = "zyx"
+    layout: Literal["zyx", "ncdhw", "nchw"] = "zyx"
     slab: Slab | None = None
     window: Window | None = None
     preprocess: tuple[PreprocessStep, ...] = ()
@@ -267,10 +270,12 @@ class Card(Strict):
         if not wanted <= set(self.tensors) <= wanted | optional:
             may = f" and may name {sorted(optional)}" if optional else ""
             raise ValueError(f"tensors: a {self.task} names {sorted(wanted)}{may}")
-        kind = "volume" if self.task == "segmentation" else "radiograph"
-        if self.inputs[0].kind != kind:
-            raise ValueError(f"inputs: a {self.task} on the engine {self.engine} reads roles of kind {kind}")
-        if self.task == "segmentation":
+        kind = self.inputs[0].kind
+        if self.task != "segmentation" and kind != "radiograph":
+            raise ValueError(f"inputs: a {self.task} on the engine {self.engine} reads roles of kind radiograph")
+        if self.task == "segmentation" and (self.layout == "nchw") != (kind == "radiograph"):
+            raise ValueError("layout: a segmentation of a radiograph has nchw, one of a volume zyx or ncdhw")
+        if kind == "volume":
             if len(self.inputs) > 1 and self.layout == "zyx":
                 raise ValueError("layout: several roles are channels, which zyx has none of; use ncdhw")
         elif len(self.inputs) != 1:
@@ -279,7 +284,7 @@ class Card(Strict):
 
     def _check_steps(self) -> None:
         names = [next(iter(step.model_fields_set)) for step in self.preprocess]
-        if self.task == "segmentation":
+        if self.inputs[0].kind == "volume":
             if PROJECTION & set(names):
                 raise ValueError("preprocess: a segmentation has no step of a radiograph")
             if self.layout == "zyx" and (names or self.window):
@@ -293,10 +298,11 @@ class Card(Strict):
         if len(names) != 1 or names[0] not in PROJECTION:
             raise ValueError(f"preprocess: a {self.task} has exactly one step, one of {sorted(PROJECTION)}")
         after = {next(iter(step.model_fields_set)) for step in self.postprocess}
-        if after - {"activation", "calibrate"}:
-            raise ValueError(f"postprocess: a {self.task} has activation and calibrate alone")
-        if self.slab or self.window:
-            raise ValueError(f"slab, window: a {self.task} has none")
+        allowed = {"activation", "threshold" if self.task == "segmentation" else "calibrate"}
+        if after - allowed:
+            raise ValueError(f"postprocess: a {self.task} of radiographs has {' and '.join(sorted(allowed))} alone")
+        if self.slab or self.window or "spacing" in self.tensors:
+            raise ValueError(f"slab, window, tensors.spacing: a {self.task} of radiographs has none")
 
     def _check_segmentation(self) -> None:
         labels = [output.label for output in self.outputs]
@@ -306,6 +312,11 @@ class Card(Strict):
             raise ValueError("outputs: a segmentation's outputs have a category, and neither index nor threshold")
         if self.explain:
             raise ValueError("explain: only a classification has class activation maps")
+        flat = self.inputs[0].kind == "radiograph"
+        if any((o.limits.volume_ml is not None) if flat else (o.limits.area_share is not None) for o in self.outputs):
+            raise ValueError("outputs: limits are of volume_ml in a volume, and of area_share in a radiograph")
+        if any(o.measure == ("volume" if flat else "area") for o in self.outputs):
+            raise ValueError("outputs: a structure is measured by its volume in a volume, by its area in a radiograph")
 
     def _check_vector(self) -> None:
         indices = [output.index for output in self.outputs]

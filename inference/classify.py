@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     Vector = npt.NDArray[np.float64]
 
-__all__ = ["classify", "probabilities"]
+__all__ = ["classify", "prepared", "probabilities"]
 
 
 def classify(card: Card, model: Model, files: Sequence[ImageFile]) -> Findings:
@@ -55,7 +55,7 @@ def classify(card: Card, model: Model, files: Sequence[ImageFile]) -> Findings:
     inputs: list[Features] = []
     for file, radiograph, dataset in admitted:
         inputs.append(of_radiograph(dataset, radiograph))
-        pixels, square = _prepared(card, radiograph)
+        pixels, square = prepared(card, radiograph)
         began = time.perf_counter()
         answers = model.infer({card.tensors["image"]: pixels[None, None]})
         seconds += time.perf_counter() - began
@@ -92,7 +92,7 @@ def classify(card: Card, model: Model, files: Sequence[ImageFile]) -> Findings:
     )
 
 
-def _prepared(card: Card, radiograph: Radiograph) -> tuple[npt.NDArray[np.float32], Square]:
+def prepared(card: Card, radiograph: Radiograph) -> tuple[npt.NDArray[np.float32], Square]:
     """Return float32 (size, size), by the one step that the card declares, and the square that it shows."""
     step = card.preprocess[0]
     shape = radiograph.pixels.shape

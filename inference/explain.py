@@ -56,20 +56,46 @@ class Frame:
             uint8, (rows, columns) of the source: the largest value becomes 255; what is not above 0, and what the input
             did not show, is 0.
         """
+        # Interpolated before the negative part is cut, as the map would be looked at, were it finer.
+        shown = self.interpolated(values)
+        largest = float(shown.max())
+        if largest <= 0:
+            return np.zeros(self.radiograph.turn.to_source(self.radiograph.pixels).shape, np.uint8)
+        return self.placed(np.clip(shown * (255 / largest), 0, 255).round().astype(np.uint8))
+
+    def interpolated(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return a map over the input on the displayed pixels that the input shows, linear between the map's values.
+
+        Parameters
+        ----------
+        values
+            As in :meth:`on_source`.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32: the displayed image, cropped to the square; :meth:`placed` brings it to the source.
+        """
         from PIL import Image
 
-        square, (rows, columns) = self.square, self.radiograph.pixels.shape
-        # Interpolated before the negative part is cut, as the map would be looked at, were it finer.
+        square = self.square
         whole = Image.fromarray(np.asarray(values, np.float32))
         fine = np.asarray(whole.resize((square.edge, square.edge), Image.Resampling.BILINEAR))
-        top, left = max(square.row, 0), max(square.column, 0)
-        bottom, right = min(square.row + square.edge, rows), min(square.column + square.edge, columns)
-        shown = fine[top - square.row : bottom - square.row, left - square.column : right - square.column]
-        displayed = np.zeros((rows, columns), np.uint8)
-        largest = float(shown.max())
-        if largest > 0:
-            displayed[top:bottom, left:right] = np.clip(shown * (255 / largest), 0, 255).round().astype(np.uint8)
+        top, left, bottom, right = self._shown()
+        return fine[top - square.row : bottom - square.row, left - square.column : right - square.column]
+
+    def placed(self, shown: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Put what :meth:`interpolated` covers in its place on the source's pixels, uint8 (rows, columns); 0 around."""
+        top, left, bottom, right = self._shown()
+        displayed = np.zeros(self.radiograph.pixels.shape, np.uint8)
+        displayed[top:bottom, left:right] = shown
         return np.ascontiguousarray(self.radiograph.turn.to_source(displayed))
+
+    def _shown(self) -> tuple[int, int, int, int]:
+        """Return top, left, bottom, right of what the input shows of the displayed image."""
+        square, (rows, columns) = self.square, self.radiograph.pixels.shape
+        bottom, right = min(square.row + square.edge, rows), min(square.column + square.edge, columns)
+        return max(square.row, 0), max(square.column, 0), bottom, right
 
 
 def heat_maps(

@@ -7,7 +7,7 @@ of those keys, on the grid of the source images: nothing here was ever resampled
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +22,7 @@ __all__ = [
     "HeatMap",
     "Measurement",
     "NotAnalysed",
+    "Plane",
     "Segment",
     "Segmentation",
     "code_as_dict",
@@ -103,15 +104,27 @@ class HeatMap:
     values: npt.NDArray[np.uint8]
 
 
+#: Where the distance of a radiograph's pixels holds (PS3.3 Section 10.7.1.3): at the detector, where magnification
+#: makes all that lies before it larger; at a depth that it was calibrated for; or the header does not say.
+Plane = Literal["detector", "calibrated", "unstated"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """One segmented structure: its label in the mask, its codes (anatomy, CID 7150 category) and its volume in mL."""
+    """One segmented structure: its label in the mask, its codes (anatomy, CID 7150 category) and its size.
+
+    A structure of a volume has ``volume_ml``. On a radiograph, a projection, it has none: ``pixels`` counts what it
+    covers, ``area_mm2`` is its area where the header says how far pixels lie apart, and ``plane`` where that holds.
+    """
 
     label: int
     name: str
     code: Code
     category: Code
-    volume_ml: float
+    volume_ml: float | None = None
+    pixels: int | None = None
+    area_mm2: float | None = None
+    plane: Plane | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +134,8 @@ class Segmentation:
     ``labels`` is uint8 of shape (planes, rows, columns): plane ``i`` lies on the pixels of image ``images[i]``, exactly
     as that image stores its rows and columns; 0 is background. Of a multi-frame image it lies on frame ``frames[i]``,
     counted from 1, and the image is named once for each of its planes; 0 stands for a single-frame image, and so does
-    an empty ``frames`` for all of them.
+    an empty ``frames`` for all of them. Structures of a radiograph may overlap: its image is named once for each of the
+    segments, in their order, and that plane holds that segment alone.
     """
 
     segments: tuple[Segment, ...]
@@ -201,7 +215,15 @@ class Findings:
                 for d in self.detections
             ],
             "segments": [
-                {"label": s.label, "name": s.name, "code": code_as_dict(s.code), "volume_ml": s.volume_ml}
+                {
+                    "label": s.label,
+                    "name": s.name,
+                    "code": code_as_dict(s.code),
+                    "volume_ml": s.volume_ml,
+                    "pixels": s.pixels,
+                    "area_mm2": s.area_mm2,
+                    "plane": s.plane,
+                }
                 for s in (self.segmentation.segments if self.segmentation else ())
             ],
             "coverage": None

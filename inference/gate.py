@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from pydicom import Dataset
 
-    from inference.card import Card
+    from inference.card import Card, Output
     from inference.engine import ImageFile
-    from inference.findings import Coverage
+    from inference.findings import Coverage, Segment
     from inference.inputs import InputRole, Limits
     from inference.radiograph import Radiograph
 
@@ -82,6 +82,7 @@ REASONS: Final[Mapping[str, Code | None]] = {
     "not-a-frontal-chest": None,
     "empty-mask": None,
     "volume-out-of-range": _OUT_OF_RANGE,
+    "area-out-of-range": _OUT_OF_RANGE,
     "value-out-of-range": _OUT_OF_RANGE,
 }
 
@@ -362,14 +363,21 @@ def after(card: Card, findings: Findings) -> Findings:
     segments = findings.segmentation.segments if findings.segmentation else ()
     for segment in segments:
         bounds = outputs[segment.name].limits.volume_ml
-        if bounds and not bounds[0] <= segment.volume_ml <= bounds[1]:
+        if bounds and segment.volume_ml is not None and not bounds[0] <= segment.volume_ml <= bounds[1]:
             return _without(
                 findings,
                 "volume-out-of-range",
                 f"{segment.name}: {segment.volume_ml:.1f} mL; the model's card takes {bounds[0]:g} to {bounds[1]:g} mL",
             )
-    if segments and not any(segment.volume_ml > 0 for segment in segments):
-        allowed = [outputs[segment.name].limits.volume_ml for segment in segments]
+        bounds, share = outputs[segment.name].limits.area_share, _share(findings, segment)
+        if bounds and not bounds[0] <= share <= bounds[1]:
+            return _without(
+                findings,
+                "area-out-of-range",
+                f"{segment.name}: {share:.4f} of the image; the model's card takes {bounds[0]:g} to {bounds[1]:g}",
+            )
+    if segments and not any((segment.volume_ml or segment.pixels or 0) > 0 for segment in segments):
+        allowed = [_limits_of(outputs[segment.name]) for segment in segments]
         if not all(bounds and bounds[0] <= 0 for bounds in allowed):
             return _without(
                 findings, "empty-mask", "the model marked nothing, which its card does not know as an answer"
@@ -383,6 +391,16 @@ def after(card: Card, findings: Findings) -> Findings:
                 f"{one.name}: {one.value:.4g}; the model's card takes {bounds[0]:g} to {bounds[1]:g}",
             )
     return findings
+
+
+def _share(findings: Findings, segment: Segment) -> float:
+    """Return what part of a radiograph a segment covers."""
+    assert findings.segmentation is not None
+    return (segment.pixels or 0) / max(math.prod(findings.segmentation.labels.shape[1:]), 1)
+
+
+def _limits_of(output: Output) -> tuple[float, float] | None:
+    return output.limits.area_share if output.limits.volume_ml is None else output.limits.volume_ml
 
 
 def age_years(dataset: Dataset) -> float | None:
@@ -453,8 +471,8 @@ def _require_sound(card: Card, findings: Findings) -> None:
     probabilities = [c.probability for c in findings.classifications] + [d.probability for d in findings.detections]
     if not all(0 <= probability <= 1 for probability in probabilities):
         raise EngineFailure("broke", "the model answered probabilities that are not numbers from 0 to 1")
-    values = [*(m.value for m in findings.measurements), *(s.volume_ml for s in segments)]
-    if not all(math.isfinite(value) for value in values):
+    values = [*(m.value for m in findings.measurements), *(v for s in segments for v in (s.volume_ml, s.area_mm2))]
+    if not all(math.isfinite(value) for value in values if value is not None):
         raise EngineFailure("broke", "the model answered values that are not numbers")
     if findings.segmentation is not None and findings.segmentation.labels.size:
         known = np.zeros(256, bool)

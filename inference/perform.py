@@ -45,6 +45,10 @@ class CardEngine:
 
     def _run(self, job: Job) -> Findings:
         _require_roles(self._card, job)
+        if self._card.task == "segmentation" and self._card.layout == "nchw":
+            from inference.segment2d import segment_radiograph
+
+            return segment_radiograph(self._card, self._model, job.input_set[self._card.inputs[0].role])
         if self._card.task == "segmentation":
             from inference.segment import segment
 

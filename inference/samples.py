@@ -91,7 +91,10 @@ def job_of(card: Card, sample: Sample) -> Job:
 
 
 def values_of(findings: Findings) -> dict[str, float]:
-    """Return what was said, by the name of the output: the highest probability, a value, or a volume in mL."""
+    """Return what was said, by the name of the output: the highest probability, a value, or the size of a structure.
+
+    That is its volume in mL, or in a radiograph its area in mm2 where that is known and else how many pixels it covers.
+    """
     values: dict[str, float] = {}
     likely = [(one.name, one.probability) for one in findings.classifications]
     likely += [(one.name, one.probability) for one in findings.detections]
@@ -99,7 +102,9 @@ def values_of(findings: Findings) -> dict[str, float]:
         values[name] = max(values.get(name, 0.0), probability)
     values.update((one.name, one.value) for one in findings.measurements)
     if findings.segmentation is not None:
-        values.update((one.name, one.volume_ml) for one in findings.segmentation.segments)
+        for segment in findings.segmentation.segments:
+            sizes = (segment.volume_ml, segment.area_mm2, segment.pixels)
+            values.update((segment.name, float(size)) for size in [one for one in sizes if one is not None][:1])
     return values
 
 
@@ -169,10 +174,12 @@ def _mask_mismatches(card: Card, sample: Sample, findings: Findings) -> list[str
         images, expected = read_mask(_inside(card, sample, sample.mask))
     except (OSError, ValueError) as problem:
         raise CardError(f"{card.path}: samples.{sample.name}.mask: cannot be read ({type(problem).__name__})") from None
-    if set(images) != set(made[0]) or expected.shape != made[1].shape:
+    if sorted(images) != sorted(made[0]) or expected.shape != made[1].shape:
         return ["the mask lies on other images than the one expected"]
-    order = [made[0].index(image) for image in images]
-    labels = made[1][order]
+    # An image that stands several times has its planes in the same order in both.
+    places = [sorted(range(len(one)), key=one.__getitem__) for one in (images, made[0])]
+    labels = np.empty_like(made[1])
+    labels[places[0]] = made[1][places[1]]
     found = []
     for output in card.outputs:
         if output.label is None or not (np.any(expected == output.label) or np.any(labels == output.label)):

@@ -37,6 +37,6 @@ def concurrency_of(card: Card) -> int:
     """
     if card.resources.concurrency:
         return card.resources.concurrency
-    if card.engine in TENSOR_ENGINES and card.task != "segmentation":
+    if card.engine in TENSOR_ENGINES and card.inputs[0].kind == "radiograph":
         return max(2, card.batch.maximum)
     return 1

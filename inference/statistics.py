@@ -92,7 +92,11 @@ def observed(findings: Findings) -> Findings:
         by_image.setdefault(measured.image, {})[f"value {measured.name}"] = round(measured.value, 4)
     volumes: Features = {}
     for segment in findings.segmentation.segments if findings.segmentation else ():
-        volumes[f"volume_ml {segment.name}"] = round(segment.volume_ml, 2)
+        if segment.volume_ml is not None:
+            volumes[f"volume_ml {segment.name}"] = round(segment.volume_ml, 2)
+        elif segment.pixels is not None and findings.segmentation is not None:
+            rows, columns = findings.segmentation.labels.shape[1:]
+            volumes[f"area_share {segment.name}"] = round(segment.pixels / (rows * columns), 4)
     observations: list[dict[str, Any]]
     if any(by_image.values()) and len(inputs) == len(findings.images):
         observations = [{**own, **by_image[key]} for own, key in zip(inputs, findings.images, strict=True)]

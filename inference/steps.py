@@ -161,7 +161,10 @@ class Activation(Strict):
 
 
 class Threshold(Strict):
-    """Where a channel of a segmentation reaches this, the voxel has that channel's label; the largest one wins."""
+    """Where a channel of a segmentation reaches this, the voxel has that channel's label.
+
+    In a volume the largest one wins; in a radiograph, where structures overlap, each channel is for itself.
+    """
 
     value: float = Field(default=0.5, gt=0, lt=1)
 

@@ -7,7 +7,7 @@ process that reads hostile images must not be able to hand code to its superviso
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from inference.findings import (
     HeatMap,
     Measurement,
     NotAnalysed,
+    Plane,
     Segment,
     Segmentation,
     code_as_dict,
@@ -148,7 +149,10 @@ def _segmentation(values: dict[str, Any], mask: Path) -> Segmentation:
             name=str(s["name"]),
             code=Code(**s["code"]),
             category=Code(**s["category"]),
-            volume_ml=float(s["volume_ml"]),
+            volume_ml=_number(s["volume_ml"]),
+            pixels=None if s["pixels"] is None else int(s["pixels"]),
+            area_mm2=_number(s["area_mm2"]),
+            plane=_plane(s["plane"]),
         )
         for s in values["segments"]
     )
@@ -156,6 +160,16 @@ def _segmentation(values: dict[str, Any], mask: Path) -> Segmentation:
     if frames and len(frames) != len(images):
         raise ValueError("the frames do not fit their images")
     return Segmentation(segments=segments, images=images, labels=labels, frames=frames)
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _plane(value: Any) -> Plane | None:
+    if value not in (None, *get_args(Plane)):
+        raise ValueError("an area holds at no plane that there is")
+    return cast("Plane | None", value)
 
 
 def _taken(file: Path, dimensions: int) -> npt.NDArray[np.uint8]:

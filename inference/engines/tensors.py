@@ -115,7 +115,7 @@ def _check(card: Card, where: str, found: Tensor, meant: _Meant | None) -> None:
 
 def _meant(card: Card, role: str) -> _Meant | None:
     if card.task == "segmentation":
-        return _meant_volume(card, role)
+        return _meant_projection(card, role) if card.layout == "nchw" else _meant_volume(card, role)
     if role == "image":
         size = _size(card)
         return _Meant(_FLOATS, (None, 1, size, size), f"(images, 1, {size}, {size})")
@@ -125,6 +125,13 @@ def _meant(card: Card, role: str) -> _Meant | None:
     if role == "features":
         return _Meant(_FLOATS, (None, None, None, None), "(images, channels, rows, columns)")
     return None
+
+
+def _meant_projection(card: Card, role: str) -> _Meant | None:
+    if role == "image":
+        size = _size(card)
+        return _Meant(_FLOATS, (None, 1, size, size), f"(images, 1, {size}, {size})")
+    return _Meant(_FLOATS, (None, None, None, None), "(images, channels, rows, columns)")
 
 
 def _meant_volume(card: Card, role: str) -> _Meant | None:

@@ -113,7 +113,7 @@ def noise(card: Card) -> Arrays:
     """Return one input of the right shape and range: smooth noise, so that no layer sees only extremes."""
     rng = np.random.default_rng(0)
     name = card.tensors["image"]
-    if card.task != "segmentation":
+    if card.inputs[0].kind == "radiograph":
         step = card.preprocess[0]
         if step.torchxrayvision_input:
             size = step.torchxrayvision_input.size

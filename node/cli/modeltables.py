@@ -113,7 +113,7 @@ def show_comparison(console: Console, found: Comparison) -> None:
     for one in found.outputs:
         dice = "" if one.mean_dice is None else f"{one.mean_dice:.4f}, least {one.least_dice:.4f}"
         counts = f"{one.both} / {one.only_a} / {one.only_b} / {one.neither}" if one.agreement is not None else ""
-        unit = " mL" if one.kind == "volume" else ""
+        unit = {"volume": " mL", "area": " mm2", "pixels": " pixels"}.get(one.kind, "")
         table.add_row(
             escape(one.output),
             str(one.count),

@@ -1,7 +1,8 @@
 """The coded concepts that our documents use, each with where it comes from.
 
-Codes of DCM, SCT and UCUM are those of PS3.16 Annex D and its context groups. The one concept of our own is the title
-of the SR, since no standard code says that software alone is speaking (CID 7021 is extensible).
+Codes of DCM, SCT and UCUM are those of PS3.16 Annex D and its context groups. The concepts of our own are the
+title of the SR, since no standard code says that software alone is speaking (CID 7021 is extensible), and how the area
+of a structure on a projection was measured.
 """
 
 from __future__ import annotations
@@ -34,6 +35,19 @@ PROCEDURE_REPORTED: Final = Code(value="121058", scheme="DCM", meaning="Procedur
 PROBABILITY: Final = Code(value="122157", scheme="DCM", meaning="Probability")
 VOLUME: Final = Code(value="118565006", scheme="SCT", meaning="Volume")
 SEGMENTED_VOXELS: Final = Code(value="126030", scheme="DCM", meaning="Sum of segmented voxel method for volume")
+AREA: Final = Code(value="42798000", scheme="SCT", meaning="Area")  # CID 7469
+#: No standard code says at which plane an area on a projection holds, and without that it misleads.
+AREA_METHODS: Final[dict[str, Code]] = {
+    "detector": Code(
+        value="AREADETECTOR", scheme=PRIVATE_SCHEME, meaning="Segmented pixels at the detector, magnified as there"
+    ),
+    "calibrated": Code(
+        value="AREACALIBRATED", scheme=PRIVATE_SCHEME, meaning="Segmented pixels at the depth of their calibration"
+    ),
+    "unstated": Code(
+        value="AREAUNSTATED", scheme=PRIVATE_SCHEME, meaning="Segmented pixels, plane of their spacing not stated"
+    ),
+}
 DEVICE: Final = Code(value="121007", scheme="DCM", meaning="Device")
 ARTIFICIAL_INTELLIGENCE: Final = Code(value="123110", scheme="DCM", meaning="Artificial Intelligence")  # CID 7162
 PROCESSING_EQUIPMENT: Final = Code(value="109102", scheme="DCM", meaning="Processing Equipment")  # CID 7005
@@ -47,6 +61,7 @@ SPACING_BETWEEN_SLICES: Final = Code(value="112226", scheme="DCM", meaning="Spac
 
 NO_UNITS: Final = Code(value="1", scheme="UCUM", meaning="no units")
 MILLILITER: Final = Code(value="mL", scheme="UCUM", meaning="milliliter")
+SQUARE_MILLIMETER: Final = Code(value="mm2", scheme="UCUM", meaning="square millimeter")
 MILLIMETER: Final = Code(value="mm", scheme="UCUM", meaning="millimeter")
 
 #: What a study is called that names no procedure of its own: nothing that the headers do not say (CID 100).

@@ -30,8 +30,9 @@ def groups_of(findings: Findings, segmentation: WrittenSegmentation | None, cont
     for code in context.model.sought:
         if code not in {found.code for found in findings.detections}:
             groups.extend(_absent(code, findings, context))
-    for segment in findings.segmentation.segments if findings.segmentation else ():
-        groups.extend(_segment(segment, segmentation, context))
+    if findings.segmentation is not None:
+        for segment in findings.segmentation.segments:
+            groups.extend(_segment(segment, findings.segmentation.images[0], segmentation, context))
     return groups
 
 
@@ -148,10 +149,9 @@ def _source(uid: str, context: Context) -> Any:
     )
 
 
-def _segment(segment: Segment, written: WrittenSegmentation | None, context: Context) -> Any:
-    """TID 1411 by reference to the SEG; a segment without a voxel is in no SEG and gets TID 1501 with its 0 mL."""
+def _segment(segment: Segment, image: str, written: WrittenSegmentation | None, context: Context) -> Any:
+    """TID 1411 by reference to the SEG, TID 1410 on a radiograph; a segment without a voxel is in no SEG: TID 1501."""
     from highdicom.sr import (
-        Measurement,
         MeasurementsAndQualitativeEvaluations,
         ReferencedSegment,
         SourceSeriesForSegmentation,
@@ -163,17 +163,15 @@ def _segment(segment: Segment, written: WrittenSegmentation | None, context: Con
         "algorithm_id": _algorithm(context),
         "finding_category": concept(segment.category),
         "finding_type": concept(segment.code),
-        "measurements": [
-            Measurement(
-                name=concept(codes.VOLUME),
-                value=round(segment.volume_ml, 3),
-                unit=concept(codes.MILLILITER),
-                method=concept(codes.SEGMENTED_VOXELS),
-            )
-        ],
+        "measurements": _sizes(segment),
     }
     if written is None or segment.label not in written.segment_numbers:
-        return MeasurementsAndQualitativeEvaluations(**common)
+        group = MeasurementsAndQualitativeEvaluations(**common)
+        if segment.pixels is not None:
+            group[0].ContentSequence.append(comment("Not marked in the image."))
+        return group
+    if segment.pixels is not None:
+        return _planar(segment, image, written, common, context)
     return VolumetricROIMeasurementsAndQualitativeEvaluations(
         **common,
         referenced_segment=ReferencedSegment(
@@ -183,6 +181,50 @@ def _segment(segment: Segment, written: WrittenSegmentation | None, context: Con
             source_series=SourceSeriesForSegmentation(context.source.images[0].series_instance_uid),
         ),
     )
+
+
+def _sizes(segment: Segment) -> list[Any] | None:
+    """Return what is measured of a segment: a volume, or an area with the plane where it holds; None for neither."""
+    from highdicom.sr import Measurement
+
+    if segment.volume_ml is not None:
+        name, value, unit, method = codes.VOLUME, segment.volume_ml, codes.MILLILITER, codes.SEGMENTED_VOXELS
+    elif segment.area_mm2 is not None and segment.plane is not None:
+        name, value, unit = codes.AREA, segment.area_mm2, codes.SQUARE_MILLIMETER
+        method = codes.AREA_METHODS[segment.plane]
+    else:
+        return None
+    return [Measurement(name=concept(name), value=round(value, 3), unit=concept(unit), method=concept(method))]
+
+
+def _planar(
+    segment: Segment, image: str, written: WrittenSegmentation, common: dict[str, Any], context: Context
+) -> Any:
+    """TID 1410 by reference to the SEG's segment, whose only frame lies on the radiograph."""
+    from highdicom.sr import (
+        PlanarROIMeasurementsAndQualitativeEvaluations,
+        ReferencedSegmentationFrame,
+        SourceImageForSegmentation,
+    )
+
+    group = PlanarROIMeasurementsAndQualitativeEvaluations(
+        **common,
+        referenced_segment=ReferencedSegmentationFrame(
+            sop_class_uid=written.sop_class_uid,
+            sop_instance_uid=written.sop_instance_uid,
+            frame_number=1,
+            segment_number=written.segment_numbers[segment.label],
+            source_image=SourceImageForSegmentation(
+                referenced_sop_class_uid=context.source.by_uid[image].sop_class_uid, referenced_sop_instance_uid=image
+            ),
+        ),
+    )
+    for item in group[0].ContentSequence:
+        for reference in item.get("ReferencedSOPSequence", ()):
+            # The segment says it all; both together are not allowed (PS3.3 Table 10-3).
+            if "ReferencedSegmentNumber" in reference:
+                del reference.ReferencedFrameNumber
+    return group
 
 
 def _not_analysed(verdict: NotAnalysed, context: Context) -> Any:

@@ -98,11 +98,16 @@ def write_segmentation(
         for index, segment in enumerate(segments)
     ]
     series_uid, instance_uid = new_uid(), new_uid()
-    references = _reference_images(images, segmentation.frames, coverage, context)
+    planes = _planes_by_place(segmentation)
+    firsts = [numbers_of[0] for numbers_of in planes.values()]
+    frames = [segmentation.frames[first] for first in firsts] if segmentation.frames else ()
+    references = _reference_images([images[first] for first in firsts], frames, coverage, context)
     try:
         document = HighdicomSegmentation(
             source_images=[reference for _, reference in references],
-            pixel_array=_renumbered(labels, numbers),
+            pixel_array=_renumbered(labels, numbers)
+            if len(planes) == len(labels)
+            else _apart(labels, list(numbers), list(planes.values())),
             segmentation_type="BINARY",
             segment_descriptions=descriptions,
             series_instance_uid=series_uid,
@@ -123,6 +128,9 @@ def write_segmentation(
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         # Their texts quote values, which may be the patient's: the kind and the place are enough to find it.
         raise EvidenceError(f"no SEG can be written on these images: {kind_and_place(error)}") from None
+    if "FrameOfReferenceUID" not in document:
+        # Nothing else says how an image without a plane in the patient is turned (PS3.3 C.7.6.1.1.1), and so its mask.
+        document.PatientOrientation = list(images[0].patient_orientation or ()) or None
     _say_in_each_frame(document)
     _name_frames(document, {str(reference.SOPInstanceUID): frame for frame, reference in references if frame})
     return WrittenSegmentation(
@@ -132,6 +140,25 @@ def write_segmentation(
         data=finish(document, context),
         segment_numbers=numbers,
     )
+
+
+def _planes_by_place(segmentation: Segmentation) -> dict[tuple[str, int], list[int]]:
+    """Return the planes of the mask that lie on each image or frame: several where structures may overlap."""
+    places: dict[tuple[str, int], list[int]] = {}
+    numbers = segmentation.frames or (0,) * len(segmentation.images)
+    for plane, place in enumerate(zip(segmentation.images, numbers, strict=True)):
+        places.setdefault(place, []).append(plane)
+    return places
+
+
+def _apart(labels: npt.NDArray[np.uint8], wanted: list[int], places: list[list[int]]) -> npt.NDArray[np.uint8]:
+    """Return uint8 0 or 1 of (places, rows, columns, segments), since segments that overlap share no plane."""
+    apart = np.zeros((len(places), *labels.shape[1:], len(wanted)), np.uint8)
+    for place, planes in enumerate(places):
+        for segment, label in enumerate(wanted):
+            for plane in planes:
+                apart[place, :, :, segment] |= labels[plane] == label
+    return apart
 
 
 def _say_in_each_frame(document: Dataset) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ _IMAGE_TAGS: Final = (
     "FrameOfReferenceUID",
     "ImagePositionPatient",
     "ImageOrientationPatient",
+    "PatientOrientation",
     "PixelSpacing",
     "SliceThickness",
     "LossyImageCompression",
@@ -56,6 +58,10 @@ _TAGS: Final = [
 ]
 
 
+#: A direction by up to three letters (PS3.3 C.7.6.1.1.1).
+_DIRECTION: Final = re.compile(r"[AFHLPR]{1,3}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """Where a single-frame image, or one frame of a multi-frame one, lies: what its header says (LPS, mm)."""
@@ -68,7 +74,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceImage:
-    """One source image: its identity, and where it, or each of its frames, lies."""
+    """One source image: its identity, and where it, or each of its frames, lies.
+
+    ``patient_orientation`` is where rows and columns run to (0020,0020), None where that is not told.
+    """
 
     sop_class_uid: str
     sop_instance_uid: str
@@ -78,6 +87,7 @@ class SourceImage:
     columns: int
     frame_of_reference_uid: str | None
     place: Place
+    patient_orientation: tuple[str, str] | None
     frames: tuple[Place, ...]
     lossy: tuple[str, str | list[str] | None, str | list[str] | None] | None
 
@@ -166,6 +176,7 @@ def _image(header: Dataset) -> SourceImage:
         columns=_count(header, "Columns"),
         frame_of_reference_uid=raw_text(header, "FrameOfReferenceUID") or None,
         place=_place((header,)),
+        patient_orientation=_directions(header),
         frames=_frames(header),
         lossy=(
             "01",
@@ -175,6 +186,13 @@ def _image(header: Dataset) -> SourceImage:
         if lossy == "01"
         else None,
     )
+
+
+def _directions(header: Dataset) -> tuple[str, str] | None:
+    value = valid_value(header, "PatientOrientation")
+    if not isinstance(value, list) or len(value) != 2 or not all(_DIRECTION.fullmatch(one) for one in value):
+        return None
+    return value[0], value[1]
 
 
 def _frames(header: Dataset) -> tuple[Place, ...]:

@@ -271,10 +271,7 @@ def _observations(report: Report, result: Result, profile: Profile) -> Iterator[
         yield obx("CWE", identifier, value, status="X"), f"{word}: {reason}"
     else:
         for number, segment in enumerate(findings.get("segments", ()), 1):
-            name = segment["name"]
-            identifier = _with_local(segment["code"], name, f"Volume of {name}")
-            units = _code("mL", "milliliter", "UCUM")
-            yield obx("NM", identifier, _number(segment["volume_ml"], 1), sub_id=str(number), units=units), ""
+            yield _segment(segment, str(number), obx), _PLANES.get(segment.get("plane") or "", "")
         for number, finding in enumerate(findings.get("classifications", ()), 1):
             name = finding["name"]
             identifier = _with_local(finding["code"], name, name)
@@ -310,6 +307,29 @@ def _observations(report: Report, result: Result, profile: Profile) -> Iterator[
     for number, document in enumerate(result.documents, 1):
         identifier = _code(f"{document.kind.lower()}-uid", f"{document.kind} SOP Instance UID", CODING_SCHEME)
         yield obx("ST", identifier, escape(document.sop_instance_uid), sub_id=str(number)), document.note
+
+
+#: What an area on a radiograph is not.
+_PLANES = {
+    "detector": "Area at the detector's plane: magnification is not corrected",
+    "calibrated": "Area at the depth that the image's pixel spacing was calibrated for",
+    "unstated": "The image does not say at which plane its pixel spacing, and so this area, holds",
+}
+
+
+def _segment(segment: dict[str, Any], number: str, obx: Callable[..., dict[int, str]]) -> dict[int, str]:
+    """Return a structure's volume, or on a radiograph its area; where neither is known, whether it was marked."""
+    name, area = segment["name"], segment.get("area_mm2")
+    if segment.get("pixels") is None:
+        identifier = _with_local(segment["code"], name, f"Volume of {name}")
+        units = _code("mL", "milliliter", "UCUM")
+        return obx("NM", identifier, _number(segment["volume_ml"], 1), sub_id=number, units=units)
+    if area is None:
+        said = "marked; its size in mm is not known" if segment["pixels"] else "not marked"
+        return obx("TX", _with_local(segment["code"], name, name), escape(said), sub_id=number)
+    identifier = _with_local(segment["code"], name, f"Area of {name} in the image")
+    units = _code("mm2", "square millimeter", "UCUM")
+    return obx("NM", identifier, _number(area, 0), sub_id=number, units=units)
 
 
 def _detections(findings: dict[str, Any], obx: Callable[..., dict[int, str]]) -> Iterator[tuple[dict[int, str], str]]:

@@ -30,7 +30,8 @@ class Compared:
     """One output over all input sets on which both versions have said something of it.
 
     ``kind`` says what the values are: ``probability`` (agreement is that of "present" at each version's own threshold;
-    ``both``, ``only_a``, ``only_b`` and ``neither`` count it), ``value``, or ``volume`` in mL. Differences are B - A;
+    ``both``, ``only_a``, ``only_b`` and ``neither`` count it), ``value``, ``volume`` in mL, or of a structure
+    in a radiograph ``area`` in mm2 or ``pixels``. Differences are B - A;
     ``dice`` is over the masks that are kept.
     """
 
@@ -133,7 +134,7 @@ class _Masks:
         if kept is not None:
             images, labels = kept
             return {
-                str(one["name"]): {image: labels[i] == one["label"] for i, image in enumerate(images)}
+                str(one["name"]): _marked(images, labels, one["label"])
                 for one in _findings(self._workitem).get("segments", [])
             }
         with self._database.read() as connection:
@@ -176,12 +177,29 @@ def _paired(one: Workitem, other: Workitem, masks: tuple[_Masks, _Masks]) -> dic
             found[value, name] = _Pair(
                 a=float(first[name][value]), b=float(second[name][value]), present=present and (present[0], present[1])
             )
-    first, second = (_highest(_findings(each).get("segments", []), "volume_ml") for each in (one, other))
+    first, second = ({each["name"]: each for each in _findings(one_of).get("segments", [])} for one_of in (one, other))
     for name in first.keys() | second.keys():
-        volumes = [float(said[name]["volume_ml"]) if name in said else 0.0 for said in (first, second)]
+        kind, size = _sized(first.get(name) or second[name])
+        sizes = [float(said[name][size] or 0.0) if name in said else 0.0 for said in (first, second)]
         dice = _dice(masks[0].of(name), masks[1].of(name)) if name in first and name in second else None
-        found["volume", name] = _Pair(a=volumes[0], b=volumes[1], dice=dice)
+        found[kind, name] = _Pair(a=sizes[0], b=sizes[1], dice=dice)
     return found
+
+
+def _sized(segment: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what a structure is compared by: its volume, its area, or what it covers in pixels."""
+    if segment.get("pixels") is None:
+        return "volume", "volume_ml"
+    return ("pixels", "pixels") if segment["area_mm2"] is None else ("area", "area_mm2")
+
+
+def _marked(images: Sequence[str], labels: npt.NDArray[np.uint8], label: int) -> _Planes:
+    """Return where a label lies, by image; one whose structures overlap has a plane for each of them."""
+    planes: _Planes = {}
+    for image, plane in zip(images, labels, strict=True):
+        here = plane == label
+        planes[image] = planes[image] | here if image in planes else here
+    return planes
 
 
 def _highest(said: Sequence[Mapping[str, Any]], value: str) -> dict[str, Mapping[str, Any]]:

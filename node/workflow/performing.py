@@ -26,7 +26,7 @@ from storage.headers import read_header
 from storage.records import Attempt, Instance, Workitem
 
 if TYPE_CHECKING:
-    from inference.findings import Findings
+    from inference.findings import Findings, Segment
     from node.evidence.documents import EvidenceDocument, Predecessor
 
 __all__ = ["Identity", "Run", "attempt_workitem", "unknown"]
@@ -229,7 +229,7 @@ def _outcome(findings: Findings) -> str:
     if findings.not_analysed is not None:
         return f"not analysed: {findings.not_analysed.text}"
     if findings.segmentation is not None:
-        return ", ".join(f"{one.name} {one.volume_ml:.0f} mL" for one in findings.segmentation.segments)
+        return ", ".join(f"{one.name} {_size(one)}" for one in findings.segmentation.segments)
     if findings.measurements:
         return ", ".join(f"{one.name} {one.value:.4g} {one.unit.value}" for one in findings.measurements)
     if findings.detections:
@@ -237,6 +237,12 @@ def _outcome(findings: Findings) -> str:
         return "found: " + ", ".join(f"{count} {name}" for name, count in found.items())
     present = [one.name for one in findings.classifications if one.present]
     return "present: " + ", ".join(present) if present else "none of its findings present"
+
+
+def _size(segment: Segment) -> str:
+    if segment.volume_ml is not None:
+        return f"{segment.volume_ml:.0f} mL"
+    return f"{segment.pixels} pixels" if segment.area_mm2 is None else f"{segment.area_mm2:.0f} mm2"
 
 
 def _failed(way: Way, workitem: Workitem, attempt: Attempt, reason: str, *, tries: int) -> None:

@@ -221,6 +221,21 @@ def test_volumes_are_numbers_in_ucum_millilitres_under_the_structures_code() -> 
     assert numbers[0][19] == "20261121083000+0000"
 
 
+def test_areas_are_numbers_with_the_plane_where_they_hold_and_without_a_pixel_spacing_there_is_none() -> None:
+    plain = LUNGS["segments"][0] | {"volume_ml": None, "pixels": 900}
+    sized = [plain | {"area_mm2": 14400.4, "plane": "detector"}, plain | {"area_mm2": None, "plane": None}]
+    findings = {**LUNGS, "coverage": None, "segments": [*sized, sized[1] | {"pixels": 0}]}
+    message = build_message(a_report(results=(a_result(findings=findings),)), Profile(), "X")
+    told = [one for one in only(message, "OBX") if one[3].startswith("3341006^")]
+    assert [(one[2], one[5]) for one in told] == [
+        ("NM", "14400"),
+        ("TX", "marked; its size in mm is not known"),
+        ("TX", "not marked"),
+    ]
+    assert told[0][6] == "mm2^square millimeter^UCUM"
+    assert any("magnification is not corrected" in one[3] for one in only(message, "NTE"))
+
+
 def test_findings_are_present_or_absent_with_a_probability_and_the_threshold() -> None:
     message = build_message(a_report(results=(a_result(findings=NODULE),)), Profile(), "X")
     coded = [obx for obx in only(message, "OBX") if obx[2] == "CWE"]

@@ -87,7 +87,7 @@ def test_absent_weights_are_refused_by_the_files_name(tmp_path: Path) -> None:
         ),
         (
             {"inputs": [{"role": "ct", "kind": "radiograph"}]},
-            "on the engine onnx reads roles of kind volume",
+            "a segmentation of a radiograph has nchw",
         ),
         (
             {"inputs": [{"role": "ct", "kind": "volume", "slice_spacing_mm": [3, 1]}]},
