@@ -1,4 +1,4 @@
-"""Codes of what torchxrayvision's models say: findings of a chest radiograph, views, and sex.
+"""Codes of what torchxrayvision's models say: findings of a chest radiograph, views, sex, and anatomy.
 
 Every code was looked up; ``docs/models/torchxrayvision.md`` says where each was found. What has no standard code that
 could be verified has one of this project's own (``99OVERREAD``), never a guessed one.
@@ -6,7 +6,7 @@ could be verified has one of this project's own (``99OVERREAD``), never a guesse
 
 from __future__ import annotations
 
-__all__ = ["FINDINGS", "Coded"]
+__all__ = ["ANATOMY", "FINDINGS", "Coded"]
 
 #: Value, coding scheme designator (PS3.16 Section 8), meaning.
 Coded = tuple[str, str, str]
@@ -37,4 +37,22 @@ FINDINGS: dict[str, Coded] = {
     "Lateral": ("49370004", "SCT", "Lateral"),
     "Male": ("M", "DCM", "Male"),
     "Female": ("F", "DCM", "Female"),
+}
+
+#: Structures of the anatomy segmentation. A code without its side would lose the side, so bones have own ones.
+ANATOMY: dict[str, Coded] = {
+    "Left Clavicle": ("LEFTCLAVICLE", _OWN, "Left clavicle"),
+    "Right Clavicle": ("RIGHTCLAVICLE", _OWN, "Right clavicle"),
+    "Left Scapula": ("LEFTSCAPULA", _OWN, "Left scapula"),
+    "Right Scapula": ("RIGHTSCAPULA", _OWN, "Right scapula"),
+    "Left Lung": ("44029006", "SCT", "Left lung"),
+    "Right Lung": ("3341006", "SCT", "Right lung"),
+    "Left Hilus Pulmonis": ("LEFTHILUM", _OWN, "Hilum of left lung"),
+    "Right Hilus Pulmonis": ("RIGHTHILUM", _OWN, "Hilum of right lung"),
+    "Heart": ("80891009", "SCT", "Heart"),
+    "Aorta": ("15825003", "SCT", "Aorta"),
+    "Facies Diaphragmatica": ("DIAPHRAGMFACE", _OWN, "Diaphragmatic surface"),
+    "Mediastinum": ("72410000", "SCT", "Mediastinum"),
+    "Weasand": ("32849002", "SCT", "Esophagus"),
+    "Spine": ("421060004", "SCT", "Spine"),
 }

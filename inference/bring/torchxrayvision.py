@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from inference.bring.chest_codes import FINDINGS
+from inference.bring.chest_codes import ANATOMY, FINDINGS
 from inference.errors import CardError, EngineFailure
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ __all__ = ["TOLERANCE", "Brought", "bring", "download", "obtain"]
 TOLERANCE = 1e-4
 _MOST_BYTES = 4 * 1024**3
 _SEED = 20260101
+#: Of the random images each is tried, or each second one where every pixel of the answer is compared.
+_EVERY = {"classification": 1, "segmentation": 2}
 
 #: Told how many bytes have come, and of how many (0 where the server does not say).
 Progress = Callable[[int, int], None]
@@ -153,14 +155,7 @@ def bring(
     ------
     EngineFailure
         If the file is not what it should be, or the answers differ.
-    CardError
-        If the model is no classifier.
     """
-    if wanted.task != "classification":
-        raise CardError(
-            f"{wanted.name}: marks structures on a projection, which overlap and have no volume; findings have no "
-            "place for such masks yet"
-        )
     from inference.engines.torchxrayvision_catalogue import build, head_of
     from inference.engines.torchxrayvision_export import export, save_weights
 
@@ -176,7 +171,7 @@ def bring(
     card = _card(wanted, name or wanted.name, _sha256(file), folder, native=native, explained=linear is not None)
     path = folder / "card.yaml"
     path.write_text(yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=110), encoding="utf-8")
-    trials = [*_random_images(wanted.resolution), *images]
+    trials = [*list(_random_images(wanted.resolution))[:: _EVERY[wanted.task]], *images]
     difference = _difference(wanted, network, path, trials)
     if not difference <= TOLERANCE:
         raise EngineFailure(
@@ -222,6 +217,7 @@ def _difference(
     from inference.engines import onnx, torchxrayvision
     from inference.engines.torchxrayvision_export import answers_of
     from inference.postprocess import probabilities_of
+    from inference.segment2d import scores_of
 
     card = load_card(card_path)
     # One thread: the arithmetic is compared, and threads that wait for each other on a busy machine take minutes.
@@ -238,7 +234,7 @@ def _difference(
         model.close()
     worst = 0.0
     for answers in (singles, together):
-        found = probabilities(card, answers)
+        found = (scores_of if card.task == "segmentation" else probabilities)(card, answers)
         # A value that is not a number must not pass as no difference.
         worst = max(worst, float(np.abs(found - expected).max(initial=0.0)) if np.isfinite(found).all() else np.inf)
     return worst
@@ -256,6 +252,8 @@ def _card(
         steps.append({"activation": {"kind": wanted.activation}})
         if stretched:
             steps.append({"calibrate": {"thresholds": list(wanted.operating_points)}})
+    if wanted.task == "segmentation":
+        steps.append({"threshold": {"value": 0.5}})
     tensors = {"image": "image", "output": "score"}
     card: dict[str, Any] = {
         "name": name,
@@ -284,9 +282,13 @@ def _card(
         "tensors": tensors | ({"features": "features"} if explained else {}),
         "preprocess": [{"torchxrayvision_input": {"size": wanted.resolution}}],
         "postprocess": steps,
-        "outputs": _outputs(wanted),
+        "outputs": _structures(wanted) if wanted.task == "segmentation" else _outputs(wanted),
         "resources": {"seconds": 120, "memory_mb": 4096 if native else 2048},
     }
+    if wanted.task == "segmentation":
+        card["layout"] = "nchw"
+        # Its maps are large: one image at a time.
+        card["resources"] = {"seconds": 240, "memory_mb": 6144, "concurrency": 1}
     if native:
         card["torchxrayvision"] = {"model": wanted.name}
     if explained:
@@ -312,6 +314,44 @@ def _outputs(wanted: CatalogueEntry) -> list[dict[str, Any]]:
     return outputs
 
 
+def _structures(wanted: CatalogueEntry) -> list[dict[str, Any]]:
+    outputs = []
+    for label, target in enumerate(wanted.targets, start=1):
+        value, scheme, meaning = ANATOMY[target]
+        outputs.append(
+            {
+                "label": label,
+                "name": target.lower(),
+                "code": {"value": value, "scheme": scheme, "meaning": meaning},
+                "category": {"value": "91723000", "scheme": "SCT", "meaning": "Anatomical Structure"},
+                "measure": "area",
+            }
+        )
+    return outputs
+
+
+def _about_anatomy(wanted: CatalogueEntry) -> dict[str, Any]:
+    return {
+        "intended_use": (
+            "Research use only. Marks where a public model sees structures of the chest on a frontal radiograph of an "
+            "adult. Not a medical device; not for any decision about a patient, and no measurement to rely on."
+        ),
+        "limits": [
+            "Frontal views of the whole chest of adults alone; lateral views are left out by View Position.",
+            "Structures lie over one another and are marked so: each for itself, where its probability reaches 0.5.",
+            "An area is that of a shadow: it depends on magnification, position and breath, and is no organ's size.",
+            f"The image is cropped to its middle square and shrunk to {wanted.resolution} pixels: what lies outside is "
+            "not marked, and an edge is no finer than that.",
+            "Sides are those that the model's authors name; check them on your own images.",
+            "Never evaluated by this project on patients.",
+        ],
+        "training_data": (
+            "ChestX-Det: 3,578 images of NIH ChestX-ray14 with 14 structures drawn. Lian et al., A Structure-Aware "
+            "Relation Network for Thoracic Diseases Detection and Segmentation, IEEE TMI 2021; arXiv 2104.10326."
+        ),
+    }
+
+
 def _documentation(wanted: CatalogueEntry, digest: str) -> dict[str, Any]:
     return {
         "intended_use": (
@@ -334,6 +374,7 @@ def _documentation(wanted: CatalogueEntry, digest: str) -> dict[str, Any]:
             "PadChest, CheXpert, MIMIC-CXR, Google, OpenI, RSNA, in the parts that the model's name says). "
             "Cohen et al., TorchXRayVision: a library of chest X-ray datasets and models, MIDL 2022; arXiv 2111.00595."
         ),
+        **(_about_anatomy(wanted) if wanted.task == "segmentation" else {}),
         "performance": "As published by the library's authors; not measured by this project.",
         "made_by": f"overread models pull torchxrayvision:{wanted.name}; {wanted.url}, SHA-256 {digest}",
     }

@@ -10,6 +10,7 @@ import importlib
 import math
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,10 +80,9 @@ class _Baseline:
     prefix: str = ""
 
 
-#: The anatomy segmentation can be built, and is not offered: findings have no place yet for a mask on a projection,
-#: whose structures overlap and have no volume. Left out are ``chexpert`` (thirty networks in a file that is not
-#: released with the library), ``riken`` (TorchScript, a program and not weights), ``chestx_anatomy`` (159 structures
-#: that overlap) and the autoencoders (no findings).
+#: Left out are ``chexpert`` (thirty networks in a file that is not released with the library), ``riken`` (TorchScript,
+#: a program and not weights), ``chestx_anatomy`` (159 structures, of which few have codes) and the autoencoders (no
+#: findings).
 _BASELINES = {
     "chestx-det-pspnet": _Baseline(
         "chestx_det",
@@ -119,10 +119,13 @@ _BASELINES = {
 }
 
 
+#: What a model is called for short.
+_ALIASES = {"pspnet": "chestx-det-pspnet"}
+
+
 def names() -> tuple[str, ...]:
     """Return the names of all models that can be had."""
-    offered = (name for name, baseline in _BASELINES.items() if baseline.task == "classification")
-    return (*(name for name in _core() if name.startswith(("densenet", "resnet"))), *offered)
+    return (*(name for name in _core() if name.startswith(("densenet", "resnet"))), *_BASELINES)
 
 
 def entry(name: str) -> CatalogueEntry:
@@ -133,7 +136,7 @@ def entry(name: str) -> CatalogueEntry:
     CardError
         If there is none of that name, with those that there are.
     """
-    core = _core()
+    core, name = _core(), _ALIASES.get(name, name)
     if name in core:
         known = core[name]
         points = known.get("op_threshs", [])
@@ -192,20 +195,23 @@ def build(name: str, weights: Mapping[str, Tensor]) -> Module:
     """
     wanted = entry(name)
     try:
-        if name == "jfhealthcare-densenet121":
+        if wanted.name == "jfhealthcare-densenet121":
             network: Module = _jfhealthcare(weights)
-        elif name in _BASELINES:
-            baseline = _BASELINES[name]
+        elif wanted.name in _BASELINES:
+            baseline = _BASELINES[wanted.name]
             with _cached({baseline.prefix + key: value for key, value in weights.items()}, wanted.file):
                 network = _constructor(baseline)()
         elif wanted.pickled:
             network = _densenet(wanted, weights)
         else:
             with _cached(weights, wanted.file):
-                network = _core_models().ResNet(weights=name)
+                network = _core_models().ResNet(weights=wanted.name)
     except (RuntimeError, KeyError) as problem:
         text = " ".join(str(problem).split())[:300]
         raise EngineFailure("broke", f"the weights are not those of {name}: {text}") from problem
+    if wanted.task == "segmentation":
+        # Torch says at every run that a function's name is old, which nobody here can change.
+        warnings.filterwarnings("ignore", message="`nn.functional.upsample` is deprecated")
     network.eval()
     return network
 
