@@ -56,9 +56,6 @@ _SMALLEST = 64
 _TONES = 24
 #: Below these there are no two lung fields; every training radiograph lies well above (docs/gate.md).
 _LEAST_FIT, _LEAST_LUNG = 0.45, 0.30
-#: Log odds from which a picture is a chest. The networks were trained as if every other picture were one; of what is
-#: sent to a model of the chest far more are, so that the balance lies lower.
-_LEAST_ODDS = -1.0
 _WEIGHTS = Path(__file__).with_name("plausible.npz")
 
 
@@ -67,7 +64,7 @@ class Plausibility:
     """What the pixels say.
 
     ``reason`` is empty where the picture is plausible; else ``matrix``, ``not-a-picture``, ``negative-image``,
-    ``turned-image`` or ``not-a-frontal-chest``. ``score`` is the network's log odds (above -1: a chest); ``fit``,
+    ``turned-image`` or ``not-a-frontal-chest``. ``score`` is the network's log odds (above 0: a chest); ``fit``,
     ``right`` and ``left`` are how well the drawing agrees (-1 to 1) over the whole, the image's left half (the
     patient's right lung) and its right half; ``box`` is (top, left, height, width) as fractions of the picture.
     """
@@ -150,7 +147,7 @@ def _judged(small: Picture) -> Plausibility:
     rows, columns = small.shape
     top, left, height, width = place.box
     return Plausibility(
-        plausible=score > _LEAST_ODDS and place.fit > _LEAST_FIT and min(place.right, place.left) > _LEAST_LUNG,
+        plausible=score > 0 and place.fit > _LEAST_FIT and min(place.right, place.left) > _LEAST_LUNG,
         score=score,
         fit=place.fit,
         right=place.right,
