@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from onnx import TensorProto, helper
 from onnx.onnx_ml_pb2 import ModelProto
@@ -19,9 +20,10 @@ from inference.explain import Frame
 from inference.findings import Findings
 from inference.preprocess import centre_crop, padded_square
 from inference.radiograph import Radiograph, Turn
-from inference.samples import values_of
+from inference.samples import run_samples, values_of, write_mask
 from inference.segment2d import masks_on_source
 from inference.wire import findings_from, findings_to
+from node.workflow import comparing
 from tests.dicom_factory import radiograph
 from tests.model_factory import classification_card, code, write_model
 
@@ -223,3 +225,31 @@ def test_a_card_that_would_treat_a_radiograph_as_a_volume_is_refused(
     measured["outputs"][0]["limits"] = {"volume_ml": [0, 1]}
     with pytest.raises(CardError, match="area_share in a radiograph"):
         load_card(write_model(tmp_path, measured, levels()))
+
+
+def test_a_sample_with_overlapping_masks_is_judged_in_the_engines_own_process(tmp_path: Path) -> None:
+    file = radiograph(tmp_path / "models" / "levels" / "case", picture())
+    found = run(tmp_path, card_of(), levels(), file)
+    assert found.segmentation is not None
+    uid = str(pydicom.dcmread(file, stop_before_pixels=True).SOPInstanceUID)
+    masks = {"as-before": found.segmentation.labels, "other": np.roll(found.segmentation.labels, 30, axis=2)}
+    samples = []
+    for name, labels in masks.items():
+        with (file.parent.parent / f"{name}.npz").open("wb") as kept:
+            write_mask(kept, (uid, uid), labels)
+        area = found.segmentation.segments[0].area_mm2
+        samples.append({"name": name, "images": "case", "expect": {"lung": area}, "mask": f"{name}.npz"})
+    path = write_model(tmp_path / "models", card_of(samples=samples), levels())
+    right, wrong = run_samples(load_card(path))
+    assert right.mismatches == ()
+    assert [one.partition(":")[0] for one in wrong.mismatches] == ["lung", "heart"]
+
+
+def test_two_versions_are_compared_by_area_and_by_where_each_has_marked_a_structure() -> None:
+    one = {"name": "lung", "volume_ml": None, "pixels": 10, "area_mm2": 1.6}
+    assert comparing._sized(one) == ("area", "area_mm2")
+    assert comparing._sized(one | {"area_mm2": None}) == ("pixels", "pixels")
+    labels = np.zeros((2, 2, 3), np.uint8)
+    labels[0, 0], labels[1, :, 0] = 1, 2
+    marked = comparing._marked(("x", "x"), labels, 1)
+    assert (marked["x"] == (labels[0] == 1)).all()
