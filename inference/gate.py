@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from inference.errors import EngineFailure, InputRefused
-from inference.findings import Code, Findings, NotAnalysed
+from inference.findings import Code, Coverage, Findings, NotAnalysed
 from inference.imagefile import open_image, texts_of, value_of
 from inference.matching import evaluate, keywords
 
@@ -333,15 +333,18 @@ def series(role: InputRole, files: Sequence[ImageFile]) -> tuple[str, ...]:
         if place and cosines:
             places.append(place)
             normal = np.cross(cosines[:3], cosines[3:])
-    if role.kind == "volume" and role.limits.coverage_mm:
-        if normal is None or len(places) < 2:
+    if role.kind != "volume" or not (role.limits.coverage_mm or role.slice_spacing_mm):
+        return tuple(words)
+    if normal is None or len(places) < 2:
+        # What lies in frames of one file is for the engine to read; here nothing is known of it.
+        if role.limits.coverage_mm:
             told = _Told(role.limits)
             told.known("coverage_mm", "coverage", None, "how much of the patient the series covers")
             words |= dict.fromkeys(told.words)
-        else:
-            along = np.sort(np.array(places) @ normal)
-            step = float(np.median(np.diff(along)))
-            _within("coverage", float(np.ptp(along)) + step, role.limits.coverage_mm, "the series covers", "mm")
+        return tuple(words)
+    along = np.sort(np.array(places) @ normal)
+    step = float(np.median(np.diff(along)))
+    volume(role, Coverage(images=len(places), spacing_mm=step, extent_mm=float(np.ptp(along)) + step))
     return tuple(words)
 
 

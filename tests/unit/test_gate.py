@@ -174,6 +174,22 @@ def test_a_volume_that_covers_too_little_or_lies_otherwise_is_not_segmented(tmp_
         assert findings.segmentation is None
 
 
+def test_series_that_an_engine_reads_by_itself_are_held_against_the_card_by_their_headers(tmp_path: Path) -> None:
+    files = [ImageFile(path.stem, path) for path in ct_series(tmp_path, np.zeros((10, 16, 16)), spacing=(3, 1, 1))]
+
+    def series(**changes: Any) -> str:
+        try:
+            gate.series(InputRole(role="ct", kind="volume", match={"Modality": "CT"}, **changes), files)
+        except InputRefused as refusal:
+            return refusal.reason
+        return ""
+
+    assert series(slice_spacing_mm=(1, 5), limits=Limits(coverage_mm=(20, 40), orientation=("axial",))) == ""
+    assert series(slice_spacing_mm=(1, 2)) == "slice-spacing"
+    assert series(limits=Limits(coverage_mm=(100, 400))) == "coverage"
+    assert series(limits=Limits(pixel_spacing_mm=(0.1, 0.5))) == "pixel-spacing"
+
+
 def test_a_volume_out_of_the_cards_range_and_an_empty_mask_are_no_findings(tmp_path: Path) -> None:
     images = ct_series(tmp_path / "ct", np.full((10, 16, 16), 900), spacing=(3, 1, 1))
     outputs = segmentation_card()["outputs"]
