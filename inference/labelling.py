@@ -216,7 +216,9 @@ class _Deciding:
 
     def __init__(self, card: Card) -> None:
         self._activation = next((s.activation.kind for s in card.postprocess if s.activation), None)
-        self._threshold = next((s.threshold.value for s in card.postprocess if s.threshold), None)
+        step = next((s.threshold for s in card.postprocess if s.threshold), None)
+        self._threshold = None if step is None else step.value
+        self._overlap = "refuse" if step is None else step.overlap
         self._labels = np.array([output.label for output in card.outputs], np.uint8)
         self._known = _known(card)
 
@@ -245,16 +247,31 @@ class _Deciding:
         return labels
 
     def _plane(self, scores: Scores) -> Labels:
+        if self._threshold is not None:
+            return self._reached(scores, self._threshold)
         best = scores.argmax(axis=0)
-        if self._threshold is None:
-            # The channel's number is the label, and 0 the background.
-            if not self._known[best].all():
-                raise EngineFailure("broke", "the model answered a label that its card does not name")
-            chosen: Labels = best.astype(np.uint8)
-            return chosen
-        reached = np.take_along_axis(scores, best[None], axis=0)[0] >= self._threshold
-        labels: Labels = self._labels[best].astype(np.uint8)
-        labels[~reached] = 0
+        # The channel's number is the label, and 0 the background.
+        if not self._known[best].all():
+            raise EngineFailure("broke", "the model answered a label that its card does not name")
+        chosen: Labels = best.astype(np.uint8)
+        return chosen
+
+    def _reached(self, scores: Scores, threshold: float) -> Labels:
+        reached = scores >= threshold
+        if self._overlap == "refuse" and np.count_nonzero(reached) != np.count_nonzero(reached.any(axis=0)):
+            raise EngineFailure(
+                "broke",
+                "the model marked voxels for several outputs; say threshold.overlap: largest or last in the card if "
+                "one of them has such a voxel",
+            )
+        if self._overlap == "largest":
+            best = scores.argmax(axis=0)
+            # Where any channel reaches the threshold, the largest does.
+            found: Labels = np.where(reached.any(axis=0), self._labels[best], 0).astype(np.uint8)
+            return found
+        labels: Labels = np.zeros(scores.shape[1:], np.uint8)
+        for label, marked in zip(self._labels, reached, strict=True):
+            labels[marked] = label
         return labels
 
 

@@ -163,10 +163,13 @@ class Activation(Strict):
 class Threshold(Strict):
     """Where a channel of a segmentation reaches this, the voxel has that channel's label.
 
-    In a volume the largest one wins; in a radiograph, where structures overlap, each channel is for itself.
+    In a radiograph, where structures overlap, each channel is for itself. In a volume a voxel has one label: where
+    several channels reach the value, ``overlap`` says which has it (the ``largest``, or the ``last`` of the outputs),
+    and by default the answer is refused, since each volume but one would be less than what the model found.
     """
 
     value: float = Field(default=0.5, gt=0, lt=1)
+    overlap: Literal["refuse", "largest", "last"] = "refuse"
 
 
 class Calibrate(Strict):

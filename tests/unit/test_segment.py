@@ -141,6 +141,27 @@ def test_channels_over_a_threshold_get_their_own_labels_and_holes_are_filled(tmp
     assert (findings.segmentation.labels == truth).all()
 
 
+def test_a_voxel_that_several_channels_reach_is_given_to_none_unless_the_card_says_to_which(tmp_path: Path) -> None:
+    files = ct_series(tmp_path / "ct", two_boxes(), spacing=SPACING)
+    steps = [{"clip": {"low": -1000, "high": 1000}}, {"scale": {"low": -1000, "high": 1000}}]
+    nested = scoring(3)
+    # The first reaches 0.45 in both boxes, the second in the denser alone, where the first's score is larger.
+    nested.graph.initializer[0].CopyFrom(helper.make_tensor("centres", TensorProto.FLOAT, [1, 2, 1, 1, 1], [0.8, 1.3]))
+
+    def labels(overlap: dict[str, str]) -> np.ndarray:
+        after = [{"activation": {"kind": "sigmoid"}}, {"threshold": {"value": 0.45, **overlap}}]
+        findings = run(
+            tmp_path / "-".join(("m", *overlap.values())), files, card_of(preprocess=steps, postprocess=after), nested
+        )
+        assert findings.segmentation is not None
+        return findings.segmentation.labels
+
+    with pytest.raises(EngineFailure, match=r"threshold\.overlap"):
+        labels({})
+    assert (labels({"overlap": "largest"}) == np.where(two_boxes() > -1000, 1, 0)).all()
+    assert (labels({"overlap": "last"}) == np.select([two_boxes() == 200, two_boxes() == 1000], [1, 2], 0)).all()
+
+
 def test_scores_for_labels_that_the_card_does_not_name_are_refused(tmp_path: Path) -> None:
     hu = two_boxes()
     hu[0, 0, 0] = 3000
