@@ -15,7 +15,7 @@ from sqlalchemy import Connection, func, insert, select, update
 from storage import lifecycle, schema
 from storage.database import Database, now
 from storage.errors import AlreadyThere, Unknown
-from storage.lifecycle import CANDIDATE, LIVE
+from storage.lifecycle import CANARY, CANDIDATE, LIVE
 from storage.records import ModelChange, ModelVersion
 
 __all__ = [
@@ -31,8 +31,10 @@ __all__ = [
     "know_device",
     "note",
     "record_test",
+    "released",
     "revision",
     "versions",
+    "was_live",
 ]
 
 SHIPPED = "shipped"
@@ -138,6 +140,20 @@ def record_test(
     )
     why = str(report.get("summary", ""))
     note(connection, version, "tested", by=by, why=why, detail={"passed": passed})
+
+
+def released(connection: Connection) -> frozenset[tuple[str, str]]:
+    """Return each (model, version) whose results have ever been let out: what was live or a canary, by the trail."""
+    c = schema.model_change.c
+    rows = connection.execute(select(c.model, c.version).where(c.after.in_((LIVE, CANARY))).distinct())
+    return frozenset((model, version) for model, version in rows)
+
+
+def was_live(connection: Connection, version: ModelVersion) -> bool:
+    """Whether a version has ever been live, by the trail."""
+    c = schema.model_change.c
+    query = select(c.id).where(c.model == version.model, c.version == version.version, c.after == LIVE).limit(1)
+    return connection.execute(query).first() is not None
 
 
 def history(connection: Connection, model: str | None = None, limit: int = 200) -> list[ModelChange]:

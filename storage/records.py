@@ -329,6 +329,11 @@ class ModelVersion:
         """Whether what it is now has passed its test."""
         return self.test_passed is True and self.tested_digest == self.digest
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether what it is now has not passed its test."""
+        return self.test_passed is False and self.tested_digest == self.digest
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelChange:

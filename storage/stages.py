@@ -95,44 +95,52 @@ def move(
 
 def rollback(
     connection: Connection, model: str, *, by: str, why: str = "", to: str | None = None
-) -> tuple[ModelVersion, ModelVersion]:
+) -> tuple[ModelVersion, ModelVersion | None]:
     """Undo the last step: a canary becomes a candidate again, else the version that was live before is live again.
 
     Returns
     -------
-    ModelVersion, ModelVersion
-        What was turned back, and what is live now.
+    ModelVersion, ModelVersion or None
+        What was turned back, and what is live now: None where a canary was and no version is.
 
     Raises
     ------
     Unknown
         When there is nothing to go back to.
     IllegalTransition
-        When the version to go back to is retired.
+        When the version to go back to is retired, was never live, or has failed its test since.
     """
     models.versions(connection, model, lock=True)
     gone, after = turned_back(connection, model, to)
     if gone.state == CANARY:
         _transition(connection, gone, CANDIDATE, by=by, why=why, action="rolled-back")
-    else:
+    elif after is not None:
         # Where it goes back to next is what that one stood in for, so that a second rollback goes a further step back.
         further = after.instead_of
         _make_live(connection, after, by=by, why=why, action="rolled-back", chosen=True, instead_of=further)
-    return models.get(connection, model, gone.version), models.get(connection, model, after.version)
+    live = None if after is None else models.get(connection, model, after.version)
+    return models.get(connection, model, gone.version), live
 
 
-def turned_back(connection: Connection, model: str, to: str | None = None) -> tuple[ModelVersion, ModelVersion]:
+def turned_back(connection: Connection, model: str, to: str | None = None) -> tuple[ModelVersion, ModelVersion | None]:
     """Return what a rollback would turn back now, and what would be live then; raises as :func:`rollback` does."""
-    canary = next((one for one in models.versions(connection, model) if one.state == CANARY), None)
-    live = models.get(connection, model)
+    there = models.versions(connection, model)
+    canary = next((one for one in there if one.state == CANARY), None)
     if canary is not None and to is None:
-        return canary, live
+        # It has to be stopped also where nothing is live beside it.
+        return canary, next((one for one in there if one.state == LIVE), None)
+    live = models.get(connection, model)
     target = to or live.instead_of
     if target is None:
         raise Unknown(f"{live.name} is the first that was live here: there is nothing to go back to")
     before = models.get(connection, model, target)
     if before.state == LIVE:
         raise IllegalTransition(f"{before.name} is live already")
+    # To go back needs no new test, so it leads only to what has been live; anything else has to be promoted.
+    if not models.was_live(connection, before):
+        raise IllegalTransition(f"{before.name} has never been live: overread models promote {before.name} makes it so")
+    if before.has_failed:
+        raise IllegalTransition(f"{before.name} has failed its test since it was live")
     return live, before
 
 

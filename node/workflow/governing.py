@@ -34,7 +34,7 @@ from storage import models, stages, worklist
 from storage.blobs.files import fsync_directory
 from storage.database import Database
 from storage.errors import AlreadyThere, IllegalTransition
-from storage.lifecycle import CANDIDATE, LIVE, RETIRED, SHADOW
+from storage.lifecycle import CANARY, CANDIDATE, LIVE, RETIRED, SHADOW
 from storage.records import ModelVersion
 
 __all__ = ["Stage", "Verified", "add", "locate", "promote", "retire", "rollback", "run_test", "verify", "version_named"]
@@ -231,17 +231,19 @@ def rollback(
     Raises
     ------
     Unknown, IllegalTransition
-        When there is nothing to go back to.
+        When there is nothing to go back to, or the version that is named has never been live.
     CardError
         When the files of the version to go back to are not what they were.
     """
     with database.read() as connection:
-        _, expected = stages.turned_back(connection, model, to)
-    _as_registered(settings, expected)
+        turned, expected = stages.turned_back(connection, model, to)
+    # To end a canary changes nothing about what is live: it waits for no file of that.
+    if expected is not None and turned.state != CANARY:
+        _as_registered(settings, expected)
     try:
         with database.write() as connection:
             gone, live = stages.rollback(connection, model, by=by, why=why, to=to)
-            if live.id != expected.id:
+            if (gone.id, live and live.id) != (turned.id, expected and expected.id):
                 raise IllegalTransition(f"another version of {model} was promoted meanwhile; look again")
             if retired:
                 gone = stages.move(connection, gone, RETIRED, by=by, why=why)
@@ -249,7 +251,8 @@ def rollback(
         raise IllegalTransition(f"another version of {model} was promoted at the same moment; look again") from None
     if retired:
         _forget_masks(settings, database, gone)
-    return Done(changed=[f"{gone.name} is turned back, and {gone.state}", f"{live.name} is live"])
+    now = f"{live.name} is live" if live is not None else f"no version of {model} is live"
+    return Done(changed=[f"{gone.name} is turned back, and {gone.state}", now])
 
 
 def retire(settings: Settings, database: Database, reference: str, *, by: str, why: str = "") -> Done:
@@ -304,7 +307,7 @@ def _as_registered(settings: Settings, one: ModelVersion) -> Card:
 
 
 def _check_tested(one: ModelVersion, *, shadow: bool, answered_for: bool) -> None:
-    if one.tested_digest == one.digest and one.test_passed is False:
+    if one.has_failed:
         raise ModelRefused(f"{one.name} has not passed its test: {(one.test or {}).get('summary')}")
     # Of a shadow nothing leaves: to run it beside the live version is how it is tried.
     if one.is_tested or shadow or answered_for:

@@ -41,11 +41,15 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """The versions at one moment; ``problems`` says of which the files cannot be used here, and why."""
+    """The versions at one moment; ``problems`` says of which the files cannot be used here, and why.
+
+    ``released`` names those that were live or a canary at some time: their results have been let out before.
+    """
 
     versions: Mapping[_Key, ModelVersion]
     cards: Mapping[_Key, Card]
     problems: Mapping[_Key, str] = field(default_factory=dict)
+    released: frozenset[_Key] = frozenset()
 
     def chosen(self, reference: str, study_instance_uid: str) -> tuple[tuple[Chosen, ...], str]:
         """Return what a route that names a model, or one version, means for a study: never two that may report.
@@ -128,8 +132,8 @@ class View:
             return (), f"{reference} is not registered here"
         if one.state == RETIRED:
             return (), f"{reference} is retired"
-        released = one.is_tested or one.chosen or one.origin == models.SHIPPED
-        if one.state == CANDIDATE and not released:
+        released = one.is_tested or (model, version) in self.released or one.origin == models.SHIPPED
+        if one.state == CANDIDATE and (one.has_failed or not released):
             return (), f"{reference} is a candidate that has not passed its test (overread models test {reference})"
         card = self.cards.get((model, version))
         if card is None:
@@ -164,11 +168,11 @@ class Models:
         revision = models.revision(connection)
         with self._lock:
             if revision != self._revision:
-                self._view = self._viewed(models.versions(connection))
+                self._view = self._viewed(models.versions(connection), models.released(connection))
                 self._revision = revision
             return self._view
 
-    def _viewed(self, versions: Sequence[ModelVersion]) -> View:
+    def _viewed(self, versions: Sequence[ModelVersion], released: frozenset[_Key]) -> View:
         cards: dict[_Key, Card] = {}
         problems: dict[_Key, str] = {}
         for one in versions:
@@ -185,7 +189,8 @@ class Models:
                 problems[key] = str(problem)
                 continue
             cards[key] = self._loaded[key] = card
-        return View(versions={(one.model, one.version): one for one in versions}, cards=cards, problems=problems)
+        by_key = {(one.model, one.version): one for one in versions}
+        return View(versions=by_key, cards=cards, problems=problems, released=released)
 
 
 def fraction_of(model: str, study_instance_uid: str) -> float:

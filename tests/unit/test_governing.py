@@ -24,7 +24,7 @@ from node.workflow import governing
 from node.workflow.models import installed, register, store_of
 from storage import models
 from storage.database import Database
-from storage.errors import AlreadyThere
+from storage.errors import AlreadyThere, IllegalTransition
 from tests.dicom_factory import ct_series
 from tests.model_factory import segmentation_card, thresholding, write_model
 from tests.work import Holding
@@ -213,6 +213,19 @@ def test_a_card_without_samples_needs_somebody_who_answers_and_a_rollback_needs_
     (tmp_path / "lost").rename(shipped)
     governing.rollback(settings, embedded.database, "blobs", by=ANN, retired=True)
     assert (stage_of(embedded.database, "1.0.0"), stage_of(embedded.database, "2.0.0")) == ("live", "retired")
+
+
+def test_a_rollback_makes_no_candidate_live_and_ends_a_canary_whatever_became_of_the_live_files(
+    embedded: Holding, settings: Settings, tmp_path: Path
+) -> None:
+    governing.add(settings, embedded.database, version_in(tmp_path / "new"), by=ANN)
+    with pytest.raises(IllegalTransition, match="has never been live"):
+        governing.rollback(settings, embedded.database, "blobs", by=ANN, to="2.0.0")
+    governing.run_test(settings, embedded.database, "blobs@2.0.0", by=ANN)
+    governing.promote(settings, embedded.database, "blobs@2.0.0", "canary", by=ANN, share=0.5)
+    (settings.models / "blobs" / "model.onnx").unlink()
+    done = governing.rollback(settings, embedded.database, "blobs", by=ANN)
+    assert done.changed == ["blobs@2.0.0 is turned back, and candidate", "blobs@1.0.0 is live"]
 
 
 def test_a_backup_holds_what_was_added_with_its_stage(

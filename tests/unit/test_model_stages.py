@@ -92,12 +92,39 @@ def test_one_version_is_live_whoever_writes_and_each_rollback_goes_one_step_furt
     for expected in ("2.0.0", "1.0.0"):
         with database.write() as connection:
             _, live = stages.rollback(connection, MODEL, by=ANN, why="worse")
+        assert live is not None
         assert live.version == expected
         assert Counter(states(database).values())[LIVE] == 1
     with database.write() as connection, pytest.raises(Unknown, match="nothing to go back to"):
         stages.rollback(connection, MODEL, by=ANN)
     with database.write() as connection:
-        assert stages.rollback(connection, MODEL, by=ANN, to="3.0.0")[1].version == "3.0.0"
+        stages.rollback(connection, MODEL, by=ANN, to="3.0.0")
+    assert states(database)["3.0.0"] == LIVE
+
+
+def test_a_rollback_leads_only_to_what_has_been_live_and_has_not_failed_its_test_since(database: Database) -> None:
+    start(database, found("1.0.0"))
+    start(database, found("2.0.0", shipped=False), found("3.0.0", shipped=False))
+    move(database, "3.0.0", LIVE)
+    with database.write() as connection, pytest.raises(IllegalTransition, match=r"2\.0\.0 has never been live"):
+        stages.rollback(connection, MODEL, by=ANN, to="2.0.0")
+    with database.write() as connection:
+        first = models.get(connection, MODEL, "1.0.0")
+        models.record_test(connection, first, passed=False, report={"summary": "0 of 1 samples"}, by=ANN)
+    for to in ("1.0.0", None):
+        with database.write() as connection, pytest.raises(IllegalTransition, match="has failed its test"):
+            stages.rollback(connection, MODEL, by=ANN, to=to)
+    assert states(database) == {"1.0.0": CANDIDATE, "2.0.0": CANDIDATE, "3.0.0": LIVE}
+
+
+def test_a_canary_is_turned_back_also_where_nothing_is_live(database: Database) -> None:
+    start(database, found("1.0.0"))
+    start(database, found("2.0.0", shipped=False))
+    move(database, "2.0.0", CANARY, 0.5)
+    move(database, "1.0.0", RETIRED)
+    with database.write() as connection:
+        gone, live = stages.rollback(connection, MODEL, by=ANN)
+    assert (gone.state, live) == (CANDIDATE, None)
 
 
 def test_a_rollback_ends_a_canary_first_and_there_is_one_canary(database: Database) -> None:
@@ -112,7 +139,9 @@ def test_a_rollback_ends_a_canary_first_and_there_is_one_canary(database: Databa
             move(database, "3.0.0", CANARY, share)
     with database.write() as connection:
         gone, live = stages.rollback(connection, MODEL, by=ANN)
-    assert (gone.version, gone.state, gone.share, live.version) == ("2.0.0", CANDIDATE, None, "1.0.0")
+    assert (gone.version, gone.state, gone.share) == ("2.0.0", CANDIDATE, None)
+    assert live is not None
+    assert live.version == "1.0.0"
 
 
 def test_retiring_cancels_what_is_scheduled_with_the_reason_and_promoting_does_not(
@@ -267,6 +296,26 @@ def test_a_route_that_names_a_version_gets_it_once_it_is_released_and_never_when
     staged(database, "2.0.0", RETIRED)
     assert view(database, process).chosen("blobs@2.0.0", "1.2.3") == ((), "blobs@2.0.0 is retired")
     assert view(database, process).serving("blobs@2.0.0") == ()
+
+
+def test_a_route_that_names_a_candidate_gets_neither_what_failed_its_test_nor_what_only_was_a_shadow(
+    database: Database, cards: list[Card], tmp_path: Path
+) -> None:
+    process = seen(database, cards, tmp_path)
+    for stage in (SHADOW, CANDIDATE):
+        staged(database, "2.0.0", stage)
+    assert "has not passed its test" in view(database, process).chosen("blobs@2.0.0", "1.2.3")[1]
+    # What an operator has let out before is released without a test too.
+    staged(database, "3.0.0", LIVE)
+    staged(database, "1.0.0", LIVE)
+    assert view(database, process).chosen("blobs@3.0.0", "1.2.3")[0]
+    staged(database, "3.0.0", LIVE)
+    with database.write() as connection:
+        for failed in ("1.0.0", "2.0.0"):
+            models.record_test(connection, models.get(connection, "blobs", failed), passed=False, report={}, by=ANN)
+    for failed in ("1.0.0", "2.0.0"):
+        chosen, why = view(database, process).chosen(f"blobs@{failed}", "1.2.3")
+        assert (chosen, "has not passed its test" in why) == ((), True)
 
 
 def test_another_process_sees_a_promotion_and_what_was_added_since_it_started(
