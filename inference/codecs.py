@@ -8,17 +8,52 @@ Lossless and JPEG-LS, checked to give the same values, and left wherever the hea
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["DIRECT_SYNTAXES", "decode_directly"]
+__all__ = ["DIRECT_SYNTAXES", "END_OF_ITEMS", "decode_directly", "ends_whole"]
 
 #: JPEG Lossless (any process 14), JPEG-LS lossless: syntaxes whose values do not depend on the decoder.
 DIRECT_SYNTAXES = frozenset({"1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.4.80"})
+
+#: Sequence Delimitation Item, of length 0.
+END_OF_ITEMS = b"\xfe\xff\xdd\xe0\0\0\0\0"
+_ITEM = b"\xfe\xff\x00\xe0"
+_END_OF_IMAGE = b"\xff\xd9"
+#: Fragments are padded to even length (PS3.5 A.4); some writers pad further.
+_PADDING = 64
+
+
+def ends_whole(stream: BinaryIO) -> bool:
+    """Whether encapsulated Pixel Data (PS3.5 A.4) is there to its end, and its JPEG codestream closed by EOI.
+
+    GDCM fills with invented pixels what a codestream lacks, and says that it has succeeded.
+
+    Parameters
+    ----------
+    stream
+        At the first item, the Basic Offset Table. Only the ends of the fragments are read.
+    """
+    tail = b""
+    while True:
+        head = stream.read(8)
+        if len(head) < 8:
+            return False
+        tag, length = head[:4], int.from_bytes(head[4:], "little")
+        if head == END_OF_ITEMS:
+            return tail.rstrip(b"\0").endswith(_END_OF_IMAGE)
+        if tag != _ITEM or length == 0xFFFFFFFF:
+            return False
+        last = min(length, _PADDING)
+        stream.seek(length - last, 1)
+        end = stream.read(last)
+        if len(end) < last:
+            return False
+        tail = end or tail
 
 
 def decode_directly(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inference.codecs import DIRECT_SYNTAXES, decode_directly
+from inference.codecs import DIRECT_SYNTAXES, END_OF_ITEMS, decode_directly, ends_whole
 from inference.errors import InputRefused
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ def _decoded_directly(dataset: Dataset, syntax: str) -> npt.NDArray[Any] | None:
         or count_of(dataset, "NumberOfFrames", default=1) != 1
         or count_of(dataset, "SamplesPerPixel", default=1) != 1
         or count_of(dataset, "HighBit", default=stored - 1) != stored - 1
+        or not _whole(dataset, Path(filename))
     ):
         return None
     return decode_directly(
@@ -167,6 +169,20 @@ def _decoded_directly(dataset: Dataset, syntax: str) -> npt.NDArray[Any] | None:
         bits_stored=stored,
         signed=count_of(dataset, "PixelRepresentation") == 1,
     )
+
+
+def _whole(dataset: Dataset, path: Path) -> bool:
+    """Whether the codestream has its end; what is still in the file is not read for that."""
+    from pydicom.dataelem import DataElement, RawDataElement
+
+    element = dataset.get_item("PixelData", keep_deferred=True)
+    if isinstance(element, RawDataElement) and element.value is None:
+        with path.open("rb") as stream:
+            stream.seek(element.value_tell)
+            return ends_whole(stream)
+    # What has been read ends before the delimiter of its sequence.
+    value = element.value if isinstance(element, (DataElement, RawDataElement)) else None
+    return isinstance(value, bytes) and ends_whole(io.BytesIO(value + END_OF_ITEMS))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom import dcmread
+from pydicom.encaps import encapsulate, generate_frames
 
 from inference.card import load_card
 from inference.codecs import DIRECT_SYNTAXES, decode_directly
@@ -140,6 +142,20 @@ def test_a_header_that_is_not_that_of_the_pixels_is_left_to_pydicom(shared_data:
     cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(InputRefused, match="truncated"):
         stored_values(open_image(ImageFile("cut", cut)))
+
+
+def test_a_codestream_that_breaks_off_within_a_whole_file_is_refused(shared_data: Path, tmp_path: Path) -> None:
+    path = next((shared_data / "transfer_syntax").glob("*JPEGProcess14SV1*"))
+    dataset = dcmread(path)
+    codestream = next(generate_frames(dataset.PixelData, number_of_frames=1))
+    half = len(codestream) // 4 * 2
+    for name, fragments in {"whole": [codestream], "cut": [codestream[:half]]}.items():
+        dataset.PixelData = encapsulate(fragments)
+        dataset.save_as(tmp_path / f"{name}.dcm")
+    whole = stored_values(open_image(ImageFile("whole", tmp_path / "whole.dcm")))
+    assert (whole == dcmread(path).pixel_array).all()
+    with pytest.raises(InputRefused, match="truncated"):
+        stored_values(open_image(ImageFile("cut", tmp_path / "cut.dcm")))
 
 
 def _directly(dataset: Any, path: Path) -> np.ndarray[Any, Any] | None:
