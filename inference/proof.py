@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import mmap
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inference.engines.onnxfile import describe
@@ -16,12 +19,20 @@ __all__ = ["REPORT", "unproven"]
 #: Written by ``overread models quantise``; any tool may write one: ``passed``, ``summary``, and ``files`` with SHA-256.
 REPORT = "report.json"
 
+#: Layers of a quantised or compressed IR, and constants (``data`` with a size in the .bin; inputs have none) of it: of
+#: a hundred bytes or more, since a few numbers in bytes are in exact models too.
+_QUANTISED = re.compile(
+    rb"""type=["']Fake(?:Quantize|Convert)["']"""
+    rb"""|<data\b(?=[^>]*\bsize=["']\d{3})[^>]*\belement_type=["'](?:[iu][248]|nf4|f4e2m1|f8e4m3|f8e5m2|f8e8m0)["']"""
+)
+
 
 def unproven(card: Card) -> str:
     """Return why a card's report keeps it from being promoted; "" where nothing does.
 
-    A report that is there has to have passed, for the files that the card has now. A card that declares int8, fp16 or
-    bf16, or whose ONNX file computes with integers whatever it declares, has to have one.
+    A report that is there has to have passed, and to name every file that the card has now with its SHA-256. A card
+    that declares int8, fp16 or bf16, or whose ONNX file or OpenVINO IR was quantised or (ONNX) holds its weights in
+    halves whatever it declares, has to have one.
     """
     file = card.directory / REPORT
     if not file.exists():
@@ -34,9 +45,14 @@ def unproven(card: Card) -> str:
     if not isinstance(report, dict) or report.get("passed") is not True:
         why = report.get("summary") or report.get("reason") or "" if isinstance(report, dict) else ""
         return f"{file} says that it has not passed{f': {why}' if why else ''}"
-    about = report.get("files", {})
-    changed = [name for name, entry in card.files.items() if about and about.get(name, entry.sha256) != entry.sha256]
-    return f"{file} is about another {changed[0]}" if changed else ""
+    about = report.get("files")
+    about = about if isinstance(about, dict) else {}
+    for name, entry in card.files.items():
+        if name not in about:
+            return f"{file} does not name {name} with its SHA-256 under files, so it may be about other files"
+        if about[name] != entry.sha256:
+            return f"{file} is about another {name}"
+    return ""
 
 
 def _lowered(card: Card) -> str:
@@ -44,10 +60,30 @@ def _lowered(card: Card) -> str:
     if section is not None and section.precision in ("int8", "fp16", "bf16"):
         return f"declares {section.precision}"
     for name in card.files:
+        path = card.directory / name
         if name.endswith(".onnx"):
             try:
-                if describe(card.directory / name).integers:
-                    return f"has {name}, which computes with integers"
+                contents = describe(path)
             except EngineFailure:
-                return ""
+                continue
+            if contents.integers:
+                return f"has {name}, which computes with integers"
+            if contents.precision != "fp32":
+                return f"has {name}, which holds its weights in {contents.precision}"
+        elif name.endswith(".xml") and _is_quantised_ir(path):
+            return f"has {name}, which computes with integers"
     return ""
+
+
+def _is_quantised_ir(path: Path) -> bool:
+    """Whether an OpenVINO IR fakes quantisation or holds constants in the low types that quantisers write.
+
+    Halves do not count: OpenVINO's converters write fp32 models so unless told otherwise.
+    """
+    with path.open("rb") as file:
+        try:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError:  # an empty file
+            return False
+        with content:
+            return _QUANTISED.search(content) is not None

@@ -149,13 +149,13 @@ def quantise(
             made = _compared(card, coming, file, precision, exact, compared, progress)
         failings = made.failings(bounds)
         summary = _summary(made, failings)
-        _write_card(card, coming, file, precision, summary)
+        files = _write_card(card, coming, file, precision, summary)
         report = {
             "passed": not failings,
             "summary": summary,
             "precision": precision,
             "made_from": {"name": card.name, "version": card.version, "digest": card.digest},
-            "files": {file: _sha256(coming / file)},
+            "files": files,
             "calibration": {"cases": len(calibrating), "held_out": len(jobs) > 1, **notes},
             "bounds": asdict(bounds),
             "agreement": asdict(made),
@@ -290,7 +290,8 @@ def _halves(source: Path, target: Path) -> None:
         onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=True), target)
 
 
-def _write_card(card: Card, folder: Path, file: str, precision: Lower, summary: str) -> None:
+def _write_card(card: Card, folder: Path, file: str, precision: Lower, summary: str) -> dict[str, str]:
+    """Write the new version's card, with the files that it keeps; returns the SHA-256 of each by its name."""
     values = yaml.safe_load(card.path.read_text(encoding="utf-8"))
     # Weights that lay in files of their own are in the one file now, whatever its form.
     gone = set(describe(card.directory / file).external) if precision != "bf16" else set()
@@ -303,13 +304,15 @@ def _write_card(card: Card, folder: Path, file: str, precision: Lower, summary: 
             copy = shutil.copytree if (card.directory / name).is_dir() else shutil.copyfile
             copy(card.directory / name, folder / name)
     values["version"] = f"{card.version}-{precision}"
-    values["files"] = {name: {"sha256": _sha256(folder / name)} for name in (file, *kept)}
+    digests = {name: _sha256(folder / name) for name in (file, *kept)}
+    values["files"] = {name: {"sha256": digest} for name, digest in digests.items()}
     values[card.engine] = (values.get(card.engine) or {}) | {"precision": precision}
     values["performance"] = {f"of {card.version}, in fp32": values["performance"], f"{precision} beside it": summary}
     values["made_by"] = {f"{card.version}": values["made_by"], precision: "overread models quantise"}
     (folder / "card.yaml").write_text(
         yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8"
     )
+    return digests
 
 
 def _folders(images: str | dict[str, str]) -> tuple[str, ...]:

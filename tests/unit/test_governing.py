@@ -167,11 +167,18 @@ def test_what_has_not_passed_its_own_samples_is_not_promoted(
     report = governing.run_test(settings, embedded.database, "blobs@2.0.0", by=ANN)
     assert (report["passed"], report["samples"][0]["said"]["right lung"]) == (True, pytest.approx(BLOCK_ML))
     beside = store_of(settings) / "blobs" / "2.0.0" / "report.json"
-    for content in (json.dumps({"passed": False, "summary": "it loses 3 %"}), json.dumps({}), "no JSON"):
+    files = {name: entry.sha256 for name, entry in load_card(beside.parent).files.items()}
+    for content in (
+        json.dumps({"passed": False, "summary": "it loses 3 %", "files": files}),
+        json.dumps({}),
+        "no JSON",
+        json.dumps({"passed": True}),
+        json.dumps({"passed": True, "files": {"other.onnx": "0" * 64}}),
+    ):
         beside.write_text(content)
         with pytest.raises(ModelRefused, match=r"report\.json"):
             promote()
-    beside.write_text(json.dumps({"passed": True}))
+    beside.write_text(json.dumps({"passed": True, "files": files}))
     assert stage_of(embedded.database, "2.0.0") == "candidate"
     assert promote(why="tested").changed == ["blobs@2.0.0: candidate -> live", "blobs@1.0.0: live -> candidate"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,8 @@ def test_what_is_lowered_is_promoted_only_with_a_report_that_has_passed_for_its_
         (json.dumps(said | {"passed": False, "summary": "too far"}), "says that it has not passed: too far"),
         (json.dumps(said | {"passed": "true"}), "has not passed"),
         (json.dumps(said | {"files": {"model.onnx": "0" * 64}}), "is about another model.onnx"),
+        (json.dumps(said | {"files": {"other.onnx": "0" * 64}}), "does not name model.onnx"),
+        (json.dumps({"passed": True}), "does not name model.onnx"),
     ):
         report.write_text(content)
         assert why in unproven(made)
@@ -122,11 +125,30 @@ def test_what_is_lowered_is_promoted_only_with_a_report_that_has_passed_for_its_
     assert "has model.onnx, which computes with integers" in unproven(silently)
 
 
+def test_an_ir_that_was_quantised_needs_a_report_and_a_plain_one_none(tmp_path: Path) -> None:
+    from openvino import Model, opset13, save_model
+
+    def ir(name: str, *, quantised: bool) -> Card:
+        # Pictures come in bytes, which makes nothing of a model an integer.
+        image = opset13.parameter([1, 3, 8, 8], np.uint8, name="image")
+        weights = opset13.constant(np.full((1, 3, 8, 8), 2, np.int8 if quantised else np.float32))
+        scaled = opset13.multiply(opset13.convert(image, "f32"), opset13.convert(weights, "f32"))
+        file = tmp_path / name / classification_card()["name"] / "model.xml"
+        file.parent.mkdir(parents=True)
+        save_model(Model([scaled], [image], name), file)
+        return classifier(tmp_path / name, files={"model.xml": {"sha256": sha256(file.read_bytes()).hexdigest()}})
+
+    assert unproven(ir("plain", quantised=False)) == ""
+    assert "has model.xml, which computes with integers" in unproven(ir("quantised", quantised=True))
+
+
 def test_halves_keep_the_tensors_that_the_card_names(tmp_path: Path, radiographs: Path) -> None:
     card = classifier(tmp_path)
     made = quantise(card, jobs_in(card, radiographs), tmp_path / "new", precision="fp16", progress=silent)
     assert made.passed, made.summary
     assert describe(made.path.parent / "model.onnx").precision == "fp16"
+    silently = classifier(tmp_path / "silently", (made.path.parent / "model.onnx").read_bytes())
+    assert "has model.onnx, which holds its weights in fp16, and no report.json" in unproven(silently)
     assert open_engine(load_card(made.path)).run(jobs_in(card, radiographs)[0]).precision == "fp16"
 
 
