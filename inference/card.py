@@ -358,13 +358,15 @@ class Card(Strict):
         return f"2.25.{uuid.UUID(bytes=bytes.fromhex(self.digest)[:16], version=5).int}"
 
 
-def load_card(path: Path) -> Card:
+def load_card(path: Path, *, hashed: bool = True) -> Card:
     """Read a card and check its files.
 
     Parameters
     ----------
     path
         ``card.yaml``, or the folder that holds it.
+    hashed
+        Whether every file is read to the end, which may be gigabytes; without it they have to be there, no more.
 
     Raises
     ------
@@ -390,7 +392,7 @@ def load_card(path: Path) -> Card:
         raise CardError("; ".join(_explain(path, error) for error in problem.errors())) from problem
     card._directory = path.parent.resolve()
     for name, entry in card.files.items():
-        _check_file(path, name, entry.sha256)
+        _check_file(path, name, entry.sha256 if hashed else None)
     return card
 
 
@@ -404,14 +406,14 @@ def _explain(path: Path, error: Any) -> str:
     return f"{path}: {key}: {message}"
 
 
-def _check_file(card_path: Path, name: str, expected: str) -> None:
+def _check_file(card_path: Path, name: str, expected: str | None) -> None:
     folder = card_path.parent.resolve()
     file = (folder / name).resolve()
     if not file.is_relative_to(folder):
         raise CardError(f"{card_path}: files.{name}: leads out of the card's folder")
     try:
         with file.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+            found = hashlib.file_digest(stream, "sha256").hexdigest() if expected else None
     except OSError as problem:
         raise CardError(f"{card_path}: files.{name}: cannot be read ({type(problem).__name__})") from problem
     if found != expected:

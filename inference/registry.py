@@ -41,7 +41,7 @@ class Registry:
         self.problems: Mapping[Path, str] = dict(problems or {})
 
     @classmethod
-    def from_folder(cls, path: Path, *, lenient: bool = False) -> Registry:
+    def from_folder(cls, path: Path, *, lenient: bool = False, hashed: bool = True) -> Registry:
         """Load every ``<path>/<name>/card.yaml`` and ``<path>/<name>/<version>/card.yaml``.
 
         A folder without a card is no model.
@@ -50,6 +50,8 @@ class Registry:
         ----------
         lenient
             Keep what cannot be loaded as a problem, and go on.
+        hashed
+            As of :func:`inference.card.load_card`.
 
         Raises
         ------
@@ -68,7 +70,7 @@ class Registry:
             if file.relative_to(path).parts[0].startswith("."):
                 continue
             try:
-                card = card_of(file, path)
+                card = card_of(file, path, hashed=hashed)
                 if (card.name, card.version) in cards:
                     first = cards[card.name, card.version].path
                     raise CardError(f"{file}: version: {card.version!r} of {card.name} stands in {first} already")
@@ -145,15 +147,15 @@ def version_folder(root: Path, name: str, version: str) -> Path:
     return root / name / version
 
 
-def card_of(file: Path, root: Path) -> Card:
-    """Load a card that lies in ``root`` as models do.
+def card_of(file: Path, root: Path, *, hashed: bool = True) -> Card:
+    """Load a card that lies in ``root`` as models do; ``hashed`` as of :func:`inference.card.load_card`.
 
     Raises
     ------
     CardError
         If it is wrong, or its name or version is not its folder's.
     """
-    card = load_card(file)
+    card = load_card(file, hashed=hashed)
     name, *rest = file.relative_to(root).parent.parts
     if card.name != name:
         raise CardError(f"{file}: name: expected {name!r}, the folder's name, found {card.name!r}")

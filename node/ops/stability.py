@@ -167,7 +167,8 @@ class Weighing:
         with self._lock:
             there = drift.observed(connection)
             if there and self._models is None:
-                on_disk = Registry.from_folder(self._settings.models, lenient=True)
+                # Asked for what it declares and never run, so nothing is hashed: this is within a transaction.
+                on_disk = Registry.from_folder(self._settings.models, lenient=True, hashed=False)
                 self._models = Models(on_disk, store_of(self._settings))
             self._held = {one.digest: self._of(connection, one) for one in there}
             return [self._held[one.digest] for one in there]

@@ -52,8 +52,8 @@ class Verified:
     found: str
 
 
-def locate(settings: Settings, model: str, version: str) -> Card:
-    """Load the card of one version from where it lies; every file of it is hashed.
+def locate(settings: Settings, model: str, version: str, *, hashed: bool = True) -> Card:
+    """Load the card of one version from where it lies; every file of it is hashed, unless that is not asked for.
 
     Raises
     ------
@@ -62,13 +62,13 @@ def locate(settings: Settings, model: str, version: str) -> Card:
     """
     shipped = settings.models / model / "card.yaml"
     if shipped.is_file():
-        card = card_of(shipped, settings.models)
+        card = card_of(shipped, settings.models, hashed=hashed)
         if card.version == version:
             return card
     for root in (settings.models, store_of(settings)):
         file = root / model / version / "card.yaml"
         if file.is_file():
-            return card_of(file, root)
+            return card_of(file, root, hashed=hashed)
     raise CardError(f"{model}@{version}: its files are neither in {settings.models} nor in {store_of(settings)}")
 
 

@@ -21,12 +21,14 @@ from inference.registry import Registry, card_of, card_sha256, parted, version_f
 from node.errors import ConfigurationError
 from node.settings import Route, Settings
 from storage import models, stages
+from storage.database import Database
 from storage.lifecycle import CANARY, CANDIDATE, LIVE, RETIRED, SHADOW
 from storage.records import ModelVersion
 
 __all__ = ["Chosen", "Models", "View", "check_routes", "found_of", "fraction_of", "installed", "register", "store_of"]
 
 _Key = tuple[str, str]
+_Exact = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +150,9 @@ class View:
 class Models:
     """Gives the view of now. Safe to use from many threads; made once a process.
 
+    Files are hashed by :meth:`prepare` alone, outside any transaction and under no lock that a view needs: there may
+    be gigabytes of them. What a view meets before that counts as it stands; its engine hashes its files anyway.
+
     Parameters
     ----------
     registry
@@ -158,10 +163,34 @@ class Models:
 
     def __init__(self, registry: Registry, store: Path) -> None:
         self._store = store
-        self._loaded: dict[_Key, Card] = {(card.name, card.version): card for card in registry}
+        #: By the version and its digest: what was hashed, what was only read, and what is wrong with the rest.
+        self._hashed: dict[_Exact, Card] = {(card.name, card.version, card.digest): card for card in registry}
+        self._read: dict[_Exact, Card] = {}
+        self._wrong: dict[_Exact, str] = {}
+        self._prepared = -1
         self._revision = -1
         self._view = View(versions={}, cards={})
         self._lock = threading.Lock()
+        self._preparing = threading.Lock()
+
+    def prepare(self, database: Database) -> None:
+        """Hash the files of every version that has come since the last time; costs one count where nothing has."""
+        with self._preparing:
+            with database.read() as connection:
+                revision = models.revision(connection)
+                if revision == self._prepared:
+                    return
+                versions = models.versions(connection)
+            wrong: dict[_Exact, str] = {}
+            for one in versions:
+                exact = (one.model, one.version, one.digest)
+                if exact not in self._hashed:
+                    try:
+                        self._hashed[exact] = self._load(one, hashed=True)
+                    except CardError as problem:
+                        wrong[exact] = str(problem)
+            with self._lock:
+                self._wrong, self._prepared, self._revision = wrong, revision, -1
 
     def view(self, connection: Connection) -> View:
         """Return the versions as they are now."""
@@ -176,21 +205,28 @@ class Models:
         cards: dict[_Key, Card] = {}
         problems: dict[_Key, str] = {}
         for one in versions:
-            key = (one.model, one.version)
+            key, exact = (one.model, one.version), (one.model, one.version, one.digest)
             try:
-                card = self._loaded.get(key)
-                if card is None or card.digest != one.digest:
-                    card = card_of(version_folder(self._store, *key) / "card.yaml", self._store)
-                if card.digest != one.digest:
-                    raise CardError(f"{card.path}: its digest is {card.digest[:12]}, not {one.digest[:12]}")
+                card = self._hashed.get(exact) or self._read.get(exact)
+                if exact in self._wrong:
+                    raise CardError(self._wrong[exact])
+                if card is None:
+                    card = self._read[exact] = self._load(one, hashed=False)
                 if open_names(card):
                     raise CardError(f"{card.path}: outputs: the code of {open_names(card)[0]!r} is still open")
             except CardError as problem:
                 problems[key] = str(problem)
                 continue
-            cards[key] = self._loaded[key] = card
+            cards[key] = card
         by_key = {(one.model, one.version): one for one in versions}
         return View(versions=by_key, cards=cards, problems=problems, released=released)
+
+    def _load(self, one: ModelVersion, *, hashed: bool) -> Card:
+        file = version_folder(self._store, one.model, one.version) / "card.yaml"
+        card = card_of(file, self._store, hashed=hashed)
+        if card.digest != one.digest:
+            raise CardError(f"{card.path}: its digest is {card.digest[:12]}, not {one.digest[:12]}")
+        return card
 
 
 def fraction_of(model: str, study_instance_uid: str) -> float:

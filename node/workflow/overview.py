@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from inference.card import Card
+from inference.card import Card, load_card
 from inference.errors import CardError
 from node.settings import Settings
 from node.workflow import governing
@@ -79,11 +81,13 @@ def version(settings: Settings, database: Database, reference: str) -> VersionTo
 def _shown(settings: Settings, one: ModelVersion, held: frozenset[str]) -> tuple[VersionShown, Card | None]:
     card, problem = None, ""
     try:
-        card = governing.locate(settings, one.model, one.version)
+        card = governing.locate(settings, one.model, one.version, hashed=False)
         if card.digest != one.digest:
             problem = f"{card.path} has digest {card.digest[:12]}, not the one that was registered"
+        else:
+            _check_bytes(card.path, _stamps(card))
     except CardError as error:
-        problem = str(error)
+        card, problem = None, str(error)
     shown = VersionShown(
         name=one.model,
         version=one.version,
@@ -105,3 +109,24 @@ def _shown(settings: Settings, one: ModelVersion, held: frozenset[str]) -> tuple
         problem=problem,
     )
     return shown, card
+
+
+def _stamps(card: Card) -> tuple[tuple[int, int, int, int], ...]:
+    """Return what changes with the bytes of a card or its files: which file it is, how long, and since when."""
+    try:
+        found = [path.stat() for path in (card.path, *(card.directory / name for name in card.files))]
+    except OSError as problem:
+        raise CardError(f"{card.path}: a file cannot be read ({type(problem).__name__})") from problem
+    return tuple((one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in found)
+
+
+@lru_cache(maxsize=1024)
+def _check_bytes(card: Path, stamps: tuple[tuple[int, int, int, int], ...]) -> None:  # noqa: ARG001
+    """Hash what a card names, once for the same files: a list that is asked for every second reads no gigabytes.
+
+    Raises
+    ------
+    CardError
+        When a file's bytes are not what the card says; looked at again the next time.
+    """
+    load_card(card)

@@ -48,8 +48,16 @@ def run_workflow(
     way: Way, destinations: Sequence[Destination], receivers: Mapping[str, Receiver], stop: threading.Event
 ) -> None:
     """Judge, route, deliver and notify until ``stop``: every peer has a thread, so that none waits for another."""
-    loops: list[tuple[str, Callable[[], int]]] = [("judge", lambda: steps.complete(way) + steps.route(way))]
-    loops.append(("notify", lambda: steps.notify(way, receivers)))
+
+    def judge() -> int:
+        way.models.prepare(way.database)
+        return steps.complete(way) + steps.route(way)
+
+    def notify() -> int:
+        way.models.prepare(way.database)
+        return steps.notify(way, receivers)
+
+    loops: list[tuple[str, Callable[[], int]]] = [("judge", judge), ("notify", notify)]
     for name in (name for name, peer in way.settings.peers.items() if peer.count):
         loops.append((f"count-{name}", lambda name=name: steps.count(way, name)))  # type: ignore[misc]
     for destination in destinations:
@@ -124,6 +132,7 @@ class _Performer:
         """Take one workitem and have a thread begin it. Returns whether there was any."""
         if not self._trouble.empty():
             raise self._trouble.get()
+        self._way.models.prepare(self._way.database)
         with self._way.database.read() as connection:
             view = self._way.models.view(connection)
         # What was promoted away, turned back or retired has no use for its memory any more.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from node.errors import ModelRefused
 from node.ops.backup import backup
 from node.ops.restore import restore
 from node.settings import Settings
-from node.workflow import governing
+from node.workflow import governing, overview
 from node.workflow.models import installed, register, store_of
 from storage import models
 from storage.database import Database
@@ -150,6 +151,28 @@ def test_verifying_names_what_has_changed_and_adding_again_puts_back_what_was_lo
     assert ([card.version for card in started], len(started.problems)) == (["1.0.0"], 1)
     governing.add(settings, embedded.database, source, by=ANN)
     assert all(one.passed for one in governing.verify(settings, embedded.database))
+
+
+def test_a_list_of_versions_reads_files_again_only_once_they_have_changed(
+    embedded: Holding, settings: Settings, tmp_path: Path
+) -> None:
+    governing.add(settings, embedded.database, version_in(tmp_path / "new", expect=None), by=ANN)
+    weights = store_of(settings) / "blobs" / "2.0.0" / "model.onnx"
+
+    def hashed() -> int:
+        before = overview._check_bytes.cache_info().misses
+        found = overview.versions(settings, embedded.database)
+        problems.append(["sha256" in one.problem for one in found])
+        return overview._check_bytes.cache_info().misses - before
+
+    problems: list[list[bool]] = []
+    assert [hashed(), hashed()] == [2, 0]
+    # Of the same length and with the old time of change, as a copy with its times kept would have it.
+    was = weights.stat()
+    weights.write_bytes(bytes(was.st_size))
+    os.utime(weights, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert hashed() == 1
+    assert problems == [[False, False], [False, False], [False, True]]
 
 
 def test_what_has_not_passed_its_own_samples_is_not_promoted(

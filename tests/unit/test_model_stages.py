@@ -239,6 +239,7 @@ def staged(database: Database, version: str, to: str, share: float | None = None
 
 
 def view(database: Database, process: Models) -> View:
+    process.prepare(database)
     with database.read() as connection:
         return process.view(connection)
 
@@ -353,6 +354,24 @@ def test_a_version_whose_files_are_gone_cannot_run_and_says_so(
     assert chosen == ()
     assert "blobs@2.0.0 cannot run here" in why
     assert "sha256" in why
+
+
+def test_files_are_hashed_before_a_transaction_and_never_within_one(
+    database: Database, cards: list[Card], tmp_path: Path
+) -> None:
+    seen(database, cards, tmp_path)
+    staged(database, "2.0.0", LIVE)
+    (cards[1].directory / "model.onnx").write_bytes(b"other")
+    process = Models(Registry(cards[:1]), tmp_path / "store")
+    with database.read() as connection:
+        assert process.view(connection).chosen("blobs", "1.2.3")[0][0].card.version == "2.0.0"  # not read to the end
+        assert process.view(connection) is process.view(connection)
+    process.prepare(database)
+    with database.read() as connection:
+        assert "sha256" in process.view(connection).chosen("blobs", "1.2.3")[1]
+    (cards[2].directory / "model.onnx").unlink()
+    with database.read() as connection:
+        assert "cannot be read" in Models(Registry(()), tmp_path / "store").view(connection).problems["blobs", "3.0.0"]
 
 
 # Workitems of shadows
