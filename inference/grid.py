@@ -105,6 +105,14 @@ class Grid:
         ends = corners(self.shape)
         return bool(np.abs(other.to_index(self.to_lps(ends)) - ends).max() <= tolerance)
 
+    def share_within(self, other: Grid) -> float:
+        """Return the share of this grid's voxels that lie in another's field, judged on a sparse lattice of them."""
+        axes = (np.linspace(0, count - 1, min(count, 24)) for count in self.shape)
+        lattice = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+        places = other.to_index(self.to_lps(lattice))
+        inside = ((places >= -0.5) & (places <= np.array(other.shape) - 0.5)).all(axis=-1)
+        return float(inside.mean())
+
     def oriented(self, axes: str) -> Grid:
         """Return the same voxels with the array axes growing (nearest) towards ``axes``: a permutation and flips.
 

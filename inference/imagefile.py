@@ -173,15 +173,13 @@ def _decoded_directly(dataset: Dataset, syntax: str) -> npt.NDArray[Any] | None:
 
 def _whole(dataset: Dataset, path: Path) -> bool:
     """Whether the codestream has its end; what is still in the file is not read for that."""
-    from pydicom.dataelem import DataElement, RawDataElement
-
-    element = dataset.get_item("PixelData", keep_deferred=True)
-    if isinstance(element, RawDataElement) and element.value is None:
+    element: Any = dataset.get_item("PixelData", keep_deferred=True)
+    value, place = getattr(element, "value", None), getattr(element, "value_tell", None)
+    if value is None and place is not None:
         with path.open("rb") as stream:
-            stream.seek(element.value_tell)
+            stream.seek(place)
             return ends_whole(stream)
     # What has been read ends before the delimiter of its sequence.
-    value = element.value if isinstance(element, (DataElement, RawDataElement)) else None
     return isinstance(value, bytes) and ends_whole(io.BytesIO(value + END_OF_ITEMS))
 
 

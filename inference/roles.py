@@ -121,7 +121,7 @@ def _on(reference: Volume, volume: Volume, role: str) -> tuple[npt.NDArray[Any],
             f"{role} lies in another frame of reference and was registered to the first role: moved by "
             f"{found.moved_mm:.1f} mm, turned by {found.turned_degrees:.1f} degrees"
         )
-    shared = _shared(there, volume.grid)
+    shared = there.share_within(volume.grid)
     if shared < _SHARED_FIELD:
         raise InputRefused(
             "roles-apart",
@@ -132,13 +132,3 @@ def _on(reference: Volume, volume: Volume, role: str) -> tuple[npt.NDArray[Any],
     if there.matches(volume.grid):
         return volume.array.astype(np.float32, copy=False), said
     return resample(volume.array, volume.grid, there, outside=outside), said
-
-
-def _shared(target: Grid, source: Grid) -> float:
-    """Return the share of the target's voxels that lie in the source's field, judged on a sparse lattice of them."""
-    lattice = np.stack(
-        np.meshgrid(*(np.linspace(0, count - 1, min(count, 24)) for count in target.shape), indexing="ij"), axis=-1
-    )
-    places = source.to_index(target.to_lps(lattice))
-    inside = ((places >= -0.5) & (places <= np.array(source.shape) - 0.5)).all(axis=-1)
-    return float(inside.mean())

@@ -32,12 +32,19 @@ if TYPE_CHECKING:
 
     from inference.card import Card
     from inference.engine import Job
-    from inference.volume import Volume
 
-__all__ = ["labels_of", "open_engine"]
+    Labels = npt.NDArray[np.uint8]
+
+__all__ = ["labels_of", "on_source", "open_engine"]
 
 #: From DICOM's patient axes (LPS) to NIfTI's (RAS), and back.
 _LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+#: So much of the smaller of the answer's and the series' fields lies in the other.
+_SHARED_FIELD = 0.5
+#: So much of both, where the answer's affine is the identity.
+_SAME_FIELD = 0.9
+#: Of a label of more than so many voxels, so much of its volume must be left on the series' voxels.
+_FEW_VOXELS, _LEAST_KEPT = 20, 0.5
 
 
 def open_engine(card: Card) -> BundleEngine:
@@ -112,7 +119,7 @@ class BundleEngine:
             began = time.perf_counter()
             scores, affine = self._bundle.predict(files)
             seconds = time.perf_counter() - began
-        labels = self._on_source(labels_of(scores, self._card, self._options), affine, volume)
+        labels = on_source(labels_of(scores, self._card, self._options), affine, volume.grid)
         wanted = [output.label for output in self._card.outputs if output.label is not None]
         counts = np.bincount(labels.ravel(), minlength=256)
         segments = tuple(
@@ -137,16 +144,52 @@ class BundleEngine:
             seconds=seconds,
         )
 
-    def _on_source(
-        self, labels: npt.NDArray[np.uint8], affine: npt.NDArray[np.float64], volume: Volume
-    ) -> npt.NDArray[np.uint8]:
-        """Bring labels, wherever the bundle left them, to the volume's own voxels: exact where they lie there."""
-        try:
-            given = Grid((labels.shape[0], labels.shape[1], labels.shape[2]), _LPS_RAS @ affine)
-        except ValueError as problem:
-            raise EngineFailure("broke", "the bundle's answer says no sound place in the patient") from problem
-        found: npt.NDArray[np.uint8] = resample(labels, given, volume.grid, interpolation="nearest")
-        return found
+
+def on_source(labels: Labels, affine: npt.NDArray[np.float64], source: Grid) -> Labels:
+    """Bring labels, wherever a bundle left them, to the source's own voxels: exact where they lie there.
+
+    Parameters
+    ----------
+    labels
+        (x, y, z), as the bundle answered them.
+    affine
+        4 x 4, from their indices to RAS in mm.
+    source
+        Where the volume's voxels lie (LPS, mm).
+
+    Raises
+    ------
+    EngineFailure
+        If the answer does not lie where the volume does, or what it marks lies elsewhere: a mask that lost its place
+        must not become one that marks nothing.
+    """
+    try:
+        given = Grid((labels.shape[0], labels.shape[1], labels.shape[2]), _LPS_RAS @ affine)
+    except ValueError as problem:
+        raise EngineFailure("broke", "the bundle's answer says no sound place in the patient") from problem
+    # A bundle may crop to what it looks at, or pad to what its network takes: one field lies in the other then.
+    shares = source.share_within(given), given.share_within(source)
+    # What MONAI's tensors say once a transform has lost their place; few series lie so.
+    unplaced = np.array_equal(affine, np.eye(4))
+    if max(shares) < _SHARED_FIELD or (unplaced and min(shares) < _SAME_FIELD):
+        raise EngineFailure(
+            "broke",
+            f"the bundle's answer does not lie where the series does ({100 * shares[1]:.0f} % of it lies there)"
+            f"{'; its affine is the identity, as of a tensor that has lost its place' if unplaced else ''}",
+        )
+    found: Labels = resample(labels, given, source, interpolation="nearest")
+    before = np.bincount(labels.ravel(), minlength=256)[1:] * given.voxel_ml
+    after = np.bincount(found.ravel(), minlength=256)[1:] * source.voxel_ml
+    # Of what is a few voxels large, the nearest neighbour keeps more or less.
+    sizeable = before > _FEW_VOXELS * max(given.voxel_ml, source.voxel_ml)
+    lost = np.flatnonzero(sizeable & (after < _LEAST_KEPT * before))
+    if lost.size:
+        raise EngineFailure(
+            "broke",
+            f"the bundle marked {before[lost[0]]:.1f} mL with label {lost[0] + 1}, of which {after[lost[0]]:.1f} mL "
+            "lie where the series does",
+        )
+    return found
 
 
 def labels_of(scores: npt.NDArray[np.float32], card: Card, options: MonaiBundle) -> npt.NDArray[np.uint8]:

@@ -18,6 +18,7 @@ from inference.card import Card, load_card
 from inference.engine import ImageFile, Job, open_engine
 from inference.errors import CardError, EngineFailure
 from inference.findings import Findings
+from inference.grid import Grid
 from inference.host import EngineHost
 from node.cli.models import at_work
 from node.errors import ModelRefused
@@ -288,6 +289,31 @@ def test_several_channels_become_labels_by_what_the_card_says(home: Path, tmp_pa
         labels_of(apart * 0.5, card, later)
     with pytest.raises(EngineFailure, match="does not name"):
         labels_of(np.full((1, 1, 1, 2), 3, np.float32), card, later)
+
+
+def test_a_mask_that_has_lost_its_place_is_a_failure_and_not_an_empty_mask() -> None:
+    from inference.engines.monai_bundle import on_source
+
+    place = np.diag([2.0, 2.0, 3.0, 1.0])
+    place[:3, 3] = (-400.0, -350.0, 120.0)
+    source = Grid((20, 24, 22), np.diag([-1.0, -1.0, 1.0, 1.0]) @ place)
+    labels = np.zeros(source.shape, np.uint8)
+    labels[6:14, 8:16, 5:15] = 1
+    assert (on_source(labels, place, source) == labels).all()
+    # Cropped to a part, padded beyond the series: both lie where they say.
+    shifted = place.copy()
+    shifted[:3, 3] = (place @ [4, 4, 4, 1])[:3]
+    assert (on_source(labels[4:16, 4:18, 4:18], shifted, source) == labels).all()
+    shifted[:3, 3] = (place @ [0, 0, -30, 1])[:3]
+    padded = np.pad(labels, ((0, 0), (0, 0), (30, 30)))
+    assert (on_source(padded, shifted, source) == labels).all()
+    with pytest.raises(EngineFailure, match="the identity"):
+        on_source(labels, np.eye(4), source)
+    near = Grid(source.shape, np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.diag([1.2, 1.2, 1.2, 1.0]))
+    with pytest.raises(EngineFailure, match="the identity"):
+        on_source(labels, np.eye(4), near)
+    with pytest.raises(EngineFailure, match=r"label 1, of which 0\.0 mL"):
+        on_source(np.roll(padded, 30, axis=2), shifted, source)
 
 
 def test_a_bundle_of_several_channels_gets_a_role_for_each(home: Path, tmp_path: Path) -> None:
