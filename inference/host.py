@@ -116,7 +116,13 @@ class EngineHost:
         except EngineFailure as failure:
             if failure.reason != "interrupted" or self._door.closed:
                 raise
-        return self._run(job, heartbeat, alone=True)
+        try:
+            return self._run(job, heartbeat, alone=True)
+        except EngineFailure as failure:
+            if failure.reason != "interrupted" or self._door.closed:
+                raise
+            # With no other job in it: a process that ends by itself as often as it is started has to count.
+            raise EngineFailure("died", failure.text) from failure
 
     def load(self) -> None:
         """Start the process and wait until its model is loaded, within the limits of a job; the next job finds it so.

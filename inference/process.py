@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from inference.engines.machine import CACHE_VARIABLE
+from inference.environment import environment_of
 from inference.errors import EngineFailure
 from inference.processtree import kill_tree, tree_resident_bytes
 from inference.sizing import CORES_VARIABLE, concurrency_of, threads_of
@@ -166,7 +167,8 @@ class EngineProcess:
         pending = Pending(self._card.resources.seconds)
         with self._lock:
             if self._end is not None:
-                pending.end(failure=self._end)
+                # It ended before this job came: whatever did it was not this one.
+                pending.end(failure=_interrupted(self._end))
                 return pending
             self._pending[number] = pending
             assert self._process is not None
@@ -204,9 +206,7 @@ class EngineProcess:
     def _own(self) -> None:
         """Start the process and stay with it to its end."""
         threads = str(min(threads_of(self._card), self._cores or threads_of(self._card)))
-        # Settings of the node may hold secrets, and a process that parses hostile images has no use for them.
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("OVERREAD")}
-        environment |= {
+        environment = environment_of(self._card) | {
             "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
             "OMP_NUM_THREADS": threads,
             "OPENBLAS_NUM_THREADS": threads,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from inference.engines.choice import Choice, Measured, Way, way_of, write_choice
 from inference.engines.machine import CACHE_VARIABLE, computes_bf16
 from inference.engines.modelfile import check_file, model_file
 from inference.engines.onnx import open_way
+from inference.environment import environment_of
 from inference.errors import EngineFailure
 from inference.postprocess import probabilities_of
 
@@ -178,8 +178,10 @@ def _labels(card: Card, answer: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def _measure(card: Card, way: Way, given: Path, folder: Path, cache: Path) -> tuple[Measured, list[Arrays]]:
     """Run one way in a process of its own."""
     answers = folder / f"{way.provider}-{way.precision}.npz"
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("OVERREAD")}
-    environment |= {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), CACHE_VARIABLE: str(cache)}
+    environment = environment_of(card) | {
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+        CACHE_VARIABLE: str(cache),
+    }
     command = [sys.executable, "-P", "-m", "inference.engines.tune"]
     try:
         done = subprocess.run(

@@ -16,8 +16,11 @@ import pytest
 
 from inference.card import load_card
 from inference.engine import ImageFile, Job
+from inference.environment import environment_of
 from inference.errors import EngineFailure
 from inference.host import EngineHost
+from inference.options import KServe
+from inference.process import EngineProcess
 from inference.processtree import resident_bytes
 from tests.dicom_factory import ct_series
 from tests.model_factory import constant_label, endless, greedy, poisoned, segmentation_card, thresholding, write_model
@@ -297,10 +300,14 @@ def test_the_resident_memory_of_a_process_is_what_the_kernel_says() -> None:
 def test_the_engines_process_holds_neither_node_nor_storage_nor_torch_nor_the_nodes_secrets(
     tmp_path: Path, images: tuple[ImageFile, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OVERREAD__HTTP__TOKEN", "s3cret")
+    for name in ("OVERREAD__HTTP__TOKEN", "PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "NVIDIA_API_KEY", "https_proxy"):
+        monkeypatch.setenv(name, "s3cret")
+    monkeypatch.setenv("ORT_LOG", "1")
     with host_of(tmp_path, thresholding()) as host:
         host.run(job_for(host, images))
-        assert b"s3cret" not in Path(f"/proc/{host.pid}/environ").read_bytes()
+        environment = Path(f"/proc/{host.pid}/environ").read_bytes().split(b"\0")
+        assert not [one for one in environment if b"s3cret" in one]
+        assert b"ORT_LOG=1" in environment
     loaded = subprocess.run(
         [sys.executable, "-c", "import sys, inference.child; print(*sys.modules)"],
         capture_output=True,
@@ -308,6 +315,40 @@ def test_the_engines_process_holds_neither_node_nor_storage_nor_torch_nor_the_no
         check=True,
     ).stdout.split()
     assert not {"node", "storage", "torch", "onnxruntime", "highdicom", "pynetdicom"} & set(loaded)
+
+
+def test_an_engines_process_gets_beside_what_it_needs_only_what_its_card_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = {"url": "grpcs://models:1", "model": "m", "version": "1", "token_environment": "MODEL_TOKEN"}
+    path = write_model(tmp_path, segmentation_card(), thresholding())
+    plain = load_card(path)
+    named = plain.model_copy(update={"kserve": KServe.model_validate(server)})
+    for name in ("MODEL_TOKEN", "CUDA_VISIBLE_DEVICES", "LC_ALL", "HOSPITAL", "TORCH_API_TOKEN"):
+        monkeypatch.setenv(name, "0")
+    given = set(environment_of(plain))
+    assert {"PATH", "CUDA_VISIBLE_DEVICES", "LC_ALL"} <= given
+    assert not {"MODEL_TOKEN", "HOSPITAL", "TORCH_API_TOKEN"} & given
+    assert set(environment_of(named)) - given == {"MODEL_TOKEN"}
+
+
+def test_a_job_that_comes_to_a_process_that_another_has_ended_is_not_blamed_for_it(tmp_path: Path) -> None:
+    card = load_card(write_model(tmp_path, segmentation_card(resources=LIMITS), thresholding()))
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    process = EngineProcess(card, folder)
+    try:
+        os.kill(process.pid, signal.SIGKILL)
+        wait_for(lambda: process.loading.wait(0), 30, "the process is over")
+        late = process.submit(lambda number: folder / f"job-{number}.json")
+        with pytest.raises(EngineFailure, match="SIGKILL") as failure:
+            late.result()
+        assert (failure.value.reason, process.loading.wait(0)) == ("interrupted", True)
+        with pytest.raises(EngineFailure) as own:
+            process.loading.result()
+        assert own.value.reason == "died"
+    finally:
+        process.close()
 
 
 @pytest.fixture(scope="module")
