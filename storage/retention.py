@@ -47,7 +47,8 @@ def delete_instance(database: Database, blobs: Blobs, sop_instance_uid: str, rea
                 )
                 gone.append(blob)
             connection.execute(delete(schema.variant).where(v.instance_id == row.id))
-            # Their files are removed by the next sweep, as those of any result that has no row.
+            # Their files are removed by the next sweep, as those of any result that has no row; so are heat maps and
+            # masks of shadows, whose workitems have then read what is no more.
             results.forget_study(connection, row.study_id)
             connection.execute(delete(schema.instance).where(i.id == row.id))
             changefeed.append(connection, "instance", row.id, study_id=row.study_id, after="DELETED", reason=reason)

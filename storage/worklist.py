@@ -30,6 +30,7 @@ __all__ = [
     "schedule",
     "set_parked",
     "shadows_of",
+    "standing",
     "uses",
 ]
 
@@ -231,6 +232,34 @@ def shadows_of(connection: Connection, model: str, version: str) -> list[str]:
     w = schema.workitem.c
     query = select(w.uid).where(w.model == model, w.model_version == version, w.shadow.is_(True))
     return list(connection.execute(query).scalars())
+
+
+def standing(connection: Connection, uids: Sequence[str]) -> tuple[set[str], set[str]]:
+    """Say of workitems by their UIDs what became of what they have read and said.
+
+    Returns
+    -------
+    set of str, set of str
+        Those that are open, or completed with every image of their input sets still here; and those of which an image
+        was deleted. One that was canceled, or that nobody knows, is in neither.
+    """
+    w, i = schema.workitem.c, schema.instance.c
+    rows = connection.execute(select(w.uid, w.study_id, w.state, w.input_set).where(w.uid.in_(uids))).all()
+    studies = {row.study_id for row in rows}
+    here: dict[int, set[str]] = {study: set() for study in studies}
+    for study, uid in connection.execute(select(i.study_id, i.sop_instance_uid).where(i.study_id.in_(studies))):
+        here[study].add(uid)
+    whole: set[str] = set()
+    bereft: set[str] = set()
+    for row in rows:
+        read = {uid for chosen in row.input_set.values() for uid in chosen["sop_instance_uids"]}
+        if row.state in (lifecycle.SCHEDULED, lifecycle.IN_PROGRESS):
+            whole.add(row.uid)
+        elif not read <= here[row.study_id]:
+            bereft.add(row.uid)
+        elif row.state == lifecycle.COMPLETED:
+            whole.add(row.uid)
+    return whole, bereft
 
 
 def documents(connection: Connection, workitem_id: int) -> list[Document]:

@@ -36,7 +36,7 @@ FORMAT = 1
 DATABASE = "overread.sqlite"
 MANIFEST = "manifest.json"
 #: Folders of the data directory that hold files by other names than blobs have.
-BESIDE = ("models", "shadows")
+BESIDE = ("heat-maps", "models", "shadows")
 CHUNK = 1 << 20
 _BUSY_SECONDS = 30
 _POSTGRESQL = (
@@ -157,7 +157,12 @@ def _write_archive(
                 elif digest is not None and dataset_digest(folders[name].path(blob)) != digest:
                     damaged.append(blob)
             for path in _beside(data_dir):
-                with path.open("rb") as content:
+                try:
+                    content = path.open("rb")
+                except FileNotFoundError:
+                    # Its images were deleted, or it has taken its name, since the folder was read.
+                    continue
+                with content:
                     member = path.relative_to(data_dir).as_posix()
                     written[member] = _add(archive, member, content, content.seek(0, io.SEEK_END))
             with snapshot.open("rb") as content:
@@ -185,7 +190,7 @@ def _write_archive(
 
 
 def _beside(data_dir: Path) -> Iterator[Path]:
-    """Yield the files of models that were added at run time, and the masks that shadows have made."""
+    """Yield the files of models that were added at run time, heat maps, and the masks that shadows have made."""
     for name in BESIDE:
         for path in sorted((data_dir / name).rglob("*")):
             parts = path.relative_to(data_dir).parts

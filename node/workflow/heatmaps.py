@@ -18,9 +18,10 @@ __all__ = ["keep", "kept"]
 def keep(folder: Path, workitem_uid: str, findings: Findings) -> None:
     """Write the heat maps of findings, durable on return; without any nothing is written.
 
-    A file that is there already was written by an attempt whose result was not committed: it is replaced.
+    A file that is there already was written by an attempt whose result was not committed: it is replaced or removed.
     """
     if not findings.heat_maps:
+        (folder / f"{workitem_uid}.npz").unlink(missing_ok=True)
         return
     import numpy as np
 

@@ -22,10 +22,11 @@ __all__ = ["forget", "keep", "kept"]
 def keep(folder: Path, workitem_uid: str, findings: Findings) -> None:
     """Write the mask of a shadow's findings, durable on return; without one nothing is written.
 
-    A file that is there already was written by an attempt whose result was not committed: it is replaced.
+    A file that is there already was written by an attempt whose result was not committed: it is replaced or removed.
     """
     mask = mask_of(findings)
     if mask is None:
+        (folder / f"{workitem_uid}.npz").unlink(missing_ok=True)
         return
     # It is a patient's: for its owner only, like the data directory.
     folder.mkdir(mode=0o700, exist_ok=True)

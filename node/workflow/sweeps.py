@@ -11,6 +11,7 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from node.dimse.commitment_scp import reported_to
+from node.workflow.leftovers import remove_leftovers
 from node.workflow.way import Way
 from storage import attempts, commitments, results
 
@@ -19,8 +20,9 @@ __all__ = ["sweeping"]
 _log = structlog.get_logger("overread.sweeps")
 _CHECKPOINT_SECONDS = 60.0
 _RESULTS_SECONDS = 600.0
-#: A file of a result is an orphan once its row has not come for so long.
+#: A file of a result, or one kept for a workitem, is an orphan once its row has not come for so long.
 _ORPHAN_NANOSECONDS = 3600 * 10**9
+_LEFTOVERS_SECONDS = 3600.0
 
 
 @contextmanager
@@ -35,6 +37,8 @@ def sweeping(way: Way) -> Iterator[None]:
     if way.settings.perform.results_mb:
         scheduler.add_job(_tidy_results, "interval", [way], seconds=_RESULTS_SECONDS, **options)
         scheduler.add_job(_tidy_results, args=[way])
+    scheduler.add_job(_remove_leftovers, "interval", [way], seconds=_LEFTOVERS_SECONDS, **options)
+    scheduler.add_job(_remove_leftovers, args=[way])
     scheduler.start()
     try:
         yield
@@ -59,6 +63,14 @@ def _tidy_results(way: Way) -> None:
     removed = results.sweep(way.database, way.results, time.time_ns() - _ORPHAN_NANOSECONDS)
     if forgotten or removed:
         _log.info("results tidied", forgotten=forgotten, orphans=removed)
+
+
+def _remove_leftovers(way: Way) -> None:
+    """Remove heat maps and masks of what was deleted, or of which a crash has lost the row."""
+    before = time.time_ns() - _ORPHAN_NANOSECONDS
+    removed = sum(remove_leftovers(way.database, folder, before) for folder in (way.heat_maps, way.shadows))
+    if removed:
+        _log.info("leftovers removed", files=removed)
 
 
 def _expire_leases(way: Way) -> None:

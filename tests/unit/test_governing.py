@@ -265,6 +265,8 @@ def test_a_backup_holds_what_was_added_with_its_stage(
     governing.promote(settings, embedded.database, "blobs@2.0.0", "shadow", by=ANN)
     (embedded.root / "shadows").mkdir()
     (embedded.root / "shadows" / "1.2.3.npz").write_bytes(b"mask")
+    (embedded.root / "heat-maps").mkdir()
+    (embedded.root / "heat-maps" / "1.2.4.npz").write_bytes(b"map")
     backup(settings, quick_path / "node.tar")
     there = settings.model_copy(update={"data_dir": quick_path / "restored"})
     restore(there, quick_path / "node.tar")
@@ -275,3 +277,4 @@ def test_a_backup_holds_what_was_added_with_its_stage(
     finally:
         database.close()
     assert (there.data_dir / "shadows" / "1.2.3.npz").read_bytes() == b"mask"
+    assert (there.data_dir / "heat-maps" / "1.2.4.npz").read_bytes() == b"map"

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 
 from inference.card import Card, load_card
 from inference.engine import Job
-from inference.findings import Classification, Code, Findings, Segment, Segmentation
+from inference.findings import Classification, Code, Findings, HeatMap, Segment, Segmentation
 from inference.registry import Registry
 from node.settings import Settings
-from node.workflow import steps
+from node.workflow import heatmaps, steps
+from node.workflow.leftovers import remove_leftovers
 from node.workflow.models import Models, register
 from node.workflow.remembering import key_of, recalled, remember
 from node.workflow.way import Way
@@ -251,6 +252,45 @@ def test_the_engine_is_not_asked_about_what_it_has_answered(
     assert first is not None
     assert second is not None
     assert first["classifications"] == second["classifications"]
+
+
+def test_heat_maps_and_masks_go_with_their_images_and_with_the_attempt_that_was_lost(
+    holding: Holding, way: Way, models: Path, tmp_path: Path
+) -> None:
+    of = card(models, "levels")
+
+    def run(_card: Card, job: Job, _heartbeat: object) -> Findings:
+        uid = job.input_set["radiograph"][0].key
+        seen = HeatMap(name="nodule", code=CODE, image=uid, values=np.zeros((8, 8), np.uint8))
+        return replace(findings(uid), heat_maps=(seen,))
+
+    def performed(study: Study) -> Workitem:
+        scheduled(holding, study, of)
+        taken = steps.take(way, "worker", attempts.Choice())
+        assert taken is not None
+        steps.perform(way, taken, run)
+        return taken[0]
+
+    def there() -> set[str]:
+        return {file.name for file in way.heat_maps.iterdir()}
+
+    gone, stays = (received(holding, tmp_path, seed) for seed in (0, 1))
+    deleted, kept = (f"{performed(study).uid}.npz" for study in (gone, stays))
+    waiting = f"{scheduled(holding, received(holding, tmp_path, 2), of).uid}.npz"
+    for name in (waiting, "2.25.1.npz", "0a.partial"):
+        (way.heat_maps / name).write_bytes(b"")
+    assert remove_leftovers(holding.database, way.heat_maps, 0) == 0
+    with holding.database.write() as connection:
+        connection.execute(delete(schema.result).where(schema.result.c.study_id == gone.id))
+        connection.execute(delete(schema.instance).where(schema.instance.c.study_id == gone.id))
+    assert remove_leftovers(holding.database, way.heat_maps, 0) == 1
+    assert there() == {kept, waiting, "2.25.1.npz", "0a.partial"}
+    assert remove_leftovers(holding.database, way.heat_maps, 2**63) == 2
+    assert there() == {kept, waiting}
+    assert deleted not in there()
+    assert remove_leftovers(holding.database, way.shadows, 2**63) == 0  # where there is no such folder
+    heatmaps.keep(way.heat_maps, waiting.removesuffix(".npz"), findings("1.2"))
+    assert there() == {kept}  # what a lost attempt has written does not stand for one that found nothing
 
 
 def test_trouble_with_keeping_a_result_costs_no_findings(
