@@ -53,13 +53,15 @@ class KServeModel:
         self._server: ServerInfo = self._retry(peer.server)
         self._model: ModelInfo = self._retry(peer.model)
         self._check(card)
-        self._binary = (
+        binary = (
             options.binary
             if isinstance(options.binary, bool)
             # The kserve package's own server reads binary tensors and says nothing of it.
             else "binary_tensor_data" in self._server.extensions or self._server.name == "kserve"
         )
-        self._may_change_form = options.binary == "auto"
+        # Whether tensors go as binary, and whether that is known to be right. Jobs of several threads read and set both
+        # at once, each going by the form that it has sent itself.
+        self._form = (binary, options.binary != "auto")
         server = " ".join(one for one in (self._server.name, self._server.version) if one) or "unnamed"
         platform = f" ({self._model.platform})" if self._model.platform else ""
         self.provider = f"kserve-{options.protocol} {server}: {self._model.name[:64]} {options.version}{platform}"
@@ -76,20 +78,21 @@ class KServeModel:
         """
         ready = {name: prepared(array, self._model.inputs.get(name), name) for name, array in feeds.items()}
         names = list(self._outputs.values())
+        binary, known = self._form
 
         def ask() -> Any:
-            return self._peer.infer(uuid.uuid4().hex, ready, names, binary=self._binary)
+            return self._peer.infer(uuid.uuid4().hex, ready, names, binary=binary)
 
         try:
-            answer = self._retry(ask)
+            answer = self._retry(ask, may_change_form=not known)
         except _Disliked as disliked:
             # Asked once, in the other form; whichever works is kept.
-            self._binary = not self._binary
+            binary = not binary
             try:
                 answer = self._retry(ask)
             except EngineFailure:
                 raise disliked from None
-        self._may_change_form = False
+        self._form = (binary, True)
         if answer.model and answer.model != self._options.model:
             raise EngineFailure("broke", f"another model answered than {self._options.model!r}")
         if answer.version and answer.version != self._options.version:
@@ -102,14 +105,14 @@ class KServeModel:
         """Let go of the server."""
         self._peer.close()
 
-    def _retry(self, ask: Callable[[], T]) -> T:
+    def _retry(self, ask: Callable[[], T], *, may_change_form: bool = False) -> T:
         """Ask, and ask again after growing pauses while that is safe."""
         pause = self._options.backoff_seconds
         for left in range(self._options.retries, -1, -1):
             try:
                 return ask()
             except Trouble as trouble:
-                if trouble.other_form and self._may_change_form:
+                if trouble.other_form and may_change_form:
                     raise _Disliked(trouble.reason, trouble.text) from trouble
                 if not trouble.again or not left:
                     raise EngineFailure(trouble.reason, trouble.text) from trouble
@@ -117,8 +120,6 @@ class KServeModel:
             time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
             pause = min(2 * pause, _MOST_PAUSE_SECONDS)
         raise AssertionError("unreachable")
-
-    _may_change_form = False
 
     def _check(self, card: Card) -> None:
         """Compare what the server says of its model with the card.

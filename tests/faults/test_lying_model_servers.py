@@ -269,6 +269,22 @@ def test_tensors_are_binary_where_the_server_wants_them_so(
     assert asked == (2 if extensions else 3)
 
 
+def test_first_requests_at_once_each_try_the_other_form_than_their_own(talk: Callable[..., KServeModel]) -> None:
+    together = threading.Barrier(2, timeout=10)
+
+    def reply(connection: socket.socket, body: bytes) -> None:
+        if body.endswith(b"}"):
+            together.wait()
+            raw(b'{"error": "binary only"}', "422 Unprocessable")(connection, body)
+        else:
+            binary(struct.pack("<f", 0.75), 4)(connection, body)
+
+    model = talk(reply, {"timeout_seconds": 20}, server=ok({"name": "test", "version": "2", "extensions": []}))
+    with futures.ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(model.infer, (FEEDS, FEEDS)))
+    assert [answer["output"].tolist() for answer in answers] == [[[0.75]], [[0.75]]]
+
+
 def test_a_server_that_is_not_there_is_told_as_unreachable(tmp_path: Path) -> None:
     for protocol in ("http", "grpc"):
         card = served(
