@@ -14,9 +14,9 @@ import uuid
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
+from inference.cardfile import read_yaml
 from inference.errors import CardError
 from inference.fields import CodeField, Limit, Strict
 from inference.inputs import InputRole
@@ -175,11 +175,11 @@ class Resources(Strict):
     ``concurrency`` is how many jobs may be under way in the process at once; ``gpu_memory_mb`` what is taken of a GPU.
     """
 
-    seconds: float = Field(default=120.0, gt=0)
-    memory_mb: int = Field(default=4096, ge=64)
-    threads: int | None = Field(default=None, ge=1)
+    seconds: float = Field(default=120.0, gt=0, le=7 * 86_400)
+    memory_mb: int = Field(default=4096, ge=64, le=1 << 22)
+    threads: int | None = Field(default=None, ge=1, le=1024)
     concurrency: int | None = Field(default=None, ge=1, le=64)
-    gpu_memory_mb: int | None = Field(default=None, ge=64)
+    gpu_memory_mb: int | None = Field(default=None, ge=64, le=1 << 22)
 
 
 class Card(Strict):
@@ -376,14 +376,7 @@ def load_card(path: Path, *, hashed: bool = True) -> Card:
     path = Path(path)
     if path.is_dir():
         path = path / "card.yaml"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as problem:
-        raise CardError(f"{path}: cannot be read ({type(problem).__name__}); expected a model's card") from problem
-    except yaml.YAMLError as problem:
-        mark = getattr(problem, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise CardError(f"{path}: not YAML{where}; expected a model's card") from problem
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise CardError(f"{path}: expected a mapping of keys, found {type(content).__name__}")
     try:

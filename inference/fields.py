@@ -13,9 +13,9 @@ __all__ = ["CodeField", "Limit", "OneOf", "Strict"]
 
 
 class Strict(BaseModel):
-    """A part of a card: unknown keys are refused, and nothing changes once it is read."""
+    """A part of a card: unknown keys are refused, numbers are finite, and nothing changes once it is read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class OneOf(Strict):

@@ -170,9 +170,9 @@ class Command(Strict):
     burned_in: bool = False
     decompress: bool = True
     processes: int = Field(default=512, ge=1, le=100_000)
-    address_space_mb: int | None = Field(default=None, ge=64)
-    output_mb: int = Field(default=4096, ge=1)
-    output_files: int = Field(default=10_000, ge=1)
+    address_space_mb: int | None = Field(default=None, ge=64, le=1 << 22)
+    output_mb: int = Field(default=4096, ge=1, le=1 << 20)
+    output_files: int = Field(default=10_000, ge=1, le=1_000_000)
 
     @model_validator(mode="after")
     def _sound(self) -> Command:

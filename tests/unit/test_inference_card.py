@@ -74,6 +74,10 @@ def test_absent_weights_are_refused_by_the_files_name(tmp_path: Path) -> None:
         ({"files": {"model.onnx": {"sha256": "abc"}}}, "files.model.onnx.sha256"),
         ({"tensors": {"image": "hu"}}, "tensors: a segmentation names"),
         ({"resources": {"seconds": 0}}, "resources.seconds: Input should be greater than 0"),
+        ({"resources": {"seconds": float("inf")}}, "resources.seconds: Input should be a finite number"),
+        ({"resources": {"threads": 10**9}}, "resources.threads: Input should be less than"),
+        ({"resources": {"memory_mb": 10**15}}, "resources.memory_mb: Input should be less than"),
+        ({"inputs": [{"role": "ct", "kind": "volume", "slice_spacing_mm": [0, float("inf")]}]}, "slice_spacing_mm"),
         ({"outputs": []}, "outputs:"),
         ({"postprocess": [{"smooth": {}}]}, "postprocess.0.smooth: unknown key"),
         ({"postprocess": [{}]}, "postprocess.0: expected exactly one of"),
@@ -124,6 +128,30 @@ def test_what_is_no_card_is_refused_by_its_file(tmp_path: Path, content: str) ->
     path.write_text(content, encoding="latin-1")
     with pytest.raises(CardError, match=re.escape(str(path))):
         load_card(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("made_at: 2026-99-99", "not what its form says"),
+        (f"number: {'9' * 5000}", "not what its form says"),
+        (f"number: 0x{'f' * 20}", "more than 64 bits"),
+        ("number: !!int x", "not what its form says"),
+        ("number: !!float ''", "not what its form says"),
+        (f"deep: {'[' * 3000}", "nested more than"),
+        (f"bomb: [&a0 [x], {', '.join(f'&a{n} [*a{n - 1}, *a{n - 1}]' for n in range(1, 25))}]", "comes to more than"),
+        ("loop: &a [*a]", "an alias of what it lies in"),
+        (f"long: {'x' * (1 << 20)}", "larger than 1 MB"),
+    ],
+    ids=["date", "digits", "hexadecimal", "int", "float", "depth", "aliases", "loop", "size"],
+)
+def test_a_hostile_card_is_a_problem_of_its_own_and_no_other_models(tmp_path: Path, line: str, expected: str) -> None:
+    write_model(tmp_path, segmentation_card("good"), thresholding())
+    bad = write_model(tmp_path, segmentation_card("bad"), thresholding())
+    bad.write_text(f"{bad.read_text(encoding='utf-8')}{line}\n", encoding="utf-8")
+    registry = Registry.from_folder(tmp_path, lenient=True)
+    assert registry.names() == ("good",)
+    assert expected in registry.problems[bad.parent]
 
 
 def test_the_digest_and_the_device_uid_change_with_behaviour_alone(tmp_path: Path) -> None:
