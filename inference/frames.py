@@ -34,6 +34,10 @@ __all__ = ["MARKS", "Mark", "Plane", "read_planes"]
 
 #: Direction cosines are unit vectors at right angles within this.
 COSINE_TOLERANCE = 0.01
+#: Distances between pixels (mm) that a scanner can give, of a microscope's to a mistake in units.
+_PIXEL_SPACING_MM = (0.001, 100.0)
+#: No first pixel lies further from the origin of its frame of reference, mm: a table is a few metres long.
+_FURTHEST_MM = 1e5
 #: Frames of one image beyond this are not read: each costs memory before it is looked at.
 _MOST_FRAMES = 20_000
 
@@ -157,8 +161,16 @@ def read_planes(index: int, file: ImageFile) -> list[Plane]:
             raise InputRefused(
                 "missing-geometry", "Image Orientation (Patient) is not two unit vectors at right angles to each other"
             )
-        if not (spacing > 0).all():
-            raise InputRefused("missing-geometry", "Pixel Spacing is not above 0")
+        if not ((spacing >= _PIXEL_SPACING_MM[0]) & (spacing <= _PIXEL_SPACING_MM[1])).all():
+            raise InputRefused(
+                "missing-geometry",
+                "Pixel Spacing is not between {:g} and {:g} mm".format(*_PIXEL_SPACING_MM),
+            )
+        position = _numbers(groups, "PlanePositionSequence", "ImagePositionPatient", 3)
+        if np.abs(position).max() > _FURTHEST_MM:
+            raise InputRefused(
+                "missing-geometry", f"Image Position (Patient) lies further than {_FURTHEST_MM:g} mm from its origin"
+            )
         planes.append(
             Plane(
                 index=index,
@@ -166,7 +178,7 @@ def read_planes(index: int, file: ImageFile) -> list[Plane]:
                 frame=frame,
                 groups=groups,
                 modality=modality,
-                position=_numbers(groups, "PlanePositionSequence", "ImagePositionPatient", 3),
+                position=position,
                 orientation=orientation,
                 pixel_spacing=(float(spacing[0]), float(spacing[1])),
                 matrix=matrix,

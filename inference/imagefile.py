@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,6 +37,9 @@ __all__ = [
 _DEFER = 2048
 #: Rescale Types (0028,1054) whose output is Hounsfield units; absent means so for CT (PS3.3 C.8.2.1).
 _HOUNSFIELD = frozenset({"", "HU", "HU_MOD"})
+
+#: No CT's stored value stands for more Hounsfield units: 100 would leave ten shades between air and water.
+_CT_SLOPE = 100.0
 
 
 def open_image(file: ImageFile) -> Dataset:
@@ -201,7 +203,7 @@ class ModalityValues:
         """
         if self.table is not None:
             return _looked_up(stored, self.table)
-        if self.slope == 1.0 and self.intercept == int(self.intercept):
+        if self.slope == 1.0 and self.intercept == int(self.intercept) and _fits(stored, int(self.intercept)):
             whole = stored.astype(np.int32)
             whole += int(self.intercept)
             return whole
@@ -209,6 +211,14 @@ class ModalityValues:
         scaled *= np.float32(self.slope)
         scaled += np.float32(self.intercept)
         return scaled
+
+
+def _fits(stored: npt.NDArray[Any], intercept: int) -> bool:
+    """Whether stored values and an intercept together stay within 32 bits and a sign."""
+    if stored.dtype.itemsize < 4 or not stored.size:
+        return True
+    ends = np.iinfo(np.int32)
+    return ends.min <= int(stored.min()) + intercept and int(stored.max()) + intercept <= ends.max
 
 
 def modality_values(dataset: Dataset, modality: str) -> ModalityValues:
@@ -236,8 +246,8 @@ def modality_values(dataset: Dataset, modality: str) -> ModalityValues:
         slope, intercept = (float(value) for value in given)
     except (TypeError, ValueError, OverflowError) as problem:
         raise InputRefused("missing-rescale", "Rescale Slope or Intercept is absent or no number") from problem
-    limit = 1e6 if modality == "CT" else 1e12
-    if not math.isfinite(slope) or not math.isfinite(intercept) or slope <= 0 or max(slope, abs(intercept)) > limit:
+    most_slope, most_intercept = (_CT_SLOPE, 1e6) if modality == "CT" else (1e12, 1e12)
+    if not 0 < slope <= most_slope or not abs(intercept) <= most_intercept:
         raise InputRefused("missing-rescale", "Rescale Slope or Intercept is not a possible one")
     if modality == "CT" and not _HOUNSFIELD.issuperset(texts_of(dataset, "RescaleType")):
         raise InputRefused("not-hounsfield", "Rescale Type says that the values are no Hounsfield units")

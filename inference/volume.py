@@ -35,6 +35,9 @@ __all__ = ["AXES", "Volume", "read_volume"]
 AXES = "SPL"
 #: What padding, anything below it and what lies beyond a tilted stack become in a CT: air.
 AIR_HU = -1024
+#: The largest value that a CT's volume holds. Metal seldom reaches it: where more than this share of a plane's pixels
+#: lies beyond, the header lies about their sign or their scale.
+_MOST_HU, _BEYOND_SHARE = 32767, 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +133,8 @@ def read_volume(files: Sequence[ImageFile], *, minimum: int = 2) -> Volume:
     Raises
     ------
     InputRefused
-        ``too-few-slices``, and the reasons of :func:`inference.frames.read_planes` and of :mod:`inference.stack`.
+        ``too-few-slices``, ``not-hounsfield``, and the reasons of :func:`inference.frames.read_planes` and of
+        :mod:`inference.stack`.
     """
     everything = [plane for index, file in enumerate(files) for plane in read_planes(index, file)]
     planes, left_out = without_localizers(everything)
@@ -213,11 +217,28 @@ def _fill(stack: npt.NDArray[Any], planes: Sequence[Plane]) -> None:
             values = planes[place].values.of(stored)
             outside = padding_mask(dataset, stored)
             if stack.dtype == np.int16:
+                _require_hounsfield(values, outside)
                 if values.dtype != np.int32:
                     np.rint(values, out=values)
-                np.clip(values, AIR_HU, 32767, out=values)
+                np.clip(values, AIR_HU, _MOST_HU, out=values)
             if outside is not None:
                 values[outside] = AIR_HU if stack.dtype == np.int16 else 0
             stack[place] = values
             planes[place].groups = ()
         del dataset
+
+
+def _require_hounsfield(values: npt.NDArray[Any], outside: npt.NDArray[np.bool_] | None) -> None:
+    """Refuse a plane of which much lies beyond any Hounsfield unit, padding aside: clipped, it would pass for metal."""
+    if values.max() <= _MOST_HU:
+        return
+    beyond = values > _MOST_HU
+    if outside is not None:
+        beyond &= ~outside
+    inside = values.size if outside is None else values.size - int(outside.sum())
+    if int(beyond.sum()) > _BEYOND_SHARE * inside:
+        raise InputRefused(
+            "not-hounsfield",
+            f"more than {_BEYOND_SHARE:.0%} of an image's values lie above {_MOST_HU} HU: its Pixel Representation or "
+            "its rescale is not that of its pixels",
+        )

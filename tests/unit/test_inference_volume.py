@@ -22,6 +22,7 @@ from pydicom.uid import (
 
 from inference.engine import ImageFile
 from inference.errors import InputRefused
+from inference.imagefile import ModalityValues
 from inference.volume import Volume, read_volume
 from tests.dicom_factory import AXIAL, ct_series
 
@@ -293,6 +294,9 @@ def test_an_image_without_its_place_is_refused_by_the_attributes_name(tmp_path: 
         ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "missing-geometry"),
         ({"ImageOrientationPatient": [0, 0, 0, 0, 0, 0]}, "missing-geometry"),
         ({"PixelSpacing": [0, 1]}, "missing-geometry"),
+        ({"PixelSpacing": ["1e-9", "1e-9"]}, "missing-geometry"),
+        ({"PixelSpacing": ["1000", "1"]}, "missing-geometry"),
+        ({"ImagePositionPatient": ["0", "0", "1e9"]}, "missing-geometry"),
         ({"PixelSpacing": [0.8, 0.9]}, "varying-pixel-spacing"),
         ({"FrameOfReferenceUID": "2.25.7"}, "mixed-frames-of-reference"),
         ({"Rows": 0}, "no-pixels"),
@@ -304,6 +308,7 @@ def test_an_image_without_its_place_is_refused_by_the_attributes_name(tmp_path: 
         ({"NumberOfFrames": "2"}, "multi-frame"),
         ({"RescaleSlope": None}, "missing-rescale"),
         ({"RescaleSlope": "0"}, "missing-rescale"),
+        ({"RescaleSlope": "100000"}, "missing-rescale"),
         ({"RescaleType": "MGML"}, "not-hounsfield"),
         ({"Modality": "MR"}, "mixed-modalities"),
         ({"HighBit": 11}, "unsupported-bits"),
@@ -316,6 +321,25 @@ def test_one_odd_image_refuses_the_series_for_its_own_reason(
     files = series(tmp_path, np.zeros((4, 4, 4)))
     edit(files[1], **values)
     assert refusal(files).reason == reason
+
+
+def test_signed_values_under_an_unsigned_header_are_refused_and_a_little_metal_is_not(tmp_path: Path) -> None:
+    hu = np.full((4, 20, 20), -1000)
+    files = series(tmp_path / "signed", hu, intercept=0)
+    for file in files:
+        edit(file, PixelRepresentation=0, PixelData=np.full((20, 20), -1000, np.int16).tobytes())
+    assert refusal(files).reason == "not-hounsfield"
+    files = series(tmp_path / "metal", hu)
+    pixels = np.zeros((20, 20), np.uint16)
+    pixels[:2, :2] = 65000
+    edit(files[1], PixelRepresentation=0, BitsStored=16, HighBit=15, PixelData=pixels.tobytes())
+    assert read_volume(files).array.max() == 32767
+
+
+def test_values_of_32_bits_are_not_wrapped_round() -> None:
+    stored = np.array([[0, 2**31, 2**32 - 1]], np.uint32)
+    assert (ModalityValues(1.0, -1.0).of(stored) == np.array([[-1, 2**31, 2**32]], np.float32)).all()
+    assert (ModalityValues(1.0, -1.0).of(stored[:, :1]) == -1).all()
 
 
 def test_images_of_two_sizes_are_refused_with_both(tmp_path: Path) -> None:
