@@ -59,7 +59,7 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/mypy
 
 test: peers $(VENV)-mlserver/.installed lint
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 soak: peers $(VENV)/.installed-dev
 	$(VENV)/bin/python -W ignore -m tests.soak $(if $(KILLS),--kills $(KILLS)) $(if $(INPUTS),--inputs $(INPUTS)) $(if $(SEED),--seed $(SEED))
