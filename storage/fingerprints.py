@@ -10,12 +10,12 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, delete, func, insert, select
 
 from storage import schema
 from storage.database import now
 
-__all__ = ["MOST_DIFFERENT", "Likeness", "add", "alike", "distance", "forget"]
+__all__ = ["MOST_DIFFERENT", "Likeness", "add", "alike", "distance", "forget", "newest"]
 
 #: Pictures whose hashes differ in no more bits are nearly the same. What finds them holds up to 15.
 MOST_DIFFERENT = 12
@@ -59,10 +59,21 @@ def add(connection: Connection, study_id: int, kind: str, hashes: Mapping[str, s
         )
 
 
-def alike(connection: Connection, study_id: int, kind: str, value: str) -> Likeness | None:
-    """Return the picture of another study that is nearest to this one, if any is nearly the same."""
+def newest(connection: Connection) -> int:
+    """Return the number of the hash that was kept last; 0 where there is none."""
+    return connection.execute(select(func.max(schema.fingerprint.c.id))).scalar() or 0
+
+
+def alike(connection: Connection, study_id: int, kind: str, value: str, *, after: int = 0) -> Likeness | None:
+    """Return the picture of another study that is nearest to this one, if any is nearly the same.
+
+    Parameters
+    ----------
+    after
+        Only hashes that were kept after the one of this number are looked at.
+    """
     f, p = schema.fingerprint.c, schema.fingerprint_piece.c
-    near = select(p.fingerprint_id).where(p.piece.in_(_pieces(kind, value))).distinct()
+    near = select(p.fingerprint_id).where(p.piece.in_(_pieces(kind, value)), p.fingerprint_id > after).distinct()
     rows = connection.execute(
         select(f.value, f.sop_instance_uid, schema.study.c.study_instance_uid)
         .select_from(schema.fingerprint.join(schema.study, f.study_id == schema.study.c.id))

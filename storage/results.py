@@ -21,7 +21,20 @@ from storage.blobs import Blobs
 from storage.database import Database, now
 from storage.prepared import Prepared
 
-__all__ = ["Kept", "Totals", "empty", "evict", "find", "forget", "forget_study", "put", "sweep", "totals"]
+__all__ = [
+    "Kept",
+    "Sealed",
+    "Totals",
+    "empty",
+    "evict",
+    "find",
+    "forget",
+    "forget_study",
+    "put",
+    "seal",
+    "sweep",
+    "totals",
+]
 
 #: A result's last use is written down again only after so long: a hit is to cost no write.
 _USED_AGAIN = timedelta(days=1)
@@ -45,6 +58,16 @@ class Kept:
     file: Path | None
     provider: str
     precision: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sealed:
+    """A result to be kept: findings as JSON, its file, and the SHA-256 and bytes of both together."""
+
+    findings: bytes
+    blob: str | None
+    digest: str
+    size: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,24 +101,21 @@ def find(database: Database, blobs: Blobs, key: str) -> Kept | None:
     return Kept(id=result_id, findings=values, file=file, provider=provider, precision=precision)
 
 
+def seal(blobs: Blobs, findings: dict[str, Any], blob: str | None) -> Sealed:
+    """Make a result ready to be kept, before any transaction: its file is read to the end, and may be large."""
+    text = json.dumps(findings, separators=(",", ":")).encode()
+    file = blobs.path(blob) if blob is not None else None
+    size = len(text) + (file.stat().st_size if file is not None else 0)
+    return Sealed(findings=text, blob=blob, digest=_digest(text, file), size=size)
+
+
 def put(
-    connection: Connection,
-    blobs: Blobs,
-    key: str,
-    findings: dict[str, Any],
-    *,
-    blob: str | None,
-    study_id: int,
-    model: str,
-    provider: str,
-    precision: str,
+    connection: Connection, key: str, sealed: Sealed, *, study_id: int, model: str, provider: str, precision: str
 ) -> bool:
     """Keep a result in the caller's transaction; the file's bytes are durable already. Whether it was new."""
     known = select(_r.id).where(_r.key == key, _r.provider == provider, _r.precision == precision)
     if connection.execute(known).first() is not None:
         return False
-    text = json.dumps(findings, separators=(",", ":")).encode()
-    file = blobs.path(blob) if blob is not None else None
     at = now(connection)
     connection.execute(
         insert(schema.result).values(
@@ -104,10 +124,10 @@ def put(
             model=model,
             provider=provider,
             precision=precision,
-            findings=text,
-            digest=_digest(text, file),
-            blob=blob,
-            size=len(text) + (file.stat().st_size if file is not None else 0),
+            findings=sealed.findings,
+            digest=sealed.digest,
+            blob=sealed.blob,
+            size=sealed.size,
             created_at=at,
             used_at=at,
         )

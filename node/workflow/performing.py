@@ -197,7 +197,8 @@ def _commit(
                 model=workitem.model,
                 version=workitem.model_version,
                 digest=workitem.model_digest,
-                observations=findings.statistics.get("observations", ()),
+                # What is said again says nothing new of what comes in: a study rerun often is no change of population.
+                observations=() if findings.cached else findings.statistics.get("observations", ()),
                 reference=way.settings.drift.reference,
                 window=way.settings.drift.window,
             )

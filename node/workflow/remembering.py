@@ -109,35 +109,42 @@ def remember(way: Way, workitem: Workitem, card: Card, key: str | None, findings
     if not keeps and not findings.fingerprints:
         return
     try:
-        values, blob = _packed(way, findings) if keeps else ({}, None)
+        sealed = _sealed(way, findings) if keeps else None
+        kind, hashes = _kind(card), findings.fingerprints
+        with way.database.read() as connection:
+            newest = fingerprints.newest(connection) if hashes else 0
+            seen = [fingerprints.alike(connection, workitem.study_id, kind, value) for value in hashes.values()]
+        # All others wait for this one: what takes long was done before it, and only what came since is compared again.
         with way.database.write() as connection:
-            new = keeps and results.put(
+            new = sealed is not None and results.put(
                 connection,
-                way.results,
                 str(key),
-                values,
-                blob=blob,
+                sealed,
                 study_id=workitem.study_id,
                 model=f"{card.name} {card.version}",
                 provider=findings.provider,
                 precision=findings.precision,
             )
-            kind = _kind(card)
-            for value in findings.fingerprints.values():
-                like = fingerprints.alike(connection, workitem.study_id, kind, value)
+            for value, before in zip(hashes.values(), seen, strict=True):
+                since = fingerprints.alike(connection, workitem.study_id, kind, value, after=newest)
+                like = min((one for one in (before, since) if one is not None), key=_different, default=None)
                 if like is not None:
                     text = (
                         f"nearly the same picture as one of study {like.study_instance_uid} "
                         f"({like.different} of 256 bits differ); both were analysed, each for itself"
                     )
                     flags.raise_flag(connection, workitem.study_id, flags.LIKENESS, like.study_instance_uid, text)
-            fingerprints.add(connection, workitem.study_id, kind, findings.fingerprints)
-        if blob is not None and not new:
-            way.results.delete(blob)
+            fingerprints.add(connection, workitem.study_id, kind, hashes)
+        if sealed is not None and sealed.blob is not None and not new:
+            way.results.delete(sealed.blob)
         if new and int(str(key)[:4], 16) % _LOOK_EVERY == 0:
             results.evict(way.database, way.results, way.settings.perform.results_mb * 2**20)
-    except (SQLAlchemyError, OSError) as problem:
+    except Exception as problem:  # noqa: BLE001 - whatever it is, a model has answered, and that is what counts
         _log.warning("a result cannot be kept", error=type(problem).__name__)
+
+
+def _different(like: fingerprints.Likeness) -> int:
+    return like.different
 
 
 def _kind(card: Card) -> str:
@@ -154,19 +161,19 @@ def _choices(card: Card, measured: Path) -> list[str]:
         return []
 
 
-def _packed(way: Way, findings: Findings) -> tuple[dict[str, object], str | None]:
-    """Return findings as JSON-ready values, and the name of the durable file with their arrays, if they have any."""
+def _sealed(way: Way, findings: Findings) -> results.Sealed:
+    """Return findings ready to be kept, their arrays, if they have any, in a durable file."""
     with tempfile.TemporaryDirectory(dir=way.scratch, prefix="result-") as folder:
         values = findings_to(findings, Path(folder) / _ARRAYS)
         files = sorted(Path(folder).iterdir())
         if not files:
-            return values, None
+            return results.seal(way.results, values, None)
         packed = way.incoming / f"{uuid.uuid4().hex}.result"
         try:
             with zipfile.ZipFile(packed, "x", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
                 for file in files:
                     archive.write(file, file.name)
-            return values, way.results.adopt(packed)
+            return results.seal(way.results, values, way.results.adopt(packed))
         finally:
             packed.unlink(missing_ok=True)
 

@@ -19,9 +19,9 @@ from node.settings import Settings
 from node.workflow import heatmaps, steps
 from node.workflow.leftovers import remove_leftovers
 from node.workflow.models import Models, register
-from node.workflow.remembering import key_of, recalled, remember
+from node.workflow.remembering import _kind, key_of, recalled, remember
 from node.workflow.way import Way
-from storage import attempts, fingerprints, flags, results, schema, studies, worklist
+from storage import attempts, drift, fingerprints, flags, results, schema, studies, worklist
 from storage.records import Instance, Study, Workitem
 from tests.dicom_factory import radiograph
 from tests.model_factory import classification_card, mean_brightness, segmentation_card, thresholding, write_model
@@ -235,7 +235,8 @@ def test_the_engine_is_not_asked_about_what_it_has_answered(
 
     def run(_card: Card, job: Job, _heartbeat: object) -> Findings:
         asked.append(job)
-        return findings(job.input_set["radiograph"][0].key)
+        observed = {"observations": ({"mean": 0.5},)}
+        return replace(findings(job.input_set["radiograph"][0].key), statistics=observed)
 
     made = []
     for _ in range(2):
@@ -247,6 +248,8 @@ def test_the_engine_is_not_asked_about_what_it_has_answered(
             made.append(worklist.get(connection, taken[0].id))
     assert [one.state for one in made] == ["COMPLETED", "COMPLETED"]
     assert len(asked) == 1
+    with holding.database.read() as connection:
+        assert [one.count for one in drift.observed(connection)] == [1]  # what is said again is no further input
     assert [one.findings["cached"] for one in made if one.findings] == [False, True]
     first, second = (one.findings for one in made)
     assert first is not None
@@ -300,6 +303,8 @@ def test_trouble_with_keeping_a_result_costs_no_findings(
     study = received(holding, tmp_path)
     inputs = instances(holding, study)
     work = scheduled(holding, study, of)
+    uid = inputs["radiograph"][0].sop_instance_uid
+    remember(way, work, of, None, replace(findings(uid), fingerprints={uid: "no hash at all"}))
     way.scratch.rmdir()
     remember(way, work, of, key_of(of, inputs, NOWHERE), masked(inputs["radiograph"][0].sop_instance_uid))
     assert recalled(way, key_of(of, inputs, NOWHERE), inputs) is None
@@ -325,6 +330,10 @@ def test_nearly_the_same_picture_of_another_study_is_pointed_out_and_one_that_on
         if number == 1:
             second = study.study_instance_uid
     assert told == [[], [("likeness", first)], [("likeness", second)], []]
+    with holding.database.read() as connection:
+        last = fingerprints.newest(connection)
+        found = [fingerprints.alike(connection, 0, _kind(of), far, after=after) for after in (0, last - 1, last)]
+    assert [one is not None for one in found] == [True, True, False]
 
 
 def test_pictures_that_differ_by_little_share_a_piece_of_their_hash() -> None:
