@@ -81,17 +81,14 @@ def take_in(
 
 
 def _copy(source: Path, target: Path, limits: Limits, progress: Callable[[int, int], None] | None) -> list[str]:
-    found = list(_files(source, source.resolve(), ()))
+    root = source.resolve()
+    found = list(_files(source, root, ()))
     _check_amount(source, len(found), sum(size for _, _, size in found), limits)
     done, total = 0, sum(size for _, _, size in found)
     for parts, _, _ in found:
         place = target.joinpath(*parts)
         place.parent.mkdir(parents=True, exist_ok=True)
-        # What was looked at is what is opened: a link that has taken a file's place since is refused by the system.
-        descriptor = os.open(source.joinpath(*parts).resolve(), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as stream, place.open("xb") as copy:
-            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                raise CardError(f"{source.joinpath(*parts)}: changed while it was read")
+        with _opened(source.joinpath(*parts), root) as stream, place.open("xb") as copy:
             for chunk in _chunks(stream):
                 done += len(chunk)
                 if done > limits.size:
@@ -100,6 +97,20 @@ def _copy(source: Path, target: Path, limits: Limits, progress: Callable[[int, i
                 if progress:
                     progress(done, total)
     return sorted("/".join(parts) for parts, _, _ in found)
+
+
+def _opened(path: Path, root: Path) -> IO[bytes]:
+    """Open what was a file below ``root`` when it was looked at; links may have taken its place, or a folder's, since.
+
+    So it is not the name that is asked where it leads, but the open file where it lies (proc(5), ``/proc/PID/fd``).
+    """
+    stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    opened = Path(f"/proc/self/fd/{stream.fileno()}")
+    real = (opened if opened.exists() else path).resolve()
+    if real.is_relative_to(root) and stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        return stream
+    stream.close()
+    raise CardError(f"{path}: changed while it was read")
 
 
 def _files(folder: Path, root: Path, parts: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Path, int]]:

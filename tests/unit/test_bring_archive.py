@@ -118,3 +118,29 @@ def test_a_folder_with_a_link_out_of_it_is_refused(tmp_path: Path, kind: str) ->
     with pytest.raises(CardError, match=r"leads out|neither a file"):
         take_in(source, tmp_path / "taken")
     assert not (tmp_path / "taken").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_link_that_takes_a_files_place_while_a_folder_is_read_is_not_followed_out_of_it(
+    tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key.pt").write_text("s")
+    source = tmp_path / "bundle"
+    (source / "models").mkdir(parents=True)
+    (source / "a.pt").write_text("a")
+    (source / "models" / "key.pt").write_text("w")
+
+    def swap(done: int, total: int) -> None:
+        if done > 1:
+            return
+        left, there = (
+            (source / "models", "secret") if kind == "folder" else (source / "models" / "key.pt", "secret/key.pt")
+        )
+        left.rename(tmp_path / "before")
+        left.symlink_to(tmp_path / there)
+
+    with pytest.raises(CardError, match="changed while it was read"):
+        take_in(source, tmp_path / "taken", progress=swap)
+    assert (tmp_path / "before").exists()
+    assert not (tmp_path / "taken").exists()
