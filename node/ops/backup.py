@@ -190,11 +190,15 @@ def _write_archive(
 
 
 def _beside(data_dir: Path) -> Iterator[Path]:
-    """Yield the files of models that were added at run time, heat maps, and the masks that shadows have made."""
+    """Yield the files of models that were added at run time, heat maps, and the masks that shadows have made.
+
+    Directly below those folders a name that begins with a point is the node's own: a lock, or a version that is being
+    brought in. Further down it is a model's file like any other (a bundle's .gitattributes), which its card may name.
+    """
     for name in BESIDE:
         for path in sorted((data_dir / name).rglob("*")):
             parts = path.relative_to(data_dir).parts
-            if path.is_file() and not path.is_symlink() and not any(part.startswith(".") for part in parts):
+            if path.is_file() and not path.is_symlink() and not parts[1].startswith("."):
                 yield path
 
 

@@ -41,8 +41,11 @@ _NAMED = 5
 #: The folders that a backup holds.
 _BLOBS = ("blobs", "quarantine")
 _RESTORED = (*_BLOBS, *BESIDE)
-#: No part of a name begins with a point: none leads out of the folder, and none is hidden in it.
-_MEMBER = re.compile(rf"({'|'.join(_BLOBS)})/[0-9a-f]{{2}}/[0-9a-f]{{32}}|({'|'.join(BESIDE)})(/[^./\x00][^/\x00]*)+")
+#: No part of a name is "." or "..": none leads out of the folder. Nor is a lock of the node's own taken.
+_PART = r"/(?!\.{1,2}(?:/|\Z))[^/\x00]+"
+MEMBER = re.compile(
+    rf"({'|'.join(_BLOBS)})/[0-9a-f]{{2}}/[0-9a-f]{{32}}|({'|'.join(BESIDE)})/[^./\x00][^/\x00]*(?:{_PART})*"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +171,7 @@ def _unpack(file: Path, folder: Path, progress: Progress) -> dict[str, Any]:
     try:
         with tarfile.open(file) as archive:
             for number, member in enumerate(archive, start=1):
-                known = member.name in (DATABASE, MANIFEST) or _MEMBER.fullmatch(member.name)
+                known = member.name in (DATABASE, MANIFEST) or MEMBER.fullmatch(member.name)
                 if not known or not member.isreg() or member.name in found:
                     raise BackupError(
                         f"{file}: holds {member.name!r}, which no backup of a node does; nothing restored"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zipfile
@@ -19,7 +20,7 @@ from inference.registry import Registry
 from inference.samples import write_mask
 from node.errors import ModelRefused
 from node.ops.backup import backup
-from node.ops.restore import restore
+from node.ops.restore import MEMBER, restore
 from node.settings import Settings
 from node.workflow import governing, overview
 from node.workflow.models import installed, register, store_of
@@ -261,7 +262,15 @@ def test_a_rollback_makes_no_candidate_live_and_ends_a_canary_whatever_became_of
 def test_a_backup_holds_what_was_added_with_its_stage(
     embedded: Holding, settings: Settings, tmp_path: Path, quick_path: Path
 ) -> None:
-    governing.add(settings, embedded.database, version_in(tmp_path / "new"), by=ANN)
+    source = version_in(tmp_path / "new")
+    # Bundles come with such files, and a card that was derived from one names them all.
+    hidden = source / "configs" / ".gitattributes"
+    hidden.parent.mkdir()
+    hidden.write_text("*.pt filter=lfs")
+    card = yaml.safe_load((source / "card.yaml").read_text())
+    card["files"]["configs/.gitattributes"] = {"sha256": hashlib.sha256(hidden.read_bytes()).hexdigest()}
+    (source / "card.yaml").write_text(yaml.safe_dump(card, sort_keys=False))
+    governing.add(settings, embedded.database, source, by=ANN)
     governing.promote(settings, embedded.database, "blobs@2.0.0", "shadow", by=ANN)
     (embedded.root / "shadows").mkdir()
     (embedded.root / "shadows" / "1.2.3.npz").write_bytes(b"mask")
@@ -278,3 +287,21 @@ def test_a_backup_holds_what_was_added_with_its_stage(
         database.close()
     assert (there.data_dir / "shadows" / "1.2.3.npz").read_bytes() == b"mask"
     assert (there.data_dir / "heat-maps" / "1.2.4.npz").read_bytes() == b"map"
+    assert sorted(one.name for one in (there.data_dir / "models").iterdir()) == ["blobs"]
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("models/blobs/2.0.0/.gitattributes", True),
+        ("models/blobs/2.0.0/..a/...", True),
+        ("models/blobs/../../escaped", False),
+        ("models/./blobs", False),
+        ("models/blobs/..", False),
+        ("models/blobs//card.yaml", False),
+        ("models/.lock", False),
+        ("shadows/../escaped", False),
+    ],
+)
+def test_a_restore_takes_hidden_files_of_models_and_no_name_that_leads_out(name: str, known: bool) -> None:
+    assert (MEMBER.fullmatch(name) is not None) is known
