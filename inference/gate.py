@@ -23,7 +23,7 @@ import numpy as np
 from inference.errors import EngineFailure, InputRefused
 from inference.findings import Code, Coverage, Findings, NotAnalysed
 from inference.imagefile import open_image, texts_of, value_of
-from inference.matching import evaluate, keywords
+from inference.matching import DERIVED_KEYWORDS, evaluate, keywords
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -39,11 +39,11 @@ __all__ = [
     "REASONS",
     "UNKNOWN",
     "Admitted",
+    "Held",
     "Seen",
     "after",
     "age_years",
     "header",
-    "headers",
     "means",
     "pixels",
     "seen",
@@ -98,6 +98,7 @@ UNKNOWN: Final[Mapping[str, str]] = {
     "photometric": "refuse",
 }
 
+_OF_THE_NODE = DERIVED_KEYWORDS | {"ModalitiesInStudy"}
 _VIEW_KEYWORDS = {"ViewPosition", "ViewCodeSequence", "PatientOrientation"}
 _DAYS = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}
 _NO_AGENT = {"NONE", "NO", "N", "NO CONTRAST", "WITHOUT"}
@@ -143,10 +144,12 @@ def means(role: InputRole, dataset: Dataset) -> None:
     InputRefused
         ``modality``, ``view``, ``body-part`` or ``outside-intended-use``.
     """
-    attributes = {key: value_of(dataset, key) for key in keywords(role.match)}
-    if evaluate(role.match, attributes).matched:
+    # What only the node knows of a series it has asked when it chose it; no image tells it.
+    match = {key: wanted for key, wanted in role.match.items() if not keywords({key: wanted}) & _OF_THE_NODE}
+    attributes = {key: value_of(dataset, key) for key in keywords(match)}
+    if evaluate(match, attributes).matched:
         return
-    failed = {key: wanted for key, wanted in role.match.items() if not evaluate({key: wanted}, attributes).matched}
+    failed = {key: wanted for key, wanted in match.items() if not evaluate({key: wanted}, attributes).matched}
     of = keywords(failed)
     if of & {"Modality", "SOPClassUID"}:
         _refuse(
@@ -199,13 +202,28 @@ def header(role: InputRole, dataset: Dataset) -> tuple[str, ...]:
     return tuple(told.words)
 
 
-def headers(roles: Sequence[InputRole], input_set: Mapping[str, Sequence[ImageFile]]) -> tuple[str, ...]:
-    """Hold the first image of each role's series against its limits, before any pixel is read; see :func:`header`."""
-    words: dict[str, None] = {}
-    for role in roles:
-        for file in input_set.get(role.role, ())[:1]:
-            words |= dict.fromkeys(header(role, open_image(file)))
-    return tuple(words)
+class Held:
+    """Holds each image of a volume against its role, as the volume is read; ``words`` is what was not known."""
+
+    def __init__(self, role: InputRole) -> None:
+        self._role = role
+        self._words: dict[str, None] = {}
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What was not known and allowed, each once."""
+        return tuple(self._words)
+
+    def image(self, dataset: Dataset) -> None:
+        """Hold one image; localizers that a volume leaves out are not asked.
+
+        Raises
+        ------
+        InputRefused
+            As :func:`means` and :func:`header` do.
+        """
+        means(self._role, dataset)
+        self._words |= dict.fromkeys(header(self._role, dataset))
 
 
 def volume(role: InputRole, coverage: Coverage) -> None:
@@ -314,38 +332,24 @@ def series(role: InputRole, files: Sequence[ImageFile]) -> tuple[str, ...]:
     Raises
     ------
     InputRefused
-        As :func:`means`, :func:`header`, :func:`volume` and :func:`pixels` do.
+        As :func:`means`, :func:`header`, :func:`volume` and :func:`pixels` do, and with the reasons of
+        :func:`inference.volume.stacked`.
     """
+    held = Held(role)
+    if role.kind == "volume":
+        from inference.volume import coverage_of, stacked
+
+        planes, _, lie = stacked(files, minimum=role.minimum_instances, hold=held.image)
+        volume(role, coverage_of(planes, lie))
+        return held.words
     from inference.radiograph import radiograph_pixels
 
-    words: dict[str, None] = {}
-    places: list[tuple[float, ...]] = []
-    normal = None
     for file in files:
         dataset = open_image(file)
-        means(role, dataset)
-        if role.kind == "radiograph" or not words:
-            words |= dict.fromkeys(header(role, dataset))
-        if role.kind == "radiograph" and role.limits.plausible:
+        held.image(dataset)
+        if role.limits.plausible:
             pixels(role, radiograph_pixels(dataset))
-        place = _numbers(_nested(dataset, "PlanePositionSequence", "ImagePositionPatient"), 3)
-        cosines = _numbers(_nested(dataset, "PlaneOrientationSequence", "ImageOrientationPatient"), 6)
-        if place and cosines:
-            places.append(place)
-            normal = np.cross(cosines[:3], cosines[3:])
-    if role.kind != "volume" or not (role.limits.coverage_mm or role.slice_spacing_mm):
-        return tuple(words)
-    if normal is None or len(places) < 2:
-        # What lies in frames of one file is for the engine to read; here nothing is known of it.
-        if role.limits.coverage_mm:
-            told = _Told(role.limits)
-            told.known("coverage_mm", "coverage", None, "how much of the patient the series covers")
-            words |= dict.fromkeys(told.words)
-        return tuple(words)
-    along = np.sort(np.array(places) @ normal)
-    step = float(np.median(np.diff(along)))
-    volume(role, Coverage(images=len(places), spacing_mm=step, extent_mm=float(np.ptp(along)) + step))
-    return tuple(words)
+    return held.words
 
 
 def after(card: Card, findings: Findings) -> Findings:

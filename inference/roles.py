@@ -46,14 +46,17 @@ class RoleVolumes:
         The images of all roles, the reference's first, without localizers that were left out.
     left_out
         Those.
+    unknown
+        What the card asks for and the images do not tell, where it may be unknown.
     warnings
-        What was registered, and how far it moved: to be said with the findings.
+        What was registered, and how far it moved. Both are to be said with the findings.
     """
 
     reference: Volume
     arrays: Mapping[str, npt.NDArray[Any]]
     images: tuple[str, ...]
     left_out: tuple[str, ...]
+    unknown: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
@@ -70,8 +73,8 @@ def read_roles(roles: Sequence[InputRole], input_set: Mapping[str, Sequence[Imag
     Raises
     ------
     InputRefused
-        ``missing-role`` naming those that are; ``slice-spacing``, ``coverage``; ``roles-apart`` where a role does not
-        cover the reference's field; the reasons of :func:`inference.volume.read_volume` and
+        ``missing-role`` naming those that are; ``roles-apart`` where a role does not cover the
+        reference's field; the reasons of :mod:`inference.gate`, of :func:`inference.volume.read_volume` and
         :func:`inference.registration.register`, with the role's name in their words.
     """
     missing = [role.role for role in roles if not role.optional and not input_set.get(role.role)]
@@ -79,14 +82,15 @@ def read_roles(roles: Sequence[InputRole], input_set: Mapping[str, Sequence[Imag
         raise InputRefused("missing-role", f"no series was given for {', '.join(missing)}")
     first = next(role for role in roles if not role.optional)
     volumes: dict[str, Volume] = {}
-    reference = _read(first, input_set[first.role], len(roles) > 1)
+    unknown: dict[str, None] = {}
+    reference = _read(first, input_set[first.role], unknown, named=len(roles) > 1)
     arrays: dict[str, npt.NDArray[Any]] = {}
     warnings: list[str] = []
     for role in roles:
         if role is first:
             volumes[role.role], arrays[role.role] = reference, reference.array
         elif input_set.get(role.role):
-            volume = _read(role, input_set[role.role], named=True)
+            volume = _read(role, input_set[role.role], unknown, named=True)
             arrays[role.role], said = _on(reference, volume, role.role)
             warnings.extend(said)
             volumes[role.role] = volume
@@ -96,18 +100,21 @@ def read_roles(roles: Sequence[InputRole], input_set: Mapping[str, Sequence[Imag
         arrays=arrays,
         images=tuple(dict.fromkeys(key for volume in given for key in volume.images)),
         left_out=tuple(dict.fromkeys(key for volume in given for key in volume.left_out)),
+        unknown=tuple(unknown),
         warnings=tuple(warnings),
     )
 
 
-def _read(role: InputRole, files: Sequence[ImageFile], named: bool) -> Volume:
+def _read(role: InputRole, files: Sequence[ImageFile], unknown: dict[str, None], *, named: bool) -> Volume:
+    held = gate.Held(role)
     try:
-        volume = read_volume(files, minimum=role.minimum_instances)
+        volume = read_volume(files, minimum=role.minimum_instances, hold=held.image)
         gate.volume(role, volume.coverage)
     except InputRefused as refusal:
         if not named:
             raise
         raise InputRefused(refusal.reason, f"{role.role}: {refusal.text}", refusal.code) from refusal
+    unknown |= dict.fromkeys(held.words)
     return volume
 
 

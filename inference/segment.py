@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from inference import gate
 from inference.findings import Findings, NotAnalysed, Segment, Segmentation
 from inference.imagefile import open_image
 from inference.labelling import label_by_slab, label_by_window
@@ -37,7 +36,6 @@ def segment(card: Card, model: Model, input_set: Mapping[str, Sequence[ImageFile
     EngineFailure
         If the model broke, or answered what its card does not say.
     """
-    unknown = gate.headers(card.inputs, input_set)
     read = read_roles(card.inputs, input_set)
     volume = read.reference
     first = next(role.role for role in card.inputs if not role.optional)
@@ -56,7 +54,7 @@ def segment(card: Card, model: Model, input_set: Mapping[str, Sequence[ImageFile
             images=images,
             coverage=volume.coverage,
             not_analysed=refused,
-            warnings=unknown,
+            warnings=read.unknown,
             statistics={"inputs": inputs},
             seconds=timed.seconds,
         )
@@ -78,7 +76,7 @@ def segment(card: Card, model: Model, input_set: Mapping[str, Sequence[ImageFile
             segments=segments, images=volume.keys, frames=volume.frames, labels=volume.to_source(labels)
         ),
         coverage=volume.coverage,
-        warnings=(*unknown, *read.warnings),
+        warnings=(*read.unknown, *read.warnings),
         statistics={"inputs": inputs},
         seconds=timed.seconds,
     )

@@ -10,7 +10,7 @@ with a reason of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -26,10 +26,11 @@ from inference.stack import Lie, lie_of, require_uniform, without_localizers
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    from pydicom import Dataset
 
     from inference.engine import ImageFile
 
-__all__ = ["AXES", "Volume", "read_volume"]
+__all__ = ["AXES", "Volume", "coverage_of", "read_volume", "stacked"]
 
 #: The axes of every volume: slices towards the head, rows towards the back, columns towards the patient's left.
 AXES = "SPL"
@@ -120,8 +121,13 @@ class Volume:
         return np.ascontiguousarray(stack[self._places])
 
 
-def read_volume(files: Sequence[ImageFile], *, minimum: int = 2) -> Volume:
-    """Read images of one series, single-frame or enhanced multi-frame, as a volume.
+Hold = Callable[["Dataset"], None]
+
+
+def stacked(
+    files: Sequence[ImageFile], *, minimum: int = 2, hold: Hold | None = None
+) -> tuple[list[Plane], list[Plane], Lie]:
+    """Read the headers of images of one series and order them as a volume; no pixel is decoded.
 
     Parameters
     ----------
@@ -129,21 +135,47 @@ def read_volume(files: Sequence[ImageFile], *, minimum: int = 2) -> Volume:
         In any order.
     minimum
         The least number of planes that make a volume; never below 2.
+    hold
+        Called with each image that is part of the volume, and refuses those that it must not be made of.
+
+    Returns
+    -------
+    list of Plane, list of Plane, Lie
+        Those of the volume along their normal, the localizers that are no part of it, and how they lie.
 
     Raises
     ------
     InputRefused
-        ``too-few-slices``, ``not-hounsfield``, and the reasons of :func:`inference.frames.read_planes` and of
+        ``too-few-slices``, and the reasons of ``hold``, of :func:`inference.frames.read_planes` and of
         :mod:`inference.stack`.
     """
     everything = [plane for index, file in enumerate(files) for plane in read_planes(index, file)]
     planes, left_out = without_localizers(everything)
+    if hold is not None:
+        for dataset in {plane.index: plane.groups[-1] for plane in planes}.values():
+            hold(dataset)
     if len(planes) < max(minimum, 2):
         raise InputRefused(
             "too-few-slices", f"{len(planes)} images make no volume: at least {max(minimum, 2)} are needed"
         )
     require_uniform(planes)
-    lie = lie_of(planes)
+    return planes, left_out, lie_of(planes)
+
+
+def coverage_of(planes: Sequence[Plane], lie: Lie) -> Coverage:
+    """Return what a stack covers of the patient along its normal."""
+    return Coverage(images=len(planes), spacing_mm=lie.spacing, extent_mm=lie.spacing * len(planes))
+
+
+def read_volume(files: Sequence[ImageFile], *, minimum: int = 2, hold: Hold | None = None) -> Volume:
+    """Read images of one series, single-frame or enhanced multi-frame, as a volume; see :func:`stacked`.
+
+    Raises
+    ------
+    InputRefused
+        ``no-pixels``, ``not-hounsfield``, and the reasons of :func:`stacked`.
+    """
+    planes, left_out, lie = stacked(files, minimum=minimum, hold=hold)
     source = _source_grid(planes, lie)
     given = sorted(range(len(planes)), key=lambda place: (planes[place].index, planes[place].frame))
     keys = tuple(planes[place].key for place in given)
@@ -156,7 +188,7 @@ def read_volume(files: Sequence[ImageFile], *, minimum: int = 2) -> Volume:
         keys=keys,
         frames=tuple(planes[place].frame for place in given),
         left_out=tuple(dict.fromkeys(plane.key for plane in left_out if plane.key not in set(keys))),
-        coverage=Coverage(images=len(planes), spacing_mm=lie.spacing, extent_mm=lie.spacing * len(planes)),
+        coverage=coverage_of(planes, lie),
         modality=modality,
         tilt_degrees=lie.tilt_degrees,
         frame_of_reference=planes[0].frame_of_reference,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 
 from inference import gate
 from inference.card import load_card
@@ -17,6 +17,7 @@ from inference.errors import EngineFailure, InputRefused
 from inference.findings import Classification, Code, Findings, Measurement, NotAnalysed, Segment, Segmentation
 from inference.inputs import InputRole, Limits
 from tests.dicom_factory import ct_series, radiograph
+from tests.enhanced_factory import enhanced
 from tests.evidence_factory import content, make, uids_of
 from tests.model_factory import (
     classification_card,
@@ -172,6 +173,60 @@ def test_a_volume_that_covers_too_little_or_lies_otherwise_is_not_segmented(tmp_
         assert findings.not_analysed is not None
         assert findings.not_analysed.reason == reason
         assert findings.segmentation is None
+
+
+def test_every_image_of_a_volume_is_held_against_the_card_but_for_localizers(tmp_path: Path) -> None:
+    hu, frame = np.full((6, 16, 16), 900), "2.25.7"
+    images = ct_series(tmp_path / "ct", hu, spacing=(3, 1, 1), frame_of_reference_uid=frame)
+    coronal = (1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
+    scout = ct_series(tmp_path / "scout", hu[:1], orientation=coronal, frame_of_reference_uid=frame)
+    change(scout[0], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    match = {"Modality": "CT", "BodyPartExamined": "CHEST", "not": {"ImageType": "LOCALIZER"}, "CallingAETitle": "*"}
+    inputs = [
+        {"role": "ct", "kind": "volume", "match": match, "limits": {"contrast": "without", "orientation": ["axial"]}}
+    ]
+
+    def reason(name: str) -> str:
+        found = segment(tmp_path / name, [*scout, *images], thresholding(), inputs=inputs)
+        given = tuple(ImageFile(path.stem, path) for path in [*scout, *images])
+        if found.not_analysed is None:
+            assert gate.series(InputRole.model_validate(inputs[0]), given) == ()
+            return ""
+        with pytest.raises(InputRefused) as caught:
+            gate.series(InputRole.model_validate(inputs[0]), given)
+        assert caught.value.reason == found.not_analysed.reason
+        return found.not_analysed.reason
+
+    for path in images:
+        change(path, BodyPartExamined="CHEST")
+    assert reason("all") == ""
+    change(images[3], ContrastBolusAgent="IOHEXOL")
+    assert reason("contrast") == "contrast"
+    change(images[3], ContrastBolusAgent="NONE", BodyPartExamined="HEAD")
+    assert reason("head") == "body-part"
+
+
+def change(path: Path, **values: Any) -> None:
+    dataset = dcmread(path)
+    for keyword, value in values.items():
+        setattr(dataset, keyword, value)
+    dataset.save_as(path)
+
+
+def test_the_frames_of_an_enhanced_image_are_held_too_where_an_engine_reads_it_by_itself(tmp_path: Path) -> None:
+    path = enhanced(tmp_path, np.zeros((10, 16, 16)), [(0, 0, 3.0 * number) for number in range(10)])
+
+    def series(**changes: Any) -> str:
+        role = InputRole(role="ct", kind="volume", **changes)
+        try:
+            gate.series(role, [ImageFile("enhanced", path)])
+        except InputRefused as refusal:
+            return refusal.reason
+        return ""
+
+    assert series(limits=Limits(coverage_mm=(20, 40)), slice_spacing_mm=(1, 5)) == ""
+    assert series(limits=Limits(coverage_mm=(100, 400))) == "coverage"
+    assert series(slice_spacing_mm=(1, 2)) == "slice-spacing"
 
 
 def test_series_that_an_engine_reads_by_itself_are_held_against_the_card_by_their_headers(tmp_path: Path) -> None:
