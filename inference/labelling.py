@@ -224,9 +224,15 @@ class _Deciding:
 
     def scores(self, answer: Scores) -> Scores:
         """Return what may be averaged over windows: probabilities where the card declares them."""
-        if self._threshold is not None and answer.shape[1] != len(self._labels):
+        channels = answer.shape[1]
+        if self._threshold is not None and channels != len(self._labels):
             raise EngineFailure(
-                "broke", f"the model answered {answer.shape[1]} channels; its card names {len(self._labels)} outputs"
+                "broke", f"the model answered {channels} channels; its card names {len(self._labels)} outputs"
+            )
+        if self._threshold is None and channels <= self._labels.max():
+            # A structure that the graph cannot see would be reported as not there.
+            raise EngineFailure(
+                "broke", f"the model answered {channels} channels; its card names label {self._labels.max()}"
             )
         return probabilities_of(answer, self._activation, axis=1)
 

@@ -75,7 +75,7 @@ def check_tensors(card: Card, file: str, inputs: Mapping[str, Tensor], outputs: 
         where = f"{card.path}: tensors.{role}: {file}"
         if name not in there:
             raise EngineFailure("broke", f"{where} has no {kind} {name!r} (its {kind}s: {', '.join(there) or 'none'})")
-        _check(card, where, there[name], _meant(card, role))
+        _check(card, where, there[name], _meant(card, role, there[name].dtype))
     unfed = [name for name in inputs if name not in card.tensors.values()]
     if unfed:
         raise EngineFailure(
@@ -113,9 +113,9 @@ def _check(card: Card, where: str, found: Tensor, meant: _Meant | None) -> None:
         )
 
 
-def _meant(card: Card, role: str) -> _Meant | None:
+def _meant(card: Card, role: str, dtype: str) -> _Meant | None:
     if card.task == "segmentation":
-        return _meant_projection(card, role) if card.layout == "nchw" else _meant_volume(card, role)
+        return _meant_projection(card, role) if card.layout == "nchw" else _meant_volume(card, role, dtype)
     if role == "image":
         size = _size(card)
         return _Meant(_FLOATS, (None, 1, size, size), f"(images, 1, {size}, {size})")
@@ -131,10 +131,23 @@ def _meant_projection(card: Card, role: str) -> _Meant | None:
     if role == "image":
         size = _size(card)
         return _Meant(_FLOATS, (None, 1, size, size), f"(images, 1, {size}, {size})")
-    return _Meant(_FLOATS, (None, None, None, None), "(images, channels, rows, columns)")
+    channels, words = _channels(card)
+    return _Meant(_FLOATS, (None, channels, None, None), f"(images, {words}, rows, columns)")
 
 
-def _meant_volume(card: Card, role: str) -> _Meant | None:
+def _channels(card: Card) -> tuple[int, str]:
+    """Return how many scores a segmentation's card means, as a shape says it, and in words.
+
+    With a threshold the channels are the card's outputs, in their order; without one a channel's number is a label, and
+    0 the background. A graph with fewer would never find a structure that the card names, and its volume be 0 mL.
+    """
+    if any(step.threshold for step in card.postprocess):
+        return len(card.outputs), f"{len(card.outputs)} channels, one for each output"
+    least = max(output.label or 0 for output in card.outputs) + 1
+    return -least, f"{least} or more channels"
+
+
+def _meant_volume(card: Card, role: str, dtype: str) -> _Meant | None:
     if role == "spacing":
         return _Meant(("float32",), (3,), "(3), in mm")
     if card.layout == "zyx":
@@ -153,7 +166,8 @@ def _meant_volume(card: Card, role: str) -> _Meant | None:
         return _Meant(_FLOATS, (None, len(card.inputs), *sizes), f"(pieces, {len(card.inputs)}, {words})")
     # A graph over the whole volume may choose itself and answer labels; windows are joined by their scores.
     answers: tuple[str, ...] = _FLOATS if card.window else (*_FLOATS, "uint8")
-    return _Meant(answers, (None, None, *sizes), f"(pieces, channels, {words})")
+    channels, counted = (1, "1 channel of labels") if dtype == "uint8" else _channels(card)
+    return _Meant(answers, (None, channels, *sizes), f"(pieces, {counted}, {words})")
 
 
 #: Less than any file declares.

@@ -171,6 +171,19 @@ def test_scores_for_labels_that_the_card_does_not_name_are_refused(tmp_path: Pat
         run(tmp_path, files, card_of(preprocess=steps), scoring(4))
 
 
+@pytest.mark.parametrize("free", [False, True], ids=["declared", "free"])
+@pytest.mark.parametrize("postprocess", [[], [{"threshold": {"value": 0.5, "overlap": "last"}}]], ids=["best", "over"])
+def test_a_card_that_names_a_structure_which_the_graph_cannot_see_is_refused(
+    tmp_path: Path, postprocess: list[dict[str, Any]], free: bool
+) -> None:
+    files = ct_series(tmp_path / "ct", two_boxes(), spacing=SPACING)
+    graph = scoring(1 if postprocess else 2)
+    if free:
+        graph.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "any"
+    with pytest.raises(EngineFailure, match=r"its card (means .* channels|names)"):
+        run(tmp_path, files, card_of(postprocess=postprocess), graph)
+
+
 def test_an_even_volume_is_not_analysed_where_a_step_would_divide_by_nothing(tmp_path: Path) -> None:
     files = ct_series(tmp_path / "ct", np.zeros(SHAPE), spacing=SPACING)
     findings = run(tmp_path, files, card_of(preprocess=[{"z_score": {}}]))
