@@ -166,7 +166,16 @@ def _slice_spacing(planes: list[Plane], normal: npt.NDArray[np.float64]) -> floa
             "irregular-spacing",
             f"the slices lie between {distances.min():.2f} and {distances.max():.2f} mm apart; one distance is needed",
         )
-    return float(distances.mean())
+    # Distances that are each near their median may still add up: every voxel behind would be told in a wrong place.
+    spacing = float(distances.mean())
+    astray = float(np.abs(places - (places[0] + spacing * np.arange(len(places)))).max())
+    if astray > spacing / 2:
+        raise InputRefused(
+            "irregular-spacing",
+            f"a slice lies {astray:.1f} mm from where one distance of {spacing:.2f} mm would have it; the slices lie "
+            f"between {distances.min():.2f} and {distances.max():.2f} mm apart",
+        )
+    return spacing
 
 
 def _tell_apart(planes: list[Plane], places: npt.NDArray[np.intp]) -> None:

@@ -256,6 +256,17 @@ def test_slices_at_uneven_distances_are_refused(tmp_path: Path) -> None:
     assert refusal(files).reason == "irregular-spacing"
 
 
+def test_slices_at_two_distances_that_add_up_are_refused(tmp_path: Path) -> None:
+    files = series(tmp_path, np.zeros((31, 4, 4)), origin=(0, 0, 0), spacing=(1, 1, 1))
+    for number in range(16, 31):
+        edit(files[number], ImagePositionPatient=[0, 0, round(15 + 1.095 * (number - 15), 3)])
+    refused = refusal(files)
+    assert refused.reason == "irregular-spacing"
+    assert "0.7 mm from where" in refused.text
+    # Half of them lie within half a slice of where they are told.
+    assert read_volume(files[6:25]).coverage.images == 19
+
+
 def test_two_orientations_are_refused_with_the_number_of_each(tmp_path: Path) -> None:
     shared = {"frame_of_reference_uid": "2.25.1"}
     axial = series(tmp_path / "a", np.zeros((5, 4, 4)), **shared)
