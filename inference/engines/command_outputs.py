@@ -100,7 +100,10 @@ def labels_of_nifti(card: Card, folder: Path, volume: Volume, most_bytes: int) -
         for name, label in command.masks.items():
             if label not in known:
                 raise EngineFailure("broke", f"{card.path}: command.masks.{name}: outputs name no label {label}")
-            part = _on(grid, results(folder, name)[0], most_bytes)
+            paths = results(folder, name)
+            if len(paths) > 1:
+                raise EngineFailure("broke", f"the program left {len(paths)} files for command.masks.{name}")
+            part = _on(grid, paths[0], most_bytes)
             # Where structures overlap, the one that the card names later stands.
             labels[part != 0] = label
         return labels

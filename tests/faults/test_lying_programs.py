@@ -213,6 +213,11 @@ def test_masks_of_one_structure_each_become_labels_where_the_later_one_stands(tm
         nibabel.save(nifti(given, (given.volume.array > above).astype(np.uint8)), out / f"{name}.nii.gz")
     labels = labels_of_nifti(card, out, given.volume, 1 << 30)
     np.testing.assert_array_equal(given.volume.to_source(labels), EXPECTED)
+    (out / "raw").mkdir()
+    nibabel.save(nifti(given, np.zeros(given.volume.grid.shape, np.uint8)), out / "raw" / "b.nii.gz")
+    with pytest.raises(EngineFailure, match=r"left 2 files for command\.masks\.b\.nii\.gz"):
+        labels_of_nifti(card, out, given.volume, 1 << 30)
+    (out / "raw" / "b.nii.gz").unlink()
     (out / "b.nii.gz").unlink()
     with pytest.raises(EngineFailure, match=r"left no result .b\.nii\.gz."):
         labels_of_nifti(card, out, given.volume, 1 << 30)
