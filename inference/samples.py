@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from inference.card import Card, Sample
     from inference.findings import Findings
 
-__all__ = ["SampleResult", "mask_of", "read_mask", "run_samples", "values_of", "write_mask"]
+__all__ = ["SampleResult", "check_samples", "mask_of", "read_mask", "run_samples", "values_of", "write_mask"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +73,20 @@ def run_samples(
             if progress:
                 progress(number, len(jobs))
     return results
+
+
+def check_samples(card: Card) -> None:
+    """Look whether the files of every sample are there and can be read, without running one.
+
+    Raises
+    ------
+    CardError
+        Naming the sample and what is wrong with it.
+    """
+    for sample in card.samples:
+        job_of(card, sample)
+        if sample.mask is not None:
+            _mask_of_sample(card, sample, sample.mask)
 
 
 def job_of(card: Card, sample: Sample) -> Job:
@@ -170,10 +184,7 @@ def _mask_mismatches(card: Card, sample: Sample, findings: Findings) -> list[str
     made = mask_of(findings)
     if made is None:
         return ["no mask; expected one"]
-    try:
-        images, expected = read_mask(_inside(card, sample, sample.mask))
-    except (OSError, ValueError) as problem:
-        raise CardError(f"{card.path}: samples.{sample.name}.mask: cannot be read ({type(problem).__name__})") from None
+    images, expected = _mask_of_sample(card, sample, sample.mask)
     if sorted(images) != sorted(made[0]) or expected.shape != made[1].shape:
         return ["the mask lies on other images than the one expected"]
     # An image that stands several times has its planes in the same order in both.
@@ -188,6 +199,13 @@ def _mask_mismatches(card: Card, sample: Sample, findings: Findings) -> list[str
         if dice < sample.dice:
             found.append(f"{output.name}: Dice {dice:.4f}; expected at least {sample.dice:g}")
     return found
+
+
+def _mask_of_sample(card: Card, sample: Sample, name: str) -> tuple[tuple[str, ...], npt.NDArray[np.uint8]]:
+    try:
+        return read_mask(_inside(card, sample, name))
+    except (OSError, ValueError) as problem:
+        raise CardError(f"{card.path}: samples.{sample.name}.mask: cannot be read ({type(problem).__name__})") from None
 
 
 def _dice(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> float:

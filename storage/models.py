@@ -33,6 +33,7 @@ __all__ = [
     "record_test",
     "released",
     "revision",
+    "reword",
     "versions",
     "was_live",
 ]
@@ -126,6 +127,26 @@ def add(connection: Connection, found: Found, *, by: str, why: str = "") -> tupl
         return one, False
     insert_version(connection, found, by, why)
     return get(connection, found.model, found.version), True
+
+
+def reword(connection: Connection, version: ModelVersion, found: Found, *, by: str, why: str) -> None:
+    """Note that the words or samples of a version have changed, and nothing that decides its answers.
+
+    A test that it has passed counts no more, since its samples may be others; one that it has failed stays.
+
+    Raises
+    ------
+    AlreadyThere
+        When what decides its answers is not what it was.
+    """
+    if version.digest != found.digest:
+        raise AlreadyThere(f"{version.name} is registered with other content: what has changed needs its own version")
+    m = schema.model_version
+    values: dict[str, Any] = {"card_sha256": found.card_sha256}
+    if version.is_tested:
+        values |= {"tested_digest": None}
+    connection.execute(update(m).where(m.c.id == version.id).values(**values))
+    note(connection, version, "updated", by=by, why=why, detail={"digest": found.digest})
 
 
 def record_test(

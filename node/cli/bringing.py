@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from inference.bring.bundle import Described
     from inference.card import Card
 
-__all__ = ["add_bundle", "add_meshnet"]
+__all__ = ["CheckOption", "add_bundle", "add_meshnet"]
 
 NameOption = Annotated[str, typer.Option("--name", help="What the model is called here; made from its own name else.")]
 VersionOption = Annotated[
@@ -126,28 +126,26 @@ def _finish(
     """Write the card, try the model, and add it as any other: the same checks, the same history."""
     from inference.bring.folder import write_card
     from node.cli.models import at_work
-    from node.workflow import governing
+    from node.workflow import arriving
 
     with progress("digests") as step:
         card = write_card(folder, described.values, files, progress=step)
     if check:
         _try(card)
     with at_work(config) as (settings, database), progress("add") as step:
-        done = governing.add(settings, database, folder, by=asker(by), why=f"from {source.name}", progress=step)
+        done = arriving.add(settings, database, folder, by=asker(by), why=f"from {source.name}", progress=step)
     _tell(card, described)
     show(done)
 
 
 def _try(card: Card) -> None:
     """Load the model once where the node would: what cannot be loaded is told now, not at the first study."""
-    from inference.errors import CardError, EngineFailure
-    from inference.host import EngineHost
+    from inference.errors import CardError
+    from inference.trial import why_not_loaded
 
-    try:
-        with EngineHost(card) as host:
-            host.load()
-    except EngineFailure as failure:
-        raise CardError(f"{card.name} {card.version} cannot be loaded, and was not added: {failure.text}") from failure
+    problem = why_not_loaded(card)
+    if problem:
+        raise CardError(f"{card.name} {card.version} cannot be loaded, and was not added: {problem}")
 
 
 def _tell(card: Card, described: Described) -> None:

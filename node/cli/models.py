@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from node.cli.bringing import add_bundle, add_meshnet
+from node.cli.bringing import CheckOption, add_bundle, add_meshnet
 from node.cli.lowering import quantise, tune
 from node.cli.options import CONFIG, ByOption, ConfigOption, JsonOption
 from node.cli.pulling import pull
@@ -105,6 +105,7 @@ def show_model(version: VersionArgument, config: ConfigOption = CONFIG, as_json:
 def add_card(
     source: Annotated[Path, typer.Argument(metavar="DIR|ZIP", help="A folder or a zip archive with card.yaml in it.")],
     config: ConfigOption = CONFIG,
+    check: CheckOption = True,
     by: ByOption = "",
     why: WhyOption = "",
 ) -> None:
@@ -112,12 +113,13 @@ def add_card(
 
     Examples: **overread models add ./lung-ct-2**, **overread models add lung-ct-2.0.0.zip**
 
-    The files are copied into the data directory. Other content under a version that is there already is refused.
+    The files are copied into the data directory. Other content under a version that is there already is refused, except
+    for words and samples, which take the place of the old ones: what decides its answers has to be the same.
     """
-    from node.workflow import governing
+    from node.workflow import arriving
 
     with at_work(config) as (settings, database), progress("add") as step:
-        done = governing.add(settings, database, source, by=asker(by), why=why, progress=step)
+        done = arriving.add(settings, database, source, by=asker(by), why=why, check=check, progress=step)
     show(done)
 
 

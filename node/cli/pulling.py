@@ -56,7 +56,7 @@ def pull(
     """
     from inference.bring.torchxrayvision import bring, obtain
     from inference.errors import CardError, EngineFailure
-    from node.workflow import governing
+    from node.workflow import arriving
 
     library, _, wanted_name = model.partition(":")
     if library != _LIBRARY:
@@ -78,7 +78,7 @@ def pull(
             from node.cli.models import at_work
 
             with at_work(config) as (settings, database):
-                done = governing.add(
+                done = arriving.add(
                     settings, database, Path(folder), by=asker(by), why=f"pulled {model}", progress=lambda *_: None
                 )
     except EngineFailure as failure:

@@ -1,4 +1,4 @@
-"""What operators do with versions of models: bring them in, test them, promote them, turn them back, retire them.
+"""What operators do with versions of models that are here: test them, promote them, turn them back, retire them.
 
 Whether a version may be promoted is decided here: its files are what its card says, its own sample cases have passed,
 and no report that lies beside its card says otherwise. How stages move is :mod:`storage.stages`.
@@ -6,38 +6,31 @@ and no report that lies beside its card says otherwise. How stages move is :mod:
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy.exc import IntegrityError
 
-from inference.bring.archive import take_in
 from inference.bring.codes import open_names
-from inference.card import Card, load_card
+from inference.card import Card
 from inference.errors import CardError
 from inference.proof import unproven
-from inference.registry import card_of, card_sha256, parted, version_folder
+from inference.registry import card_of, card_sha256, parted
 from inference.samples import run_samples
+from inference.trial import why_not_loaded
 from node.errors import ModelRefused
 from node.settings import Settings
 from node.workflow import shadows
 from node.workflow.control import Done
-from node.workflow.models import found_of, store_of
+from node.workflow.models import store_of
 from storage import models, stages, worklist
-from storage.blobs.files import fsync_directory
 from storage.database import Database
-from storage.errors import AlreadyThere, IllegalTransition
+from storage.errors import IllegalTransition
 from storage.lifecycle import CANARY, CANDIDATE, LIVE, RETIRED, SHADOW
 from storage.records import ModelVersion
 
-__all__ = ["Stage", "Verified", "add", "locate", "promote", "retire", "rollback", "run_test", "verify", "version_named"]
+__all__ = ["Stage", "Verified", "locate", "promote", "retire", "rollback", "run_test", "verify", "version_named"]
 
 Stage = Literal["candidate", "shadow", "canary", "live"]
 Progress = Callable[[int, int], None]
@@ -72,55 +65,6 @@ def locate(settings: Settings, model: str, version: str, *, hashed: bool = True)
     raise CardError(f"{model}@{version}: its files are neither in {settings.models} nor in {store_of(settings)}")
 
 
-def add(
-    settings: Settings, database: Database, source: Path, *, by: str, why: str = "", progress: Progress | None = None
-) -> Done:
-    """Bring a version in from a folder or a zip archive with its card, as a candidate. The same again is no change.
-
-    Raises
-    ------
-    CardError
-        When something in the source is refused; nothing is left of it.
-    AlreadyThere
-        When other content stands under its number.
-    """
-    store = store_of(settings)
-    store.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _alone(store):
-        return _add(settings, database, source, store, by=by, why=why, progress=progress)
-
-
-@contextmanager
-def _alone(store: Path) -> Iterator[None]:
-    """Let one after the other bring something in; what one has left that was killed is taken away."""
-    with (store / ".lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        for left in store.glob(".coming-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        yield
-
-
-def _add(
-    settings: Settings, database: Database, source: Path, store: Path, *, by: str, why: str, progress: Progress | None
-) -> Done:
-    coming = store / f".coming-{uuid.uuid4().hex}"
-    try:
-        take_in(source, coming, progress=progress)
-        card = load_card(coming)
-        place = version_folder(store, card.name, card.version)
-        if _stands(settings, database, card):
-            return Done(unchanged=[f"{card.name}@{card.version} is here already, with the same bytes"])
-        _put(coming, place)
-        found = found_of(card_of(place / "card.yaml", store), store)
-        with database.write() as connection:
-            models.add(connection, found, by=by, why=why or f"from {source.name}")
-    finally:
-        shutil.rmtree(coming, ignore_errors=True)
-    name = f"{card.name}@{card.version}"
-    what = f"{name} is added as a candidate: digest {card.digest[:12]}, {len(card.files)} files"
-    return Done(changed=[what], hint=f"overread models test {name}, then overread models promote {name}")
-
-
 def verify(settings: Settings, database: Database, reference: str | None = None) -> Iterator[Verified]:
     """Hash every file of every version, or of those that are named, and compare with what was registered."""
     for one in _named(database, reference):
@@ -150,7 +94,8 @@ def run_test(
     passed = bool(results) and all(result.passed for result in results)
     summary = f"{sum(result.passed for result in results)} of {len(results)} samples as expected"
     if not results:
-        summary = "the card has no samples"
+        problem = why_not_loaded(card)
+        summary = "the card has no samples; its model " + (f"cannot be loaded: {problem}" if problem else "loads")
     samples = [{**asdict(result), "passed": result.passed} for result in results]
     report: dict[str, Any] = {"version": one.name, "passed": passed, "summary": summary, "samples": samples}
     if not results:
@@ -183,7 +128,7 @@ def promote(
     Raises
     ------
     ModelRefused
-        When it has not passed its test, or a report beside its card says no.
+        When it has not passed its test, cannot be loaded, or a report beside its card says no.
     CardError
         When its files are not what they were.
     IllegalTransition
@@ -195,6 +140,10 @@ def promote(
         _check_tested(one, shadow=stage == SHADOW, answered_for=untested and bool(why) and not card.samples)
         _check_report(card)
         _check_codes(card)
+        # What has passed its test has been loaded for it.
+        problem = why_not_loaded(card) if stage in (LIVE, CANARY) and not one.is_tested else ""
+        if problem:
+            raise ModelRefused(f"{one.name} is not promoted, since it cannot be loaded: {problem}")
     try:
         with database.write() as connection:
             now = models.get(connection, one.model, one.version)
@@ -333,46 +282,3 @@ def _check_codes(card: Card) -> None:
             f"{card.name}@{card.version}: nobody has said the codes of {', '.join(left[:5])}"
             f"{f' and {len(left) - 5} more' if len(left) > 5 else ''}: add it anew with --code and a version of its own"
         )
-
-
-def _stands(settings: Settings, database: Database, card: Card) -> bool:
-    """Whether this very version is registered and its files are where they belong.
-
-    Raises
-    ------
-    AlreadyThere
-        When other content stands under its number.
-    """
-    with database.read() as connection:
-        known = [one for one in models.versions(connection, card.name) if one.version == card.version]
-    if not known:
-        return False
-    if known[0].card_sha256 != card_sha256(card):
-        raise AlreadyThere(
-            f"{known[0].name} is registered with other content: what has changed needs a version of its own"
-        )
-    try:
-        return locate(settings, card.name, card.version).digest == known[0].digest
-    except CardError:
-        # Its files were lost or damaged: they are put back.
-        return False
-
-
-def _put(coming: Path, place: Path) -> None:
-    """Move a version to its place, durable on return."""
-    for path in sorted(coming.rglob("*")):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-    for folder in (coming, *(path for path in coming.rglob("*") if path.is_dir())):
-        fsync_directory(folder)
-    place.parent.mkdir(mode=0o700, exist_ok=True)
-    if place.exists():
-        # Left by one that was never registered, or damaged: what was registered is compared before.
-        shutil.rmtree(place)
-    coming.rename(place)
-    fsync_directory(place.parent)
-    fsync_directory(place.parent.parent)

@@ -28,7 +28,7 @@ from storage.records import ModelVersion
 __all__ = ["Chosen", "Models", "View", "check_routes", "found_of", "fraction_of", "installed", "register", "store_of"]
 
 _Key = tuple[str, str]
-_Exact = tuple[str, str, str]
+_Exact = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,8 +163,8 @@ class Models:
 
     def __init__(self, registry: Registry, store: Path) -> None:
         self._store = store
-        #: By the version and its digest: what was hashed, what was only read, and what is wrong with the rest.
-        self._hashed: dict[_Exact, Card] = {(card.name, card.version, card.digest): card for card in registry}
+        #: By version, digest and words: what was hashed, what was only read, and what is wrong with the rest.
+        self._hashed: dict[_Exact, Card] = {self._exact_of(card): card for card in registry}
         self._read: dict[_Exact, Card] = {}
         self._wrong: dict[_Exact, str] = {}
         self._prepared = -1
@@ -183,7 +183,7 @@ class Models:
                 versions = models.versions(connection)
             wrong: dict[_Exact, str] = {}
             for one in versions:
-                exact = (one.model, one.version, one.digest)
+                exact = _exactly(one)
                 if exact not in self._hashed:
                     try:
                         self._hashed[exact] = self._load(one, hashed=True)
@@ -205,7 +205,7 @@ class Models:
         cards: dict[_Key, Card] = {}
         problems: dict[_Key, str] = {}
         for one in versions:
-            key, exact = (one.model, one.version), (one.model, one.version, one.digest)
+            key, exact = (one.model, one.version), _exactly(one)
             try:
                 card = self._hashed.get(exact) or self._read.get(exact)
                 if exact in self._wrong:
@@ -221,12 +221,21 @@ class Models:
         by_key = {(one.model, one.version): one for one in versions}
         return View(versions=by_key, cards=cards, problems=problems, released=released)
 
+    def _exact_of(self, card: Card) -> _Exact:
+        found = found_of(card, self._store)
+        return card.name, card.version, card.digest, found.card_sha256 if found.origin == models.ADDED else ""
+
     def _load(self, one: ModelVersion, *, hashed: bool) -> Card:
         file = version_folder(self._store, one.model, one.version) / "card.yaml"
         card = card_of(file, self._store, hashed=hashed)
         if card.digest != one.digest:
             raise CardError(f"{card.path}: its digest is {card.digest[:12]}, not {one.digest[:12]}")
         return card
+
+
+def _exactly(one: ModelVersion) -> _Exact:
+    """Return what tells a card from others: the words of what was added may change while the node runs."""
+    return one.model, one.version, one.digest, one.card_sha256 if one.origin == models.ADDED else ""
 
 
 def fraction_of(model: str, study_instance_uid: str) -> float:

@@ -17,7 +17,7 @@ from onnx import ModelProto
 from demo.peers import MllpReceiver, wait_until
 from inference.card import Card, load_card
 from node.settings import load_settings
-from node.workflow import governing
+from node.workflow import arriving, governing
 from storage.headers import Header, read_header
 from tests.dicom_factory import ct_series
 from tests.model_factory import poisoned, segmentation_card, thresholding, write_model
@@ -72,7 +72,7 @@ class Ward:
     def bring(self, card: Card) -> None:
         """Add a version from outside the node's processes, as the command does."""
         with closing(self.node.database()) as database:
-            governing.add(load_settings(self.node.config), database, card.directory, by="ann")
+            arriving.add(load_settings(self.node.config), database, card.directory, by="ann")
 
     def test(self, version: str) -> bool:
         """Test a version, as the command does."""

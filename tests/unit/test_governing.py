@@ -22,8 +22,8 @@ from node.errors import ModelRefused
 from node.ops.backup import backup
 from node.ops.restore import MEMBER, restore
 from node.settings import Settings
-from node.workflow import governing, overview
-from node.workflow.models import installed, register, store_of
+from node.workflow import arriving, governing, overview
+from node.workflow.models import Models, installed, register, store_of
 from storage import models
 from storage.database import Database
 from storage.errors import AlreadyThere, IllegalTransition
@@ -107,15 +107,64 @@ def test_a_version_comes_from_a_folder_or_an_archive_once_and_never_with_other_b
     with zipfile.ZipFile(archive, "w") as made:
         for file in source.iterdir():
             made.write(file, f"blobs-2/{file.name}")
-    done = governing.add(settings, embedded.database, archive, by=ANN)
+    done = arriving.add(settings, embedded.database, archive, by=ANN)
     assert done.changed[0].startswith("blobs@2.0.0 is added as a candidate")
     assert load_card(store_of(settings) / "blobs" / "2.0.0").digest == load_card(source).digest
-    assert governing.add(settings, embedded.database, source, by=ANN).changed == []
+    assert arriving.add(settings, embedded.database, source, by=ANN).changed == []
     card = source / "card.yaml"
-    card.write_text(card.read_text().replace("Bright blobs", "Brighter blobs"))
+    card.write_text(card.read_text().replace("slices: 8", "slices: 9"))
     with pytest.raises(AlreadyThere, match="a version of its own"):
-        governing.add(settings, embedded.database, source, by=ANN)
-    assert load_card(store_of(settings) / "blobs" / "2.0.0").title == "Bright blobs"
+        arriving.add(settings, embedded.database, source, by=ANN)
+    slab = load_card(store_of(settings) / "blobs" / "2.0.0").slab
+    assert slab is not None
+    assert slab.slices == 8
+
+
+def test_samples_and_words_of_what_was_added_can_be_mended_and_have_to_be_passed_again(
+    embedded: Holding, settings: Settings, tmp_path: Path
+) -> None:
+    seen = Models(installed(settings), store_of(settings))
+    wrong = version_in(tmp_path / "wrong", expect=BLOCK_ML * 2)
+    arriving.add(settings, embedded.database, wrong, by=ANN)
+    assert not governing.run_test(settings, embedded.database, "blobs@2.0.0", by=ANN)["passed"]
+    right = version_in(tmp_path / "right", title="Brighter blobs")
+    done = arriving.add(settings, embedded.database, right, by=ANN, why="the volume was wrong")
+    assert "new words and samples" in done.changed[0]
+    with embedded.database.read() as connection:
+        newest = models.history(connection)[0]
+        assert (newest.action, newest.why) == ("updated", "the volume was wrong")
+        assert models.get(connection, "blobs", "2.0.0").has_failed
+        assert seen.view(connection).cards["blobs", "2.0.0"].title == "Brighter blobs"
+    assert governing.run_test(settings, embedded.database, "blobs@2.0.0", by=ANN)["passed"]
+    other = version_in(tmp_path / "other", title="Bright")
+    arriving.add(settings, embedded.database, other, by=ANN)
+    with embedded.database.read() as connection:
+        assert not models.get(connection, "blobs", "2.0.0").is_tested
+        assert seen.view(connection).cards["blobs", "2.0.0"].title == "Bright"
+
+
+def test_what_cannot_be_loaded_is_neither_added_nor_made_live(
+    embedded: Holding, settings: Settings, tmp_path: Path
+) -> None:
+    broken = write_model(tmp_path / "new", segmentation_card(version="2.0.0"), b"no ONNX").parent
+    with pytest.raises(CardError, match="cannot be loaded, and was not added"):
+        arriving.add(settings, embedded.database, broken, by=ANN, check=True)
+    arriving.add(settings, embedded.database, broken, by=ANN)
+    report = governing.run_test(settings, embedded.database, "blobs@2.0.0", by=ANN)
+    assert "no samples; its model cannot be loaded" in report["summary"]
+    with pytest.raises(ModelRefused, match="cannot be loaded"):
+        governing.promote(settings, embedded.database, "blobs@2.0.0", by=ANN, untested=True, why="x")
+    assert stage_of(embedded.database, "2.0.0") == "candidate"
+
+
+def test_a_sample_whose_files_are_not_there_is_told_when_it_is_added_by_the_path_that_was_given(
+    embedded: Holding, settings: Settings, tmp_path: Path
+) -> None:
+    source = version_in(tmp_path / "new")
+    (source / "block.npz").unlink()
+    with pytest.raises(CardError, match=r"samples\.block\.mask") as refused:
+        arriving.add(settings, embedded.database, source, by=ANN)
+    assert str(refused.value).startswith(str(source))
 
 
 @pytest.mark.parametrize("name", ["../../escaped", "/escaped", "blobs/../../escaped"])
@@ -129,7 +178,7 @@ def test_an_archive_writes_nothing_outside_its_folder(
         made.write(source / "model.onnx", "model.onnx")
         made.writestr(name, "x")
     with pytest.raises(CardError):
-        governing.add(settings, embedded.database, archive, by=ANN)
+        arriving.add(settings, embedded.database, archive, by=ANN)
     assert [one.name for one in store_of(settings).iterdir()] == [".lock"]
     assert list(tmp_path.rglob("escaped")) == list(embedded.root.rglob("escaped")) == []
     assert not Path("/escaped").exists()
@@ -139,7 +188,7 @@ def test_verifying_names_what_has_changed_and_adding_again_puts_back_what_was_lo
     embedded: Holding, settings: Settings, tmp_path: Path
 ) -> None:
     source = version_in(tmp_path / "new", expect=None)
-    governing.add(settings, embedded.database, source, by=ANN)
+    arriving.add(settings, embedded.database, source, by=ANN)
     assert [one.passed for one in governing.verify(settings, embedded.database)] == [True, True]
     weights = store_of(settings) / "blobs" / "2.0.0" / "model.onnx"
     weights.write_bytes(weights.read_bytes() + b"x")
@@ -150,14 +199,14 @@ def test_verifying_names_what_has_changed_and_adding_again_puts_back_what_was_lo
     # It holds up neither a start nor the other models.
     started = installed(settings)
     assert ([card.version for card in started], len(started.problems)) == (["1.0.0"], 1)
-    governing.add(settings, embedded.database, source, by=ANN)
+    arriving.add(settings, embedded.database, source, by=ANN)
     assert all(one.passed for one in governing.verify(settings, embedded.database))
 
 
 def test_a_list_of_versions_reads_files_again_only_once_they_have_changed(
     embedded: Holding, settings: Settings, tmp_path: Path
 ) -> None:
-    governing.add(settings, embedded.database, version_in(tmp_path / "new", expect=None), by=ANN)
+    arriving.add(settings, embedded.database, version_in(tmp_path / "new", expect=None), by=ANN)
     weights = store_of(settings) / "blobs" / "2.0.0" / "model.onnx"
 
     def hashed() -> int:
@@ -182,7 +231,7 @@ def test_what_has_not_passed_its_own_samples_is_not_promoted(
     promote: Callable[..., Any] = lambda **more: governing.promote(  # noqa: E731
         settings, embedded.database, "blobs@2.0.0", by=ANN, **more
     )
-    governing.add(settings, embedded.database, version_in(tmp_path / "new"), by=ANN)
+    arriving.add(settings, embedded.database, version_in(tmp_path / "new"), by=ANN)
     with pytest.raises(ModelRefused, match="has not been tested"):
         promote()
     # Who answers for a card without samples does not for one that has them.
@@ -214,7 +263,7 @@ def test_a_mismatch_is_told_in_words_and_holds_a_version_back(
     with (source / "block.npz").open("wb") as file:
         headers = [one.name for one in (source / "case").iterdir()]
         write_mask(file, tuple(headers), np.zeros((len(headers), 16, 16), np.uint8))
-    governing.add(settings, embedded.database, source, by=ANN)
+    arriving.add(settings, embedded.database, source, by=ANN)
     report = governing.run_test(settings, embedded.database, "blobs@2.0.0", by=ANN)
     assert report["samples"][0]["mismatches"] == (
         "right lung: 1.6; expected 1.92 within 0.0384",
@@ -228,7 +277,7 @@ def test_a_mismatch_is_told_in_words_and_holds_a_version_back(
 def test_a_card_without_samples_needs_somebody_who_answers_and_a_rollback_needs_the_files(
     embedded: Holding, settings: Settings, tmp_path: Path
 ) -> None:
-    governing.add(settings, embedded.database, version_in(tmp_path / "new", expect=None), by=ANN)
+    arriving.add(settings, embedded.database, version_in(tmp_path / "new", expect=None), by=ANN)
     assert governing.run_test(settings, embedded.database, "blobs@2.0.0", by=ANN)["passed"] is False
     for words in ({}, {"untested": True}, {"why": "I am sure"}):
         with pytest.raises(ModelRefused, match="somebody has to answer"):
@@ -249,7 +298,7 @@ def test_a_card_without_samples_needs_somebody_who_answers_and_a_rollback_needs_
 def test_a_rollback_makes_no_candidate_live_and_ends_a_canary_whatever_became_of_the_live_files(
     embedded: Holding, settings: Settings, tmp_path: Path
 ) -> None:
-    governing.add(settings, embedded.database, version_in(tmp_path / "new"), by=ANN)
+    arriving.add(settings, embedded.database, version_in(tmp_path / "new"), by=ANN)
     with pytest.raises(IllegalTransition, match="has never been live"):
         governing.rollback(settings, embedded.database, "blobs", by=ANN, to="2.0.0")
     governing.run_test(settings, embedded.database, "blobs@2.0.0", by=ANN)
@@ -270,7 +319,7 @@ def test_a_backup_holds_what_was_added_with_its_stage(
     card = yaml.safe_load((source / "card.yaml").read_text())
     card["files"]["configs/.gitattributes"] = {"sha256": hashlib.sha256(hidden.read_bytes()).hexdigest()}
     (source / "card.yaml").write_text(yaml.safe_dump(card, sort_keys=False))
-    governing.add(settings, embedded.database, source, by=ANN)
+    arriving.add(settings, embedded.database, source, by=ANN)
     governing.promote(settings, embedded.database, "blobs@2.0.0", "shadow", by=ANN)
     (embedded.root / "shadows").mkdir()
     (embedded.root / "shadows" / "1.2.3.npz").write_bytes(b"mask")

@@ -1,0 +1,23 @@
+"""Loads a model once where a node would, in an engine's process of its own: what cannot be loaded is told early."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from inference.errors import EngineFailure
+from inference.host import EngineHost
+
+if TYPE_CHECKING:
+    from inference.card import Card
+
+__all__ = ["why_not_loaded"]
+
+
+def why_not_loaded(card: Card) -> str:
+    """Return why a model cannot be loaded here, within the limits of its card; "" where it can."""
+    try:
+        with EngineHost(card) as host:
+            host.load()
+    except EngineFailure as failure:
+        return failure.text
+    return ""

@@ -1,0 +1,171 @@
+"""How versions of models come in while a node runs: from a folder or an archive, looked at before they are kept.
+
+A version that is there already is left as it is, put back where its files were lost, or given new words and samples
+where what decides its answers is the same.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from inference.bring.archive import take_in
+from inference.card import Card, load_card
+from inference.errors import CardError
+from inference.registry import card_of, card_sha256, version_folder
+from inference.samples import check_samples
+from inference.trial import why_not_loaded
+from node.settings import Settings
+from node.workflow.control import Done
+from node.workflow.governing import locate
+from node.workflow.models import found_of, store_of
+from storage import models
+from storage.blobs.files import fsync_directory
+from storage.database import Database
+from storage.errors import AlreadyThere
+from storage.records import ModelVersion
+
+__all__ = ["add"]
+
+Progress = Callable[[int, int], None]
+
+
+def add(
+    settings: Settings,
+    database: Database,
+    source: Path,
+    *,
+    by: str,
+    why: str = "",
+    check: bool = False,
+    progress: Progress | None = None,
+) -> Done:
+    """Bring a version in from a folder or a zip archive with its card, as a candidate. The same again is no change.
+
+    Where a version that was added has the same digest and other words or samples, these take the place of the old; what
+    it has passed then has to be passed again.
+
+    Parameters
+    ----------
+    check
+        Whether its model is loaded once, in an engine's process, before it is kept.
+
+    Raises
+    ------
+    CardError
+        When something in the source is refused; nothing is left of it.
+    AlreadyThere
+        When other content stands under its number.
+    """
+    store = store_of(settings)
+    store.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _alone(store):
+        coming = store / f".coming-{uuid.uuid4().hex}"
+        try:
+            take_in(source, coming, progress=progress)
+            return _add(settings, database, source, coming, by=by, why=why, check=check)
+        except CardError as problem:
+            # The folder that it is looked at in is gone when somebody reads this.
+            text = str(problem)
+            for folder in (coming.resolve(), coming):
+                text = text.replace(str(folder), str(source))
+            raise CardError(text) from problem
+        finally:
+            shutil.rmtree(coming, ignore_errors=True)
+
+
+@contextmanager
+def _alone(store: Path) -> Iterator[None]:
+    """Let one after the other bring something in; what one has left that was killed is taken away."""
+    with (store / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for left in store.glob(".coming-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+
+
+def _add(settings: Settings, database: Database, source: Path, coming: Path, *, by: str, why: str, check: bool) -> Done:
+    store = store_of(settings)
+    card = load_card(coming)
+    name = f"{card.name}@{card.version}"
+    place = version_folder(store, card.name, card.version)
+    known = _known(database, card)
+    same_words = known is not None and known.card_sha256 == card_sha256(card)
+    if known is not None and same_words and _is_whole(settings, known):
+        return Done(unchanged=[f"{name} is here already, with the same bytes"])
+    check_samples(card)
+    problem = why_not_loaded(card) if check and known is None else ""
+    if problem:
+        raise CardError(f"{name} cannot be loaded, and was not added: {problem} (--no-check adds it as it is)")
+    _put(coming, place)
+    found = found_of(card_of(place / "card.yaml", store), store)
+    with database.write() as connection:
+        if known is not None and not same_words:
+            models.reword(connection, known, found, by=by, why=why or f"words and samples from {source.name}")
+        else:
+            models.add(connection, found, by=by, why=why or f"from {source.name}")
+    if known is not None and not same_words:
+        return Done(
+            changed=[f"{name} has new words and samples; what decides its answers is the same"],
+            hint=f"overread models test {name}",
+        )
+    what = f"{name} is added as a candidate: digest {card.digest[:12]}, {len(card.files)} files"
+    return Done(changed=[what], hint=f"overread models test {name}, then overread models promote {name}")
+
+
+def _known(database: Database, card: Card) -> ModelVersion | None:
+    """Return the version as it is registered, where it is.
+
+    Raises
+    ------
+    AlreadyThere
+        When other content stands under its number.
+    """
+    with database.read() as connection:
+        known = next((one for one in models.versions(connection, card.name) if one.version == card.version), None)
+    if known is None or known.card_sha256 == card_sha256(card):
+        return known
+    if known.digest != card.digest:
+        raise AlreadyThere(
+            f"{known.name} is registered with other content: what has changed needs a version of its own"
+        )
+    if known.origin != models.ADDED:
+        raise AlreadyThere(
+            f"{known.name} is registered with other content: it was not added, so its words are mended where it lies"
+        )
+    return known
+
+
+def _is_whole(settings: Settings, known: ModelVersion) -> bool:
+    """Whether the files of a version are where they belong; what was lost or damaged is put back."""
+    try:
+        return locate(settings, known.model, known.version).digest == known.digest
+    except CardError:
+        return False
+
+
+def _put(coming: Path, place: Path) -> None:
+    """Move a version to its place, durable on return."""
+    for path in sorted(coming.rglob("*")):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    for folder in (coming, *(path for path in coming.rglob("*") if path.is_dir())):
+        fsync_directory(folder)
+    place.parent.mkdir(mode=0o700, exist_ok=True)
+    before = coming.with_name(f"{coming.name}-before")
+    if place.exists():
+        # What was never registered, is damaged, or has other words: what was registered is compared before.
+        place.rename(before)
+    coming.rename(place)
+    fsync_directory(place.parent)
+    fsync_directory(place.parent.parent)
+    shutil.rmtree(before, ignore_errors=True)
