@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,10 @@ def assert_on_the_phantom(volume: Volume, spacing: tuple[float, float, float]) -
         inside = (volume.array > (value - 1000) / 2) & (np.linalg.norm(points - centre, axis=-1) < radius + 3)
         labels[inside] = label
         assert np.abs(volume.grid.to_lps(np.argwhere(inside)).mean(axis=0) - centre).max() < half
-    assert volume.grid.axes == "SPL"
+    # The axes are those nearest to S, P and L; at 45 degrees two choices are equally near, and rounding names either.
+    toward = volume.grid.affine[:3, :3] / volume.grid.spacing_mm
+    nearness = [sum(abs(toward[lps, axis]) for axis, lps in enumerate(order)) for order in permutations(range(3))]
+    assert toward[2, 0] + toward[1, 1] + toward[0, 2] > max(nearness) - 1e-6
     back = volume.to_source(labels)
     assert back.shape[0] == len(volume.keys)
     # Planes come back in the order in which they were given; this one says where each of them lies.
