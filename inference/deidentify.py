@@ -13,10 +13,13 @@ import uuid
 import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from inference.errors import InputRefused
-from inference.imagefile import open_image, texts_of
+from inference.imagefile import count_of, open_image, texts_of
 
 if TYPE_CHECKING:
     from pydicom import DataElement, Dataset
@@ -95,11 +98,10 @@ def write_copy(
     Raises
     ------
     InputRefused
-        ``unreadable``, ``burned-in-annotation`` or ``no-pixels``.
+        ``unreadable``, ``burned-in-annotation``, ``unsupported-bits`` or ``no-pixels``.
     """
     from pydicom import Dataset
     from pydicom.dataset import FileMetaDataset
-    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
     source = open_image(file)
     if texts_of(source, "BurnedInAnnotation") == ("YES",) and not burned_in:
@@ -133,14 +135,45 @@ def write_copy(
                 copy["PixelData"].VR = "OB"
                 copy["PixelData"].is_undefined_length = True
                 copy.decompress(generate_instance_uid=False)
+            if not copy.file_meta.TransferSyntaxUID.is_compressed:
+                _clear_spare_bits(copy)
             copy.save_as(path, enforce_file_format=True)
-        except (OSError, MemoryError):
+        except (OSError, MemoryError, InputRefused):
             raise
         except Exception as problem:  # decoders and writers are foreign code and fail in every way
             raise InputRefused(
                 "no-pixels", f"an image cannot be decoded for the program ({type(problem).__name__})"
             ) from problem
     return copy
+
+
+def _clear_spare_bits(copy: Dataset) -> None:
+    """Clear the bits of native pixels that hold no value: there old images carry overlays, with names drawn in them.
+
+    Above a signed value its sign is written, as most that write such images do.
+    """
+    if "PixelData" not in copy:
+        return
+    allocated = count_of(copy, "BitsAllocated", default=16)
+    stored = count_of(copy, "BitsStored", default=allocated)
+    if count_of(copy, "HighBit", default=stored - 1) == stored - 1 == allocated - 1:
+        return
+    if (
+        count_of(copy, "HighBit", default=stored - 1) != stored - 1
+        or allocated not in (8, 16, 32)
+        or not 1 <= stored <= allocated
+    ):
+        raise InputRefused(
+            "unsupported-bits", "Bits Stored, Bits Allocated and High Bit do not say where a pixel's value lies"
+        )
+    pixels = copy["PixelData"]
+    order: Literal["<", ">"] = ">" if copy.file_meta.TransferSyntaxUID == ExplicitVRBigEndian else "<"
+    kind = "i" if count_of(copy, "PixelRepresentation") == 1 else "u"
+    # What is no whole pixel is padding to an even length.
+    whole = len(pixels.value) // (allocated // 8) * (allocated // 8)
+    values = np.frombuffer(pixels.value[:whole], f"{order}{kind}{allocated // 8}")
+    values = values << (allocated - stored) >> (allocated - stored)
+    pixels.value = values.astype(values.dtype.newbyteorder(order), copy=False).tobytes() + bytes(whole % 2)
 
 
 def _kept(dataset: Dataset, keep: Collection[str], pseudonyms: Pseudonyms) -> Iterator[DataElement]:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from pydicom import dcmread
+from pydicom import dcmread, dcmwrite
 from pydicom.dataset import Dataset
-from pydicom.uid import generate_uid
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, RLELossless, generate_uid
 
 from inference.card import Card, load_card
 from inference.deidentify import Pseudonyms, write_copy
@@ -362,6 +362,30 @@ def test_real_files_lose_their_identifiers_and_keep_their_pixels(tmp_path: Path,
             assert len(value) < 5 or value.encode() not in written, (name, keyword)
         np.testing.assert_array_equal(dcmread(tmp_path / "copy.dcm").pixel_array, pixels)
     assert done >= 3
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless])
+@pytest.mark.parametrize("signed", [False, True])
+def test_what_old_images_draw_into_the_bits_above_the_pixels_stays_behind(
+    tmp_path: Path, syntax: str, signed: bool
+) -> None:
+    values = np.arange(72, dtype="<u2").reshape(8, 9) * 50
+    drawn = values | 0x9000
+    path = radiograph(tmp_path / "i", drawn, bits_stored=16)
+    source = dcmread(path)
+    if syntax == RLELossless:
+        source.compress(RLELossless, generate_instance_uid=False)
+    elif syntax == ExplicitVRBigEndian:
+        source.decode()
+        source.PixelData = drawn.astype(">u2").tobytes()
+        source.file_meta.TransferSyntaxUID = syntax
+    source.BitsStored, source.HighBit, source.PixelRepresentation = 12, 11, int(signed)
+    dcmwrite(path, source, enforce_file_format=True)
+    write_copy(ImageFile("k", path), tmp_path / "copy.dcm", Pseudonyms())
+    copy = dcmread(tmp_path / "copy.dcm")
+    written = np.frombuffer(copy.PixelData, ">u2" if syntax == ExplicitVRBigEndian else "<u2").reshape(8, 9)
+    np.testing.assert_array_equal(written, np.where(values & 0x800, 0xF000, 0) | values if signed else values)
+    np.testing.assert_array_equal(copy.pixel_array, dcmread(path).pixel_array)
 
 
 def test_an_image_that_says_that_text_is_burned_in_is_not_handed_out(tmp_path: Path) -> None:
