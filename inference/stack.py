@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from inference.errors import InputRefused
-from inference.frames import MARKS, Plane
+from inference.frames import MARKS, Mark, Plane
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -32,6 +32,13 @@ TILT_TOLERANCE_DEGREES = 1.0
 TILT_LIMIT_DEGREES = 35.0
 #: An image may lie off the stack's line by this many mm across it.
 SHIFT_TOLERANCE_MM = 1.0
+#: Planes of one value of a mark, at least this share of all and over more than half of the stack, are a volume of their
+#: own beside others of the kind; fewer are strays of a messy header.
+_VOLUME_SHARE = 0.1
+#: One volume of MR is acquired in passes, each over all of the stack: what counts or times them tells no volumes apart.
+_PASSES = frozenset({"TriggerTime", "AcquisitionNumber", "AcquisitionTime"})
+#: One volume is of one phase: planes of another are refused behind its own as well as among them.
+_PHASES = frozenset({"TemporalPositionIdentifier", "NominalPercentageOfRespiratoryPhase", "ContrastBolusAgent"})
 #: So many values are named in a refusal; more are counted.
 _NAMED = 4
 
@@ -152,6 +159,7 @@ def _slice_spacing(planes: list[Plane], normal: npt.NDArray[np.float64]) -> floa
             f"{doubled.size} images lie in the place of another (the first at {told[doubled[0]]:.1f} mm along the "
             "normal), and nothing in them says why",
         )
+    _require_one_volume(planes, places)
     gaps = np.flatnonzero(distances >= GAP * median)
     if gaps.size:
         first, second = sorted((told[gaps[0]], told[gaps[0] + 1]))
@@ -189,18 +197,47 @@ def _tell_apart(planes: list[Plane], places: npt.NDArray[np.intp]) -> None:
             continue
         varying.append(mark)
         if max(Counter(zip(values, places.tolist(), strict=True)).values()) == 1:
-            shown = ", ".join(value or "none" for value in different[:_NAMED] if _may_be_shown(value, mark.keyword))
-            more = f" and {len(different) - _NAMED} more" if len(different) > _NAMED else ""
-            raise InputRefused(
-                mark.reason,
-                f"the series holds {len(different)} volumes in one place, told apart by their {mark.words} "
-                f"({f'{mark.keyword} {shown}{more}'.strip()}); one is needed",
-            )
+            raise _several(mark, different, "in one place")
     if len(varying) > 1:
         named = ", ".join(mark.words for mark in varying[:_NAMED])
         raise InputRefused(
             "several-volumes", f"the series holds several volumes in one place, which differ in their {named}"
         )
+
+
+def _require_one_volume(planes: list[Plane], places: npt.NDArray[np.float64]) -> None:
+    """Refuse volumes of which the planes lie between each other's, and those of another phase or stack behind.
+
+    ``places`` are along the normal, mm, one a plane, ascending.
+    """
+    extent = places[-1] - places[0]
+    for mark in MARKS:
+        if mark.keyword in _PASSES and planes[0].modality == "MR":
+            continue
+        values = [plane.mark(mark) for plane in planes]
+        counts = Counter(values)
+        if len(counts) == 1:
+            continue
+        first = {value: places[values.index(value)] for value in counts}
+        last = dict(zip(values, places, strict=True))
+        many = [value for value, count in counts.items() if count >= max(2, _VOLUME_SHARE * len(planes))]
+        spread = [value for value in many if last[value] - first[value] > extent / 2]
+        if len(spread) > 1:
+            raise _several(mark, sorted(spread, key=_as_number), "of which the images lie between each other's")
+        if mark.keyword == "StackID" and "" not in counts:
+            raise _several(mark, sorted(counts, key=_as_number), "one behind the other")
+        if mark.keyword in _PHASES and len(many) > 1:
+            raise _several(mark, sorted(many, key=_as_number), "one behind the other")
+
+
+def _several(mark: Mark, different: list[str], lie: str) -> InputRefused:
+    shown = ", ".join(value or "none" for value in different[:_NAMED] if _may_be_shown(value, mark.keyword))
+    more = f" and {len(different) - _NAMED} more" if len(different) > _NAMED else ""
+    return InputRefused(
+        mark.reason,
+        f"the series holds {len(different)} volumes {lie}, told apart by their {mark.words} "
+        f"({f'{mark.keyword} {shown}{more}'.strip()}); one is needed",
+    )
 
 
 def _may_be_shown(value: str, keyword: str) -> bool:

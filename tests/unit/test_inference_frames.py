@@ -243,6 +243,49 @@ def test_several_acquisitions_or_phases_in_one_series_are_refused_by_name(
     assert "Phantom" not in refused.text
 
 
+@pytest.mark.parametrize(
+    ("keyword", "values", "reason"),
+    [
+        ("TemporalPositionIdentifier", ("1", "2"), "several-phases"),
+        ("ContrastBolusAgent", (None, "Typed by hand for Phantom"), "several-phases"),
+        ("AcquisitionNumber", ("1", "2"), "several-acquisitions"),
+        ("ConvolutionKernel", ("Br40", "Br64"), "several-reconstructions"),
+        ("KVP", ("80", "140"), "several-energies"),
+    ],
+)
+@pytest.mark.parametrize("order", ["abababab", "aabbaabb", "abbabaab"])
+def test_volumes_whose_images_lie_between_each_others_are_refused_by_name(
+    tmp_path: Path, keyword: str, values: tuple[Any, Any], reason: str, order: str
+) -> None:
+    paths = ct_series(tmp_path, np.zeros((8, 4, 4)))
+    for path, which in zip(paths, order, strict=True):
+        dataset = pydicom.dcmread(path)
+        setattr(dataset, keyword, values["ab".index(which)])
+        dataset.save_as(path)
+    refused = refusal(*paths)
+    assert refused.reason == reason
+    assert keyword in refused.text
+    assert "Phantom" not in refused.text
+
+
+@pytest.mark.parametrize("keyword", ["StackID", "TemporalPositionIndex"])
+@pytest.mark.parametrize("order", ["12121212", "11112222"])
+def test_a_second_stack_or_phase_is_refused_between_and_behind_the_first(
+    tmp_path: Path, keyword: str, order: str
+) -> None:
+    positions = [(0.0, 0.0, 2.0 * number) for number in range(8)]
+    content = [{keyword: which if keyword == "StackID" else int(which)} for which in order]
+    path = enhanced(tmp_path, np.zeros((8, 4, 4)), positions, modality="MR", rescale=None, content=content)
+    assert refusal(path).reason == ("several-stacks" if keyword == "StackID" else "several-phases")
+
+
+def test_the_passes_in_which_one_volume_of_mr_is_acquired_make_one_volume(tmp_path: Path) -> None:
+    positions = [(0.0, 0.0, 2.0 * number) for number in range(8)]
+    content = [{"FrameAcquisitionNumber": 1 + number % 2} for number in range(8)]
+    path = enhanced(tmp_path, np.zeros((8, 4, 4)), positions, modality="MR", rescale=None, content=content)
+    assert len(read_volume([ImageFile("a", path)]).array) == 8
+
+
 def test_acquisitions_that_lie_one_behind_the_other_make_one_volume(tmp_path: Path) -> None:
     shared = {"frame_of_reference_uid": "2.25.1", "series_uid": "2.25.2"}
     first = ct_series(tmp_path / "1", np.zeros((4, 4, 4)), origin=(0, 0, 0), AcquisitionNumber="1", **shared)
