@@ -53,12 +53,21 @@ class EngineHost:
         Where the process's temporary folder is made; the system's own place by default.
     cache
         Where compiled models and measured choices are kept from one process to the next; nowhere by default.
+    memory_mb
+        What its process may hold, where that is less than what its card says.
     """
 
     def __init__(
-        self, card: Card, *, folder: Path | None = None, cache: Path | None = None, cores: int | None = None
+        self,
+        card: Card,
+        *,
+        folder: Path | None = None,
+        cache: Path | None = None,
+        cores: int | None = None,
+        memory_mb: float | None = None,
     ) -> None:
         self._card = card
+        self._memory_mb = memory_mb
         self._parent_folder = folder
         self._cache = cache
         self._cores = cores
@@ -211,7 +220,7 @@ class EngineHost:
                 self._discard()
                 folder = Path(tempfile.mkdtemp(prefix="engine-", dir=self._parent_folder))
                 try:
-                    self._child = EngineProcess(self._card, folder, self._cache, self._cores)
+                    self._child = EngineProcess(self._card, folder, self._cache, self._cores, self._memory_mb)
                 except BaseException:
                     shutil.rmtree(folder, ignore_errors=True)
                     raise

@@ -103,6 +103,8 @@ class EngineProcess:
         Where it may write.
     cache
         Where it keeps what it has made of models for the next process (compiled models); None keeps nothing.
+    memory_mb
+        What this machine lets it hold, where that is less than what its card does.
 
     Raises
     ------
@@ -110,8 +112,16 @@ class EngineProcess:
         ``died``, if it cannot be started.
     """
 
-    def __init__(self, card: Card, folder: Path, cache: Path | None = None, cores: int | None = None) -> None:
+    def __init__(
+        self,
+        card: Card,
+        folder: Path,
+        cache: Path | None = None,
+        cores: int | None = None,
+        memory_mb: float | None = None,
+    ) -> None:
         self._card = card
+        self._memory_mb = card.resources.memory_mb if memory_mb is None else int(memory_mb)
         self.folder = folder
         self._cache = cache
         self._cores = cores
@@ -296,10 +306,14 @@ class EngineProcess:
             pending = list(self._pending.values())
         if not pending:
             return
-        limit = self._card.resources.memory_mb
+        said = self._card.resources.memory_mb
+        limit = min(said, self._memory_mb)
         resident = tree_resident_bytes(self.pid, limit * 2**20)
         if resident > limit * 2**20:
-            raise EngineFailure("overran-memory", f"the engine held {resident // 2**20} MB; its limit is {limit} MB")
+            whose = "" if limit == said else f" here, less than the {said} MB of its card"
+            raise EngineFailure(
+                "overran-memory", f"the engine held {resident // 2**20} MB; its limit is {limit} MB{whose}"
+            )
         now = time.monotonic()
         late = next((one for one in pending if now > one.deadline), None)
         if late is not None:

@@ -92,7 +92,8 @@ def prepare_database(settings: Settings) -> None:
     directory = DataDirectory(settings.data_dir.absolute())
     with directory.lock():
         refuse_incomplete(directory.root, settings.database_url)
-        _prepare(settings, directory, installed(settings))
+        # What a route names may be what is about to be added.
+        _prepare(settings, directory, installed(settings, routed=False))
 
 
 def _prepare(settings: Settings, directory: DataDirectory, registry: Registry) -> None:

@@ -86,7 +86,7 @@ def reindex(
     from node.workflow.models import installed
 
     settings = load(config)
-    device_uids = {card.device_uid for card in installed(settings)}
+    device_uids = {card.device_uid for card in installed(settings, routed=False)}
     with progress("reindex") as step:
         report = make_anew(settings, device_uids, old_database_url=old, progress=step)
     if as_json:

@@ -156,7 +156,7 @@ def _feeds(card: Card, images: Path) -> list[Any]:
 def _cards(config: Path) -> list[Card]:
     from node.workflow.models import installed
 
-    return list(installed(load(config)))
+    return list(installed(load(config), routed=False))
 
 
 def _card(model: str, config: Path) -> Card:
@@ -165,7 +165,7 @@ def _card(model: str, config: Path) -> Card:
 
     if os.sep in model or (Path(model) / "card.yaml").is_file():
         return load_card(Path(model))
-    return installed(load(config)).get(model)
+    return installed(load(config), routed=False).get(model)
 
 
 @contextmanager

@@ -224,7 +224,10 @@ def show_checks(console: Console, checks: Sequence[Check]) -> None:
     for heading in ("", "what", "found", "do"):
         table.add_column(heading, overflow="fold")
     for one in checks:
-        mark = Text("ok", style="green") if one.passed else Text("NO", style="bold red")
+        mark = Text("NO", style="bold red")
+        if one.passed:
+            # In order, and still something that an operator has to know.
+            mark = Text("!", style="bold yellow") if one.todo else Text("ok", style="green")
         table.add_row(mark, escape(one.what), escape(one.found), escape(one.todo))
     console.print(table)
 

@@ -6,7 +6,7 @@ Nothing is changed by a check but one file that is written into the data directo
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -25,12 +25,15 @@ if TYPE_CHECKING:
     from inference.card import Card
     from inference.registry import Registry
 
-__all__ = ["Check", "check"]
+__all__ = ["Check", "check", "check_route", "why_idle"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One thing that was looked at: what was found, and where it is not in order, what to do."""
+    """One thing that was looked at: what was found, and where it is not in order, what to do.
+
+    What has passed and says what to do is in order for a start, and still not as its operator may think.
+    """
 
     what: str
     passed: bool
@@ -71,13 +74,15 @@ def _models(settings: Settings) -> Iterator[Check]:
         )
     # One after the other: each may take as much memory as its card allows.
     yield from (_model(settings, card) for card in registry)
-    yield from (_route(route.name, route.models, registry) for route in settings.route_list)
+    idle = why_idle(settings, registry)
+    yield from (check_route(route.name, route.models, registry, idle) for route in settings.route_list)
 
 
 def _model(settings: Settings, card: Card) -> Check:
     """Load a model as the node would, in a process of its own: a right hash does not make bytes a model."""
     from inference.errors import EngineFailure
     from inference.host import EngineHost
+    from node.workflow.engines import share_of_memory
 
     what = f"model {card.name} {card.version}"
     engines = settings.data_dir / "engines"
@@ -93,14 +98,47 @@ def _model(settings: Settings, card: Card) -> Check:
             todo=f"correct {card.path} or its files; then give the new sha256 there",
         )
     shown = "; a demonstration, and off (demonstration_models)" if _is_off(settings, card.demonstration) else ""
-    return Check(what=what, passed=True, found=f"{card.version}, hashes right, loads{shown}")
+    share, wanted = int(share_of_memory(settings.perform)), card.resources.memory_mb
+    todo = ""
+    if wanted > share:
+        shown += f"; its card lets it hold {wanted} MB, and here it is ended beyond {share} MB"
+        todo = "raise perform.memory_mb if it needs that much, or give the card less"
+    return Check(what=what, passed=True, found=f"{card.version}, hashes right, loads{shown}", todo=todo)
 
 
 def _is_off(settings: Settings, demonstration: bool) -> bool:
     return demonstration and not settings.demonstration_models
 
 
-def _route(name: str, models: tuple[str, ...], registry: Registry) -> Check:
+def why_idle(settings: Settings, registry: Registry) -> Mapping[str, str]:
+    """Return for each model that a route names and that reads no study now, why not; nothing before the first start."""
+    from node.workflow.models import Models, store_of
+    from storage.database import Database, schema_versions
+
+    if settings.database.url is None and not (settings.data_dir / "overread.sqlite").is_file():
+        return {}
+    try:
+        current, ours = schema_versions(settings.database_url)
+        if current != ours:
+            return {}
+        database = Database(settings.database_url)
+        try:
+            with database.read() as connection:
+                view = Models(registry, store_of(settings)).view(connection)
+        finally:
+            database.close()
+    except (ImportError, ArgumentError, NoSuchModuleError, SQLAlchemyError):
+        # What is wrong with the database is said of the database.
+        return {}
+    known = {model for model, _ in view.versions}
+    # What is not registered yet is so at the next start, and live if it is shipped.
+    names = {name for route in settings.route_list for name in route.models if name.partition("@")[0] in known}
+    names = {name for name in names if name in registry}
+    return {name: why for name in sorted(names) if (why := view.chosen(name, "")[1])}
+
+
+def check_route(name: str, models: tuple[str, ...], registry: Registry, idle: Mapping[str, str]) -> Check:
+    """Check that a route's models are here, and say which of them read no study; ``idle`` is of :func:`why_idle`."""
     absent = [model for model in models if model not in registry]
     if absent:
         there = ", ".join(registry.names()) or "none"
@@ -110,6 +148,16 @@ def _route(name: str, models: tuple[str, ...], registry: Registry) -> Check:
             found=f"no model {absent[0]!r} (there is: {there})",
             todo=f"correct routes.{name}.models, or install the model",
         )
+    for model in models:
+        if model in idle:
+            version = registry.versions(model.partition("@")[0])[-1]
+            named = model if "@" in model else f"{model}@{version.version}"
+            return Check(
+                what=f"route {name}",
+                passed=True,
+                found=f"{', '.join(models)}; {idle[model]}",
+                todo=f"overread models test {named}, then overread models promote {named}",
+            )
     return Check(what=f"route {name}", passed=True, found=", ".join(models))
 
 

@@ -18,8 +18,9 @@ from inference.errors import EngineFailure
 from inference.findings import Findings
 from inference.host import EngineHost
 from inference.processtree import tree_resident_bytes
+from node.settings import PerformSettings
 
-__all__ = ["Engines", "half_of_memory"]
+__all__ = ["Engines", "half_of_memory", "share_of_memory"]
 
 _log = structlog.get_logger("overread.engines")
 
@@ -48,7 +49,7 @@ class Engines:
         How many each may use, where its card does not say.
     memory_mb
         What they may hold together: before another is started, those that are idle are ended, the one that has been
-        so for longest first. One alone may always run.
+        so for longest first. One alone may always run, and hold no more than this whatever its card says.
     idle_seconds
         How long one is kept that has nothing to do.
     """
@@ -148,7 +149,9 @@ class Engines:
             if kept is None:
                 self._make_room(card)
                 kept = self._kept[card.digest] = _Kept(
-                    EngineHost(card, folder=self._folder, cache=self._cache, cores=self._cores)
+                    EngineHost(
+                        card, folder=self._folder, cache=self._cache, cores=self._cores, memory_mb=self._memory_mb
+                    )
                 )
             kept.users += 1
             return kept
@@ -158,25 +161,34 @@ class Engines:
         idle = sorted(
             (key for key, one in self._kept.items() if not one.users), key=lambda key: self._kept[key].used_at
         )
-        while self._kept and self._held_mb() + card.resources.memory_mb > self._memory_mb:
+        wanted = self._limit_mb(card)
+        while self._kept and self._held_mb() + wanted > self._memory_mb:
             if not idle:
                 raise EngineFailure(
                     "no-room",
-                    f"{card.name} may take {card.resources.memory_mb} MB, beside the models at work that is "
+                    f"{card.name} may take {wanted:.0f} MB, beside the models at work that is "
                     f"more than {self._memory_mb:.0f} MB (perform.memory_mb)",
                 )
             self._close([idle.pop(0)])
 
     def _held_mb(self) -> float:
         return sum(
-            one.host.card.resources.memory_mb if one.users else _resident_mb(one.host) for one in self._kept.values()
+            self._limit_mb(one.host.card) if one.users else _resident_mb(one.host) for one in self._kept.values()
         )
+
+    def _limit_mb(self, card: Card) -> float:
+        return min(card.resources.memory_mb, self._memory_mb)
 
     def _close(self, keys: list[str]) -> None:
         for key in keys:
             kept = self._kept.pop(key)
             _log.info("engine ended", model=kept.host.card.name, **kept.host.loaded)
             kept.host.close()
+
+
+def share_of_memory(perform: PerformSettings) -> float:
+    """Return what the engines of one performer may hold together, in MB."""
+    return (perform.memory_mb or half_of_memory()) / perform.workers
 
 
 def half_of_memory() -> float:

@@ -249,10 +249,15 @@ def store_of(settings: Settings) -> Path:
     return settings.data_dir.absolute() / "models"
 
 
-def installed(settings: Settings) -> Registry:
+def installed(settings: Settings, *, routed: bool = True) -> Registry:
     """Load every version on disk: those that are configured, and those that were added at run time.
 
     What was added and cannot be loaded stays a problem of its own; the node works without it.
+
+    Parameters
+    ----------
+    routed
+        Whether every model that a route names has to be there: not for the commands that bring models.
 
     Raises
     ------
@@ -260,7 +265,8 @@ def installed(settings: Settings) -> Registry:
         Naming the file, the key and what was expected.
     """
     registry = Registry.from_folder(settings.models).merged(Registry.from_folder(store_of(settings), lenient=True))
-    check_routes(settings, registry)
+    if routed:
+        check_routes(settings, registry)
     return registry
 
 

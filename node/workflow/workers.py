@@ -21,7 +21,7 @@ from node.delivery.port import Destination
 from node.dimse.commitment_scp import reported_to
 from node.notify.receivers import Receiver
 from node.workflow import steps
-from node.workflow.engines import Engines, half_of_memory
+from node.workflow.engines import Engines, share_of_memory
 from node.workflow.models import View
 from node.workflow.sweeps import sweeping
 from node.workflow.way import Way
@@ -100,7 +100,7 @@ def run_performer(way: Way, index: int, stop: threading.Event) -> None:
         scratch,
         cache=way.engine_cache,
         cores=max(1, cores() // perform.workers),
-        memory_mb=(perform.memory_mb or half_of_memory()) / perform.workers,
+        memory_mb=share_of_memory(perform),
         idle_seconds=perform.idle_seconds,
     )
     performer = _Performer(way, index, owner, engines, stop)

@@ -22,6 +22,7 @@ from inference.host import EngineHost
 from inference.options import KServe
 from inference.process import EngineProcess
 from inference.processtree import resident_bytes
+from node.workflow.engines import Engines
 from tests.dicom_factory import ct_series
 from tests.model_factory import constant_label, endless, greedy, poisoned, segmentation_card, thresholding, write_model
 
@@ -153,6 +154,20 @@ def test_an_engine_that_grows_beyond_its_memory_is_ended(tmp_path: Path, images:
             host.run(job_for(host, images))
         assert failure.value.reason == "overran-memory"
         assert host.pid is None
+
+
+def test_a_card_lets_no_model_hold_more_than_the_node_does(tmp_path: Path, images: tuple[ImageFile, ...]) -> None:
+    path = write_model(tmp_path, segmentation_card(resources=LIMITS | {"memory_mb": 100_000}), greedy(0.5))
+    card = load_card(path)
+    engines = Engines(tmp_path, cache=tmp_path / "cache", cores=1, memory_mb=400, idle_seconds=60)
+    try:
+        with pytest.raises(
+            EngineFailure, match="its limit is 400 MB here, less than the 100000 MB of its card"
+        ) as failure:
+            engines.run(card, Job(path, {"ct": images}), lambda: None)
+        assert failure.value.counts
+    finally:
+        engines.close()
 
 
 def test_an_engine_that_asks_for_more_than_there_is_overran_its_memory(

@@ -18,10 +18,12 @@ from inference.card import load_card
 from inference.errors import CardError
 from inference.registry import Registry
 from inference.samples import write_mask
-from node.errors import ModelRefused
+from node.app import prepare_database
+from node.errors import ConfigurationError, ModelRefused
 from node.ops.backup import backup
+from node.ops.check import check_route, why_idle
 from node.ops.restore import MEMBER, restore
-from node.settings import Settings
+from node.settings import Route, Settings
 from node.workflow import arriving, governing, overview
 from node.workflow.models import Models, installed, register, store_of
 from storage import models
@@ -354,3 +356,27 @@ def test_a_backup_holds_what_was_added_with_its_stage(
 )
 def test_a_restore_takes_hidden_files_of_models_and_no_name_that_leads_out(name: str, known: bool) -> None:
     assert (MEMBER.fullmatch(name) is not None) is known
+
+
+def test_what_a_route_names_may_be_brought_after_it_and_a_model_without_a_live_version_is_told(
+    embedded: Holding, settings: Settings, tmp_path: Path
+) -> None:
+    routed = settings.model_copy(
+        update={
+            "routes": (
+                Route(name="ct", match={"Modality": "CT"}, models=("blobs",)),
+                Route(name="later", match={"Modality": "CT"}, models=("later",)),
+            )
+        }
+    )
+    with pytest.raises(ConfigurationError, match="no model 'later'"):
+        installed(routed)
+    prepare_database(routed)
+    later = write_model(tmp_path / "new", segmentation_card("later", version="2.0.0"), thresholding()).parent
+    arriving.add(routed, embedded.database, later, by=ANN)
+    registry = installed(routed)
+    idle = why_idle(routed, registry)
+    assert idle == {"later": "no version of later is live"}
+    ct, added = (check_route(route.name, route.models, registry, idle) for route in routed.route_list)
+    assert (ct.todo, added.passed) == ("", True)
+    assert "overread models promote later@2.0.0" in added.todo
