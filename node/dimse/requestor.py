@@ -41,6 +41,7 @@ _MAXIMUM_PDU = 131072
 _LONGEST_ANSWER = 1 << 20
 _ENDING_SECONDS = 2.0
 _PAUSE_SECONDS = 0.001
+_PAUSED_SECONDS = 0.0001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +219,18 @@ class _SecureSocket(_BoundedSocket):
             raise
 
 
+def _release(association: Association) -> None:
+    """Release, as pynetdicom does, which waits without end where the association's own thread has ended."""
+    association._reactor_checkpoint.clear()
+    while not association._is_paused:
+        if not association.is_alive():
+            return
+        time.sleep(_PAUSED_SECONDS)
+    if association.is_established:
+        association.acse.negotiate_release()
+    association._reactor_checkpoint.set()
+
+
 def ended(association: Association) -> bool:
     """Whether an association has ended, or its peer asks for its release; for its own thread may not know yet."""
     if association._kill or association._sent_abort or not association.dul.is_alive():
@@ -306,7 +319,7 @@ class Entity(AE):
                 # Its own thread notes it.
                 association.join(_ENDING_SECONDS)
             if association.is_established:
-                association.release()
+                _release(association)
         finally:
             if association is not None and association.is_established:
                 association.abort()
