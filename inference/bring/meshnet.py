@@ -55,7 +55,12 @@ def convert_meshnet(
     CardError
         If the model or its labels are not understood.
     """
-    import onnx
+    try:
+        import onnx
+    except ModuleNotFoundError as absent:
+        raise CardError(
+            f"{source}: to convert it needs {absent.name}, which is not here: .venv/bin/pip install -e '.[convert]'"
+        ) from absent
 
     layers, remarks = read_chain(source / "model.json")
     classes = _classes(source, labels, layers[-1].kernel.shape[0])

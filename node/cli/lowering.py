@@ -179,4 +179,4 @@ def _failing() -> Iterator[None]:
     except EngineFailure as failure:
         raise NodeError(failure.text) from failure
     except ModuleNotFoundError as absent:
-        raise NodeError(f'{absent.name} is not installed here: pip install "overread[convert]"') from absent
+        raise NodeError(f"{absent.name} is not installed here: .venv/bin/pip install -e '.[convert]'") from absent

@@ -52,7 +52,7 @@ def pull(
 
     The released files are pickled: they are read in a process of their own that can do nothing but give tensors back.
     What is made of them is compared with the library, and added only if no probability differs by more than 0.0001.
-    Needs **pip install 'overread[torch,convert]'** here; what it makes runs without.
+    Needs **.venv/bin/pip install -e '.[torch,convert]'** here; what it makes runs without.
     """
     from inference.bring.torchxrayvision import bring, obtain
     from inference.errors import CardError, EngineFailure
@@ -99,7 +99,7 @@ def _catalogue() -> Any:
         torchxrayvision_catalogue.names()
     except ModuleNotFoundError as absent:
         raise CardError(
-            f"torchxrayvision: needs {absent.name}, which is not installed: pip install 'overread[torch,convert]'"
+            f"torchxrayvision: needs {absent.name}, which is not installed: .venv/bin/pip install -e '.[torch,convert]'"
         ) from absent
     return torchxrayvision_catalogue
 

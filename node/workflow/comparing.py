@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, select
 
+from node.errors import ModelRefused
 from node.workflow import shadows
 from storage import lifecycle, schema, worklist
 from storage.blobs import Blobs
@@ -80,7 +81,14 @@ def compare(
     ----------
     shadow_folder
         Where masks of shadows are kept.
+
+    Raises
+    ------
+    ModelRefused
+        When they are no two versions of one model: what one says has no counterpart in the other.
     """
+    if a.model != b.model or a.version == b.version:
+        raise ModelRefused(f"{a.name} and {b.name} are not two versions of one model: nothing is to compare")
     with database.read() as connection:
         pairs = _pairs(connection, a, b)
     said: dict[tuple[str, str], list[_Pair]] = {}

@@ -137,6 +137,8 @@ def promote(
     one = version_named(database, reference)
     if stage != CANDIDATE:
         card = _as_registered(settings, one)
+        if untested and not why:
+            raise ModelRefused(f"--untested answers for {one.name}: say why with --why")
         _check_tested(one, shadow=stage == SHADOW, answered_for=untested and bool(why) and not card.samples)
         _check_report(card)
         _check_codes(card)

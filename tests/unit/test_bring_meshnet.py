@@ -41,7 +41,7 @@ def _run(model: Any, image: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("net", NETS)
 def test_a_converted_net_computes_what_torch_does_from_the_same_weights(net: str) -> None:
-    torch = pytest.importorskip("torch", reason="torch is not installed (pip install overread[torch])")
+    torch = pytest.importorskip("torch", reason="torch is not installed (pip install -e '.[torch]')")
     functional = torch.nn.functional
     layers, _ = read_chain(MODELS / net / "model.json")
     assert (len(layers), layers[-1].kernel.shape[0]) == NETS[net]

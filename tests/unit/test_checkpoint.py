@@ -14,7 +14,7 @@ import pytest
 from inference.engines.checkpoint import load_weights
 from inference.errors import EngineFailure
 
-torch = pytest.importorskip("torch", reason="torch is not installed (pip install overread[torch])")
+torch = pytest.importorskip("torch", reason="torch is not installed (pip install -e '.[torch]')")
 
 
 def _network() -> Any:

@@ -24,9 +24,10 @@ from node.ops.backup import backup
 from node.ops.check import check_route, why_idle
 from node.ops.restore import MEMBER, restore
 from node.settings import Route, Settings
-from node.workflow import arriving, governing, overview
+from node.workflow import arriving, comparing, governing, overview
 from node.workflow.models import Models, installed, register, store_of
 from storage import models
+from storage.blobs import FileBlobs
 from storage.database import Database
 from storage.errors import AlreadyThere, IllegalTransition
 from tests.dicom_factory import ct_series
@@ -282,7 +283,9 @@ def test_a_card_without_samples_needs_somebody_who_answers_and_a_rollback_needs_
     arriving.add(settings, embedded.database, version_in(tmp_path / "new", expect=None), by=ANN)
     assert governing.run_test(settings, embedded.database, "blobs@2.0.0", by=ANN)["passed"] is False
     for words in ({}, {"untested": True}, {"why": "I am sure"}):
-        with pytest.raises(ModelRefused, match="somebody has to answer"):
+        with pytest.raises(
+            ModelRefused, match="say why with --why" if "untested" in words else "somebody has to answer"
+        ):
             governing.promote(settings, embedded.database, "blobs@2.0.0", by=ANN, **words)  # type: ignore[arg-type]
     governing.promote(settings, embedded.database, "blobs@2.0.0", by=ANN, untested=True, why="compared by hand")
     with embedded.database.read() as connection:
@@ -380,3 +383,12 @@ def test_what_a_route_names_may_be_brought_after_it_and_a_model_without_a_live_v
     ct, added = (check_route(route.name, route.models, registry, idle) for route in routed.route_list)
     assert (ct.todo, added.passed) == ("", True)
     assert "overread models promote later@2.0.0" in added.todo
+
+
+def test_versions_of_two_models_are_not_compared(embedded: Holding, settings: Settings, tmp_path: Path) -> None:
+    other = write_model(tmp_path / "new", segmentation_card("other"), thresholding()).parent
+    arriving.add(settings, embedded.database, other, by=ANN)
+    with embedded.database.read() as connection:
+        first, second = models.get(connection, "blobs", "1.0.0"), models.get(connection, "other", "1.0.0")
+    with pytest.raises(ModelRefused, match="not two versions of one model"):
+        comparing.compare(embedded.database, FileBlobs(tmp_path), tmp_path, first, second)

@@ -26,7 +26,7 @@ from node.workflow.models import Models, installed, store_of
 from storage.errors import AlreadyThere
 from tests.dicom_factory import ct_series
 
-pytest.importorskip("monai", reason="MONAI is not installed (pip install overread[torch])")
+pytest.importorskip("monai", reason="MONAI is not installed (pip install -e '.[torch]')")
 
 from tests.bundle_factory import build_bundle, inference_config, metadata
 
