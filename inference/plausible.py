@@ -56,6 +56,11 @@ _SMALLEST = 64
 _TONES = 24
 #: Below these there are no two lung fields; every training radiograph lies well above (docs/gate.md).
 _LEAST_FIT, _LEAST_LUNG = 0.45, 0.30
+#: Log odds above which it is a chest; real ones as they are reach 7 (docs/models/plausibility.md).
+_BALANCE = 1.0
+#: Below these log odds a picture is turned and negated as well, and has to be a chest by so much more as it stands: of
+#: what is none, one way of showing it is often as good as another.
+_DOUBTFUL, _MARGIN_OF_WAYS = 6.0, 4.0
 _WEIGHTS = Path(__file__).with_name("plausible.npz")
 
 
@@ -64,7 +69,7 @@ class Plausibility:
     """What the pixels say.
 
     ``reason`` is empty where the picture is plausible; else ``matrix``, ``not-a-picture``, ``negative-image``,
-    ``turned-image`` or ``not-a-frontal-chest``. ``score`` is the network's log odds (above 0: a chest); ``fit``,
+    ``turned-image`` or ``not-a-frontal-chest``. ``score`` is the network's log odds (above 1: a chest); ``fit``,
     ``right`` and ``left`` are how well the drawing agrees (-1 to 1) over the whole, the image's left half (the
     patient's right lung) and its right half; ``box`` is (top, left, height, width) as fractions of the picture.
     """
@@ -119,7 +124,7 @@ def chest_radiograph(pixels: npt.NDArray[Any]) -> Plausibility:
             text="the image has too few shades of grey for a radiograph",
         )
     verdict = _judged(small)
-    if verdict.plausible:
+    if verdict.plausible and (verdict.score >= _DOUBTFUL or verdict.score > _best_other_way(small) + _MARGIN_OF_WAYS):
         return verdict
     reason, text = "not-a-frontal-chest", "the pixels do not show the chest of a human from the front"
     if _judged(1 - small).plausible:
@@ -139,6 +144,12 @@ def chest_radiograph(pixels: npt.NDArray[Any]) -> Plausibility:
     )
 
 
+def _best_other_way(small: Picture) -> float:
+    """Return the highest log odds of a decimated picture turned by quarters, negated, or both."""
+    ways = (np.rot90(one, quarter) for one in (small, 1 - small) for quarter in range(4))
+    return max(_judged(np.ascontiguousarray(way)).score for way in list(ways)[1:])
+
+
 def _judged(small: Picture) -> Plausibility:
     """Judge a decimated picture as it stands."""
     places = locate(small, _PLACES)
@@ -147,7 +158,7 @@ def _judged(small: Picture) -> Plausibility:
     rows, columns = small.shape
     top, left, height, width = place.box
     return Plausibility(
-        plausible=score > 0 and place.fit > _LEAST_FIT and min(place.right, place.left) > _LEAST_LUNG,
+        plausible=score > _BALANCE and place.fit > _LEAST_FIT and min(place.right, place.left) > _LEAST_LUNG,
         score=score,
         fit=place.fit,
         right=place.right,

@@ -97,6 +97,8 @@ def ways() -> Iterator[tuple[str, Callable[[Picture], npt.NDArray[Any]]]]:
     yield "negative", lambda p: -p
     yield "cropped", lambda p: p[10:-10, 10:-10]
     yield "the chest alone", lambda p: p[20:160, 30:170]
+    yield "turned, cut out and enlarged", lambda p: resized(np.rot90(p)[29:174, 30:157], 1450, 1270)
+    yield "the negative of what stands on its head, cut out", lambda p: -p[-35:34:-1, -43:42:-1]
     yield "dark", lambda p: (p - p.min() + 1) ** 0.4
     yield "bright", lambda p: (p - p.min()) ** 2.5
     yield "windowed", lambda p: np.clip(p, *np.percentile(p, [15, 85]))
