@@ -100,7 +100,7 @@ def explain(
 
     Example: **overread explain 1.2.840.113619.2.55.3.1**
     """
-    with opened(config) as (_, database):
+    with opened(config) as (settings, database):
         from node.workflow import story
 
         with database.read() as connection:
@@ -110,7 +110,7 @@ def explain(
     else:
         from node.cli.terminal import show_story
 
-        show_story(console(), told, events=events)
+        show_story(console(), told, events=events, heat_maps=settings.data_dir.absolute() / "heat-maps")
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -28,7 +29,7 @@ _TOLD_APART = frozenset({"reason", "weighed", "missing", "flags"})
 _BAD = frozenset({"PARKED", "FAILED", "LOST", "CANCELED"})
 
 
-def show_story(console: Console, story: Story, *, events: bool) -> None:
+def show_story(console: Console, story: Story, *, events: bool, heat_maps: Path | None = None) -> None:
     """Print a story as a tree, in the order in which things happen."""
     tree = Tree(f"[bold]study[/] {escape(story.study_instance_uid)}  {_state(story.state)}")
     tree.add(f"[bold]{escape(story.summary)}[/]")
@@ -63,7 +64,7 @@ def show_story(console: Console, story: Story, *, events: bool) -> None:
         when = f"asked {counted.asked}x, {_at(counted.at)}" if counted.at else "about to be asked"
         tree.add(escape(f"count at peer {counted.peer}: {when}  {counted.answer}".rstrip()))
     for revision in story.revisions:
-        _add_revision(tree, revision, story.workitems)
+        _add_revision(tree, revision, story.workitems, heat_maps)
     if events:
         branch = tree.add("events")
         for event in story.events:
@@ -72,7 +73,9 @@ def show_story(console: Console, story: Story, *, events: bool) -> None:
     console.print(tree, soft_wrap=True)
 
 
-def _add_revision(tree: Tree, revision: RevisionTold, workitems: Sequence[WorkitemTold]) -> None:
+def _add_revision(
+    tree: Tree, revision: RevisionTold, workitems: Sequence[WorkitemTold], heat_maps: Path | None
+) -> None:
     asked = bool(revision.verdict.get("rerun"))
     how = f"rerun asked for by {revision.verdict.get('by') or 'an operator'}" if asked else "judged complete"
     title = f"revision {revision.number}: {how} {_at(revision.opened_at)} with {revision.instances} instances"
@@ -86,7 +89,10 @@ def _add_revision(tree: Tree, revision: RevisionTold, workitems: Sequence[Workit
     for workitem in workitems:
         uses = [use for use in workitem.uses if use.revision == revision.number]
         if uses:
-            _add_workitem(branch, workitem, [(use.route, use.reason) for use in uses])
+            leaf = _add_workitem(branch, workitem, [(use.route, use.reason) for use in uses])
+            kept = heat_maps / f"{workitem.uid}.npz" if heat_maps else None
+            if kept and kept.is_file():
+                leaf.add(escape(f"heat maps: {kept} (docs/models.md says what is in it)"))
     for message in revision.notifications:
         text = f"{message.target} to {message.receiver}, {message.control_id}"
         _add_tries(branch.add(f"{escape(text)}  {_state(message.state)}  {_outgoing(message)}"), message)
@@ -117,7 +123,7 @@ def _add_decision(branch: Tree, decision: DecisionTold) -> None:
         node.add(f"[yellow]not analysed: {escape(str(text))}[/]")
 
 
-def _add_workitem(branch: Tree, workitem: WorkitemTold, wanted: Sequence[tuple[str, str]]) -> None:
+def _add_workitem(branch: Tree, workitem: WorkitemTold, wanted: Sequence[tuple[str, str]]) -> Tree:
     parked = "  [red]PARKED[/]" if workitem.parked else ""
     shadow = ", a shadow: nothing of it leaves" if workitem.shadow else ""
     title = escape(f"{workitem.target} {workitem.model} {workitem.model_version}{shadow}")
@@ -146,6 +152,7 @@ def _add_workitem(branch: Tree, workitem: WorkitemTold, wanted: Sequence[tuple[s
         for delivery in document.deliveries:
             text = f"{delivery.target} to {delivery.destination}"
             _add_tries(leaf.add(f"{escape(text)}  {_state(delivery.state)}  {_outgoing(delivery)}"), delivery)
+    return node
 
 
 def _add_tries(node: Tree, one: DeliveryTold | NotificationTold) -> None:

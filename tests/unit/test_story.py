@@ -70,6 +70,22 @@ def test_the_story_of_a_finished_study_is_whole(holding: Holding, tmp_path: Path
     assert not any(event.after == "STORED" for event in one.events), "storing is summed up, not listed"
 
 
+def test_a_story_names_the_file_of_its_heat_maps(embedded: Holding, tmp_path: Path) -> None:
+    study, _, workitem, _ = embedded.finished(tmp_path)
+    one = told(embedded, study.study_instance_uid)
+    texts = []
+    for maps in ([], [f"{workitem.uid}.npz"]):
+        folder = tmp_path / f"maps-{len(maps)}"
+        folder.mkdir()
+        for name in maps:
+            (folder / name).write_bytes(b"")
+        out = io.StringIO()
+        show_story(Console(file=out, width=300), one, events=False, heat_maps=folder)
+        texts.append(out.getvalue())
+    assert "heat maps" not in texts[0]
+    assert f"heat maps: {tmp_path / 'maps-1' / workitem.uid}.npz" in texts[1]
+
+
 def test_a_story_is_json_and_back(holding: Holding, tmp_path: Path) -> None:
     study, *_ = holding.finished(tmp_path)
     one = told(holding, study.study_instance_uid)
