@@ -11,12 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import structlog
 from pydicom.uid import UID
 from pynetdicom import evt
+from pynetdicom.dimse_messages import N_EVENT_REPORT_RSP
 from pynetdicom.dimse_primitives import N_EVENT_REPORT
+from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import StorageCommitmentPushModel  # type: ignore[attr-defined]
 
@@ -105,18 +107,31 @@ def request_commitment(
         socket.getaddrinfo(peer.host, peer.port)
     except OSError as error:
         return Requested(accepted=False, refused=False, answer=f"{peer.host} is no known host: {error.strerror}")
-    heard = threading.Event()
+    known, answered, heard = threading.Event(), threading.Event(), threading.Event()
 
     def taken(report: Report) -> bool:
-        known = take(report)
-        if known:
-            heard.set()
-        return known
+        if not take(report):
+            return False
+        known.set()
+        return True
 
-    handler = (evt.EVT_N_EVENT_REPORT, answering("N-EVENT-REPORT", lambda event: hear(event, taken)))
+    def responded(event: evt.Event) -> None:
+        if known.is_set() and isinstance(event.message, N_EVENT_REPORT_RSP):
+            answered.set()
+
+    def sent(event: evt.Event) -> None:
+        # Nothing may be sent after a request to release (PS3.8 9.2.3): the report's response has to be out by then.
+        if answered.is_set() and isinstance(event.pdu, P_DATA_TF):
+            heard.set()
+
+    handlers: list[tuple[evt.EventType, Callable[[evt.Event], Any]]] = [
+        (evt.EVT_N_EVENT_REPORT, answering("N-EVENT-REPORT", lambda event: hear(event, taken))),
+        (evt.EVT_DIMSE_SENT, responded),
+        (evt.EVT_PDU_SENT, sent),
+    ]
     entity = Entity(calling_ae_title, timeout)
     contexts = [build_context(StorageCommitmentPushModel)]
-    with entity.association(peer, contexts, handlers=[handler]) as association:
+    with entity.association(peer, contexts, handlers=handlers) as association:
         if not association.is_established:
             return Requested(accepted=False, refused=is_final(association), answer=why_not(association, peer))
         try:
@@ -139,6 +154,6 @@ def request_commitment(
         accepted()
         deadline = time.monotonic() + wait_seconds
         while association.is_established and time.monotonic() < deadline:
-            if heard.wait(_LOOK_SECONDS) or is_answered():
+            if heard.wait(_LOOK_SECONDS) or (not known.is_set() and is_answered()):
                 break
     return Requested(accepted=True, refused=False, answer=f"{name_of(peer)} was asked to commit")

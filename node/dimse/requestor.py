@@ -220,10 +220,11 @@ class _SecureSocket(_BoundedSocket):
 
 
 def _release(association: Association) -> None:
-    """Release, as pynetdicom does, which waits without end where the association's own thread has ended."""
+    """Release, as pynetdicom does, which waits without end where the association's own thread does not pause."""
+    deadline = time.monotonic() + _ENDING_SECONDS
     association._reactor_checkpoint.clear()
     while not association._is_paused:
-        if not association.is_alive():
+        if not association.is_alive() or time.monotonic() > deadline:
             return
         time.sleep(_PAUSED_SECONDS)
     if association.is_established:

@@ -29,10 +29,6 @@ from tests.peers import free_port, wait_until
 from tests.receiver import Receiver
 from tests.work import Holding
 
-# A report that crosses our release is answered in a state in which pynetdicom lets nothing be sent any more (PS3.8 9.2,
-# Sta7): the thread of that association ends there, with an error of its own. The report has been taken by then.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-
 #: Two refusals park: what lies is found out quickly.
 RETRY = {"first_seconds": 0.01, "maximum_seconds": 0.01, "refusals": 2}
 PORT = free_port()
