@@ -90,6 +90,8 @@ def running_demo() -> Iterator[subprocess.Popen[bytes]]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        # Whoever runs the tests in the background has this signal ignored, and what is started from there inherits it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509 - no threads here
     )
     yield process
     if process.poll() is None:
