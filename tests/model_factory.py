@@ -129,24 +129,29 @@ def constant_label(label: int) -> ModelProto:
     return _segmentation_model(nodes, [])
 
 
-def endless() -> ModelProto:
-    """A loop of 10^15 turns in C, after which the answer would be zeros."""
-    body = helper.make_graph(
+def _turn(step: str, inputs: list[str], kind: int, shape: list[int | None]) -> GraphProto:
+    """One turn of a loop without end: a step on its state, of this type and shape."""
+    return helper.make_graph(
         [
             helper.make_node("Identity", ["condition_in"], ["condition_out"]),
-            helper.make_node("Add", ["state_in", "turn"], ["state_out"]),
+            helper.make_node(step, inputs, ["state_out"]),
         ],
         "body",
         [
             helper.make_tensor_value_info("turn", TensorProto.INT64, []),
             helper.make_tensor_value_info("condition_in", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("state_in", TensorProto.INT64, []),
+            helper.make_tensor_value_info("state_in", kind, shape),
         ],
         [
             helper.make_tensor_value_info("condition_out", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("state_out", TensorProto.INT64, []),
+            helper.make_tensor_value_info("state_out", kind, shape),
         ],
     )
+
+
+def endless() -> ModelProto:
+    """A loop of 10^15 turns in C, after which the answer would be zeros."""
+    body = _turn("Add", ["state_in", "turn"], TensorProto.INT64, [])
     nodes = [
         helper.make_node("Loop", ["turns", "", "start"], ["end"], body=body),
         helper.make_node("Cast", ["end"], ["end_hu"], to=TensorProto.INT16),
@@ -166,22 +171,7 @@ def endless() -> ModelProto:
 def greedy(gigabytes: float) -> ModelProto:
     """Fills this much memory, again and again, before it would answer."""
     count = int(gigabytes * 2**30 / 4)
-    body = helper.make_graph(
-        [
-            helper.make_node("Identity", ["condition_in"], ["condition_out"]),
-            helper.make_node("Sin", ["state_in"], ["state_out"]),
-        ],
-        "body",
-        [
-            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
-            helper.make_tensor_value_info("condition_in", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("state_in", TensorProto.FLOAT, [None]),
-        ],
-        [
-            helper.make_tensor_value_info("condition_out", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("state_out", TensorProto.FLOAT, [None]),
-        ],
-    )
+    body = _turn("Sin", ["state_in"], TensorProto.FLOAT, [None])
     # The size depends on an input, so that it is not folded into a constant when the model is loaded.
     nodes = [
         helper.make_node("Shape", ["spacing"], ["three"]),
@@ -215,22 +205,7 @@ def poisoned(kind: str, turns: int = 2_000_000) -> ModelProto:
         "breaks": (0, 0, 0, 6),
         "waits": (turns, 0, 0, 0),
     }[kind]
-    body = helper.make_graph(
-        [
-            helper.make_node("Identity", ["condition_in"], ["condition_out"]),
-            helper.make_node("Sin", ["state_in"], ["state_out"]),
-        ],
-        "body",
-        [
-            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
-            helper.make_tensor_value_info("condition_in", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("state_in", TensorProto.FLOAT, [None]),
-        ],
-        [
-            helper.make_tensor_value_info("condition_out", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("state_out", TensorProto.FLOAT, [None]),
-        ],
-    )
+    body = _turn("Sin", ["state_in"], TensorProto.FLOAT, [None])
     nodes = [
         helper.make_node("Cast", ["hu"], ["value"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMax", ["value"], ["highest"], keepdims=0),
