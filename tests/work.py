@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from pydicom.uid import generate_uid
 
+from inference.card import Card
 from storage import attempts, lifecycle, outbox, studies, worklist
 from storage.blobs import FileBlobs
 from storage.database import Database
@@ -133,6 +134,35 @@ class Holding:
             )
             if routed and studies.revision(connection, revision.id).state == lifecycle.OPEN:
                 lifecycle.transition(connection, "revision", revision.id, lifecycle.ROUTED, study_id=study.id)
+        return workitem
+
+    def schedule_all(self, study: Study, card: Card, urgency: str = "MEDIUM") -> Workitem:
+        """Have a model read every instance of a study, judged anew; nothing is sent and nobody told."""
+        revision = self.judge(study)
+        with self.database.write() as connection:
+            workitem, _ = worklist.schedule(
+                connection,
+                worklist.Key(
+                    study_id=study.id,
+                    model=card.name,
+                    model_version=card.version,
+                    model_digest=card.digest,
+                    device_uid=card.device_uid,
+                    input_digest=uuid.uuid4().hex * 2,
+                ),
+                input_set={
+                    card.inputs[0].role: {
+                        "series_instance_uid": studies.series_of(connection, study.id)[0].series_instance_uid,
+                        "sop_instance_uids": [one.sop_instance_uid for one in studies.evidence(connection, study.id)],
+                    }
+                },
+                revision_id=revision.id,
+                route=ROUTE,
+                reason="all that there is",
+                deliver=(),
+                notify=(),
+                urgency=urgency,
+            )
         return workitem
 
     def claim(self, owner: str = "worker-1", lease_seconds: float = 30) -> tuple[Workitem, Attempt]:

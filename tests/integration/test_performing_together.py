@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import shutil
 import threading
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,14 +12,12 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
-from inference.card import Card
 from inference.registry import Registry
 from node.settings import Settings
 from node.workflow.models import Models, register
 from node.workflow.way import Way
 from node.workflow.workers import run_performer
-from storage import schema, studies, worklist
-from storage.records import Study
+from storage import schema, studies
 from tests.dicom_factory import ct_series, radiograph
 from tests.model_factory import classification_card, mean_brightness, poisoned, segmentation_card, write_model
 from tests.peers import wait_until
@@ -68,36 +65,6 @@ def performing(way: Way) -> Iterator[threading.Event]:
     shutil.rmtree(way.scratch, ignore_errors=True)
 
 
-def schedule(holding: Holding, study: Study, card: Card, urgency: str = "MEDIUM") -> int:
-    revision = holding.judge(study)
-    with holding.database.write() as connection:
-        evidence = studies.evidence(connection, study.id)
-        made, _ = worklist.schedule(
-            connection,
-            worklist.Key(
-                study_id=study.id,
-                model=card.name,
-                model_version=card.version,
-                model_digest=card.digest,
-                device_uid=card.device_uid,
-                input_digest=uuid.uuid4().hex * 2,
-            ),
-            input_set={
-                card.inputs[0].role: {
-                    "series_instance_uid": studies.series_of(connection, study.id)[0].series_instance_uid,
-                    "sop_instance_uids": [one.sop_instance_uid for one in evidence],
-                }
-            },
-            revision_id=revision.id,
-            route="all",
-            reason="one",
-            deliver=(),
-            notify=(),
-            urgency=urgency,
-        )
-    return made.id
-
-
 def test_radiographs_run_beside_each_other_and_wait_behind_no_ct(
     embedded: Holding, way: Way, performing: threading.Event, tmp_path: Path
 ) -> None:
@@ -111,14 +78,14 @@ def test_radiographs_run_beside_each_other_and_wait_behind_no_ct(
     cts = []
     for number in range(3):
         receipt = embedded.receive(ct_series(tmp_path / f"ct{number}", hu + number))[0]
-        cts.append(schedule(embedded, embedded.again(receipt.study_instance_uid), slow))
+        cts.append(embedded.schedule_all(embedded.again(receipt.study_instance_uid), slow).id)
     pictures = []
     rng = np.random.default_rng(1)
     for number in range(6):
         pixels = rng.integers(0, 4096, (64, 64)).astype(np.uint16)
         (receipt,) = embedded.receive([radiograph(tmp_path / f"cr{number}", pixels)])
         urgency = "HIGH" if number == 5 else "MEDIUM"
-        pictures.append(schedule(embedded, embedded.again(receipt.study_instance_uid), levels, urgency))
+        pictures.append(embedded.schedule_all(embedded.again(receipt.study_instance_uid), levels, urgency).id)
     performing.set()
 
     def done() -> bool:

@@ -75,35 +75,6 @@ def instances(holding: Holding, study: Study) -> dict[str, tuple[Instance, ...]]
         return {"radiograph": tuple(studies.evidence(connection, study.id))}
 
 
-def scheduled(holding: Holding, study: Study, of: Card) -> Workitem:
-    revision = holding.judge(study)
-    found = instances(holding, study)["radiograph"]
-    with holding.database.write() as connection:
-        made, _ = worklist.schedule(
-            connection,
-            worklist.Key(
-                study_id=study.id,
-                model=of.name,
-                model_version=of.version,
-                model_digest=of.digest,
-                device_uid=of.device_uid,
-                input_digest=uuid.uuid4().hex * 2,
-            ),
-            input_set={
-                of.inputs[0].role: {
-                    "series_instance_uid": "1.2",
-                    "sop_instance_uids": [one.sop_instance_uid for one in found],
-                }
-            },
-            revision_id=revision.id,
-            route="r",
-            reason="one",
-            deliver=(),
-            notify=(),
-        )
-    return made
-
-
 def findings(image: str, probability: float = 0.25) -> Findings:
     one = Classification(name="nodule", code=CODE, probability=probability, threshold=0.5, image=image)
     return Findings(images=(image,), classifications=(one,), provider="onnxruntime:CPU", precision="fp32", seconds=0.5)
@@ -126,7 +97,7 @@ def test_what_was_found_is_found_again_across_processes_with_its_mask(
 ) -> None:
     of = card(models, "blobs")
     study = received(holding, tmp_path)
-    work = scheduled(holding, study, of)
+    work = holding.schedule_all(study, of)
     inputs = instances(holding, study)
     first = masked(inputs["radiograph"][0].sop_instance_uid)
     key = key_of(of, inputs, NOWHERE)
@@ -176,7 +147,7 @@ def test_a_damaged_result_is_a_miss_and_is_forgotten(
     study = received(holding, tmp_path)
     inputs = instances(holding, study)
     key = key_of(of, inputs, NOWHERE)
-    work = scheduled(holding, study, of)
+    work = holding.schedule_all(study, of)
     remember(way, work, of, key, masked(inputs["radiograph"][0].sop_instance_uid))
     with holding.database.read() as connection:
         row = connection.execute(select(schema.result)).one()
@@ -209,7 +180,7 @@ def test_results_are_bounded_swept_emptied_and_go_with_their_study(
         study = received(holding, tmp_path, seed)
         inputs = instances(holding, study)
         keys.append((key_of(of, inputs, NOWHERE), inputs))
-        work = scheduled(holding, study, of)
+        work = holding.schedule_all(study, of)
         remember(way, work, of, keys[-1][0], masked(inputs["radiograph"][0].sop_instance_uid))
     with holding.database.read() as connection:
         total = results.totals(connection)
@@ -240,7 +211,7 @@ def test_the_engine_is_not_asked_about_what_it_has_answered(
 
     made = []
     for _ in range(2):
-        scheduled(holding, holding.reopened(study) if made else study, of)
+        holding.schedule_all(holding.reopened(study) if made else study, of)
         taken = steps.take(way, "worker", attempts.Choice())
         assert taken is not None
         steps.perform(way, taken, run)
@@ -268,7 +239,7 @@ def test_heat_maps_and_masks_go_with_their_images_and_with_the_attempt_that_was_
         return replace(findings(uid), heat_maps=(seen,))
 
     def performed(study: Study) -> Workitem:
-        scheduled(holding, study, of)
+        holding.schedule_all(study, of)
         taken = steps.take(way, "worker", attempts.Choice())
         assert taken is not None
         steps.perform(way, taken, run)
@@ -279,7 +250,7 @@ def test_heat_maps_and_masks_go_with_their_images_and_with_the_attempt_that_was_
 
     gone, stays = (received(holding, tmp_path, seed) for seed in (0, 1))
     deleted, kept = (f"{performed(study).uid}.npz" for study in (gone, stays))
-    waiting = f"{scheduled(holding, received(holding, tmp_path, 2), of).uid}.npz"
+    waiting = f"{holding.schedule_all(received(holding, tmp_path, 2), of).uid}.npz"
     for name in (waiting, "2.25.1.npz", "0a.partial"):
         (way.heat_maps / name).write_bytes(b"")
     assert remove_leftovers(holding.database, way.heat_maps, 0) == 0
@@ -302,7 +273,7 @@ def test_trouble_with_keeping_a_result_costs_no_findings(
     of = card(models, "blobs")
     study = received(holding, tmp_path)
     inputs = instances(holding, study)
-    work = scheduled(holding, study, of)
+    work = holding.schedule_all(study, of)
     uid = inputs["radiograph"][0].sop_instance_uid
     remember(way, work, of, None, replace(findings(uid), fingerprints={uid: "no hash at all"}))
     way.scratch.rmdir()
@@ -322,7 +293,7 @@ def test_nearly_the_same_picture_of_another_study_is_pointed_out_and_one_that_on
         study = received(holding, tmp_path, number)
         uid = instances(holding, study)["radiograph"][0].sop_instance_uid
         shown = replace(findings(uid), fingerprints={uid: one})
-        remember(way, scheduled(holding, study, of), of, f"{number:064d}", shown)
+        remember(way, holding.schedule_all(study, of), of, f"{number:064d}", shown)
         with holding.database.read() as connection:
             told.append([(flag.kind, flag.subject) for flag in flags.of_study(connection, study.id)])
         if number == 0:
