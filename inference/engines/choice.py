@@ -40,8 +40,8 @@ class Way:
 class Measured:
     """What one way took, and how far its answers lie from those of ONNX Runtime on the same file.
 
-    ``milliseconds`` is the least that a run took; ``difference`` the largest difference of a probability or, for masks,
-    the share of voxels that got another label. ``problem`` says why the way is not taken, where it is not.
+    ``milliseconds`` is the least that a run took; ``difference`` what :func:`inference.engines.distance.distance` says.
+    ``problem`` says why the way is not taken, where it is not.
     """
 
     way: Way

@@ -21,12 +21,12 @@ import numpy as np
 
 from inference.card import load_card
 from inference.engines.choice import Choice, Measured, Way, way_of, write_choice
+from inference.engines.distance import distance, has_boxes
 from inference.engines.machine import CACHE_VARIABLE, computes_bf16
 from inference.engines.modelfile import check_file, model_file
 from inference.engines.onnx import open_way
 from inference.environment import environment_of
 from inference.errors import EngineFailure
-from inference.postprocess import probabilities_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DIFFERENCE", "noise", "tunable", "tune"]
 
-#: Probabilities may differ by so much, values by this share, and of a mask's voxels a tenth of it may.
+#: Probabilities and scores may differ by so much, values and the edges of boxes by this share (of the value, of the
+#: input), and of a mask's voxels a tenth of it may.
 DIFFERENCE = 0.01
 #: What is not faster by this much is not worth other answers in the last digits.
 _WORTH = 0.95
@@ -46,9 +47,8 @@ _RUNS, _TIMED_SECONDS = 30, 2.0
 
 
 def tunable(card: Card) -> bool:
-    """Return whether there is anything to choose: onnx on any provider, and answers that can be compared (no boxes)."""
-    free = card.onnx is None or card.onnx.providers == "auto"
-    return card.engine == "onnx" and free and card.task != "detection"
+    """Return whether there is anything to choose: the engine onnx on any provider."""
+    return card.engine == "onnx" and (card.onnx is None or card.onnx.providers == "auto")
 
 
 def tune(
@@ -146,33 +146,12 @@ def _smooth(rng: np.random.Generator, shape: tuple[int, ...]) -> npt.NDArray[np.
 
 
 def _judged(card: Card, result: Measured, exact: Sequence[Arrays], said: Sequence[Arrays]) -> Measured:
-    distance = max(_distance(card, one["output"], two["output"]) for one, two in zip(exact, said, strict=True))
+    apart = max(distance(card, one, two) for one, two in zip(exact, said, strict=True))
     allowed = DIFFERENCE / 10 if card.task == "segmentation" else DIFFERENCE
-    problem = "" if distance <= allowed else f"its answers differ by {distance:.4f}, allowed {allowed:g}"
-    return Measured(result.way, result.load_seconds, result.milliseconds, distance, problem)
-
-
-def _distance(card: Card, one: npt.NDArray[Any], two: npt.NDArray[Any]) -> float:
-    if one.shape != two.shape or not (np.isfinite(one).all() and np.isfinite(two).all()):
-        return float("inf")
-    if card.task == "segmentation":
-        labels = [_labels(card, each) for each in (one, two)]
-        return float(np.mean(labels[0] != labels[1]))
-    if card.task == "classification":
-        kind = next((step.activation.kind for step in card.postprocess if step.activation), None)
-        one, two = (probabilities_of(each.astype(np.float64), kind, axis=1) for each in (one, two))
-        return float(np.abs(one - two).max())
-    return float((np.abs(one - two) / np.maximum(np.abs(one), 1e-6)).max())
-
-
-def _labels(card: Card, answer: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    if answer.dtype.kind in "ui":
-        return answer
-    threshold = next((step.threshold.value for step in card.postprocess if step.threshold), None)
-    if threshold is None:
-        return np.asarray(answer.argmax(axis=1))
-    kind = next((step.activation.kind for step in card.postprocess if step.activation), None)
-    return np.asarray(probabilities_of(answer.astype(np.float32), kind, axis=1) >= threshold)
+    problem = "" if apart <= allowed else f"its answers differ by {apart:.4f}, allowed {allowed:g}"
+    if not problem and card.task == "detection" and not any(has_boxes(one) for one in exact):
+        problem = "no box was found in what it was shown, so nothing could be compared: measure on --images"
+    return Measured(result.way, result.load_seconds, result.milliseconds, apart, problem)
 
 
 def _measure(card: Card, way: Way, given: Path, folder: Path, cache: Path) -> tuple[Measured, list[Arrays]]:

@@ -92,9 +92,11 @@ def tune(
     """Measure which way runs each ONNX model the fastest on this machine, and keep to it.
 
     ONNX Runtime and OpenVINO, and OpenVINO in bf16 where the processor has it and the card does not forbid it
-    (**onnx.precision: fp32**). A way is taken only where its answers stay within 0.01 of a probability, or 0.1 % of the
-    voxels. The choice is kept in the node's data directory for this machine and these versions of the runtimes; a
-    process that loads the model later follows it. Measure while the machine does nothing else.
+    (**onnx.precision: fp32**). A way is taken only where its answers stay within 0.01 of a probability or score, 1 % of
+    a value, 1 % of the input for each edge of a box, or 0.1 % of the voxels; a detector that finds nothing in noise
+    needs **--images**. Models of other engines, or whose card names their provider, have nothing to choose. The choice
+    is kept in the node's data directory for this machine and these versions of the runtimes; a process that loads the
+    model later follows it. Measure while the machine does nothing else.
 
     Example: **overread models tune chest-xray --images /data/radiographs**
     """
@@ -108,13 +110,16 @@ def tune(
     chosen: dict[str, Choice] = {}
     with _failing(), progress("tune") as bar:
         cards = _cards(config) if not models else [_card(one, config) for one in models]
+        for card in cards if models else ():
+            if not tunable(card):
+                typer.echo(f"{card.name}@{card.version}: nothing to choose: its card says what runs it", err=True)
         cards = [card for card in cards if tunable(card)]
         for number, card in enumerate(cards):
             name = f"{card.name}@{card.version}"
             bar(number, len(cards), name)
             feeds = _feeds(card, images) if images else []
             if images and not feeds:
-                console().print(f"{name}: nothing in {images} is what it reads; measured on noise", highlight=False)
+                typer.echo(f"{name}: nothing in {images} is what it reads; measured on noise", err=True)
             chosen[name] = measure(
                 card,
                 settings.data_dir / "engines",

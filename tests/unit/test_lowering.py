@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import numpy_helper
 from typer.testing import CliRunner
@@ -18,6 +19,7 @@ from inference.card import Card, load_card
 from inference.cases import jobs_in
 from inference.engine import open_engine
 from inference.engines.choice import Way, read_choice
+from inference.engines.distance import distance
 from inference.engines.machine import CACHE_VARIABLE, computes_bf16
 from inference.engines.onnx import open_model
 from inference.engines.onnxfile import describe
@@ -266,6 +268,75 @@ def test_a_model_that_openvino_cannot_convert_stays_on_onnx_runtime(tmp_path: Pa
     choice = tune(load_card(path), tmp_path / "cache")
     assert choice.way == Way("cpu", "fp32")
     assert all("cannot be loaded" in one.problem for one in choice.measured[1:])
+
+
+def finder(folder: Path, model: Any) -> Card:
+    return classifier(
+        folder,
+        model,
+        task="detection",
+        onnx={"precision": "fp32"},
+        tensors={"image": "image", "boxes": "boxes", "scores": "scores", "classes": "classes"},
+        preprocess=[{"radiograph_input": {"size": 64}}],
+        outputs=[classification_card()["outputs"][0] | {"index": n, "name": f"finding {n}"} for n in (1, 2)],
+    )
+
+
+def test_a_detector_is_tuned_by_its_boxes_and_stays_as_it_is_where_it_finds_none(tmp_path: Path) -> None:
+    sees = detector([[10, 10, 30, 30], [5, 5, 9, 9]], [0.9, 0.2], [1, 2])
+    blind = detector([[10, 10, 30, 30]], [0.9], [1])
+    blind.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.int64), "none"))
+    for output, node in zip(blind.graph.output, list(blind.graph.node)[-3:], strict=True):
+        node.output[0] = f"all {output.name}"
+        blind.graph.node.append(onnx.helper.make_node("Slice", [node.output[0], "none", "none"], [output.name]))
+        output.type.tensor_type.shape.dim[0].dim_param = "n"
+    exact, other = tune(finder(tmp_path / "sees", sees), tmp_path / "cache").measured
+    assert (exact.way, other.way) == (Way("cpu", "fp32"), Way("openvino", "fp32"))
+    assert (other.problem, other.milliseconds > 0) == ("", True)
+    assert other.difference < 1e-4
+    choice = tune(finder(tmp_path / "blind", blind), tmp_path / "cache")
+    assert choice.way == Way("cpu", "fp32")
+    assert "nothing could be compared: measure on --images" in choice.measured[1].problem
+
+
+def test_a_model_without_a_choice_is_told_of(tmp_path: Path) -> None:
+    card = classifier(tmp_path, onnx={"providers": ["cpu"]})
+    config = tmp_path / "node.yaml"
+    config.write_text(json.dumps({"data_dir": str(tmp_path / "var"), "routes": []}))
+    shown = CliRunner().invoke(app, ["models", "tune", str(card.directory), "--json", "--config", str(config)])
+    assert (shown.exit_code, json.loads(shown.stdout)) == (0, {})
+    assert "levels@1.0.0: nothing to choose: its card says what runs it" in shown.stderr
+
+
+def test_how_far_answers_lie_apart_is_what_the_card_makes_of_them(tmp_path: Path) -> None:
+    def said(boxes: list[list[float]], scores: list[float], classes: list[int]) -> dict[str, np.ndarray[Any, Any]]:
+        return {"boxes": np.array(boxes), "scores": np.array(scores), "classes": np.array(classes)}
+
+    finds = finder(tmp_path / "finds", detector([[0, 0, 1, 1]], [0.9], [1]))
+    exact = said([[16, 16, 32, 32], [0, 0, 8, 8]], [0.9, 0.2], [1, 2])
+    for other, apart in (
+        (said([[0, 0, 8, 8], [16, 16, 32, 32]], [0.2, 0.9], [2, 1]), 0.0),
+        (said([[16, 16, 32, 32.64]], [0.898], [1]), 0.01),
+        (said([[16, 16, 32, 32]], [0.6], [1]), 0.3),
+        (said([[16, 16, 32, 32]], [0.9], [2]), 1.0),
+        (said([[16, 16, 32, 32], [40, 40, 50, 50]], [0.9, 0.8], [1, 1]), 0.375),
+        (said(np.zeros((0, 4)).tolist(), [], []), 1.0),
+        (said([[16, 16, 32, float("nan")]], [0.9], [1]), float("inf")),
+    ):
+        assert distance(finds, exact, other) == pytest.approx(apart)
+        assert distance(finds, other, exact) == pytest.approx(apart)
+    # Below every threshold the likeliest box counts.
+    assert distance(finds, said([[0, 0, 8, 8]], [0.2], [2]), said([[0, 0, 8, 8]], [0.25], [2])) == pytest.approx(0.05)
+    output = {key: value for key, value in classification_card()["outputs"][0].items() if key != "threshold"}
+    ratio = output | {"index": 1, "unit": {"value": "1", "scheme": "UCUM", "meaning": "no units"}}
+    measures = classifier(tmp_path / "measures", task="measurement", outputs=[ratio])
+    values = [{"output": np.array([given])} for given in ([7, 0.5], [9, 0.51], [9, float("nan")], [9])]
+    assert [distance(measures, values[0], one) for one in values] == pytest.approx([0, 0.02, np.inf, np.inf])
+    # What is reported is stretched about its operating point, and so is the difference.
+    sure = classifier(tmp_path / "sure", postprocess=[{"calibrate": {"thresholds": [0.01, 0.5, None]}}])
+    one, two = ({"output": np.array([[value, 0.4, 0.9]])} for value in (0.002, 0.008))
+    assert distance(sure, one, two) == pytest.approx(0.3)
+    assert distance(sure, one, {"output": np.array([[1.2, 0.4, 0.9]])}) == float("inf")
 
 
 def test_a_model_that_cannot_run_at_all_is_no_choice(tmp_path: Path) -> None:
