@@ -219,7 +219,7 @@ def _prepare(folder: Path) -> None:
 def _make(name: str) -> None:
     import torch
 
-    from inference.bring.quantise import _PLANS, _quantise_file
+    from inference.bring.lowered import quantise_file
     from inference.card import load_card
     from inference.engines.tune import noise, tune
 
@@ -252,7 +252,7 @@ def _make(name: str) -> None:
     )
     feeds = [{"image": _picture(rng)[None]} for _ in range(24)]
     card = load_card(_card(folder / "densenet", (folder / "model.onnx").read_bytes(), "auto"))
-    _quantise_file(folder / "model.onnx", folder / "int8.onnx", feeds, _PLANS[0])
+    quantise_file(folder / "model.onnx", folder / "int8.onnx", feeds)
     _card(folder / "densenet-int8", (folder / "int8.onnx").read_bytes(), "int8")
     tune(card, folder / "cache", feeds=[noise(card), *feeds[:4]])
 

@@ -43,7 +43,8 @@ class Agreement:
     """What was compared and how far it lay apart; a task leaves what it does not have at its default.
 
     ``dice`` maps each structure's name to the least Dice coefficient of any case; a structure that neither way has
-    found in a case counts as 1.
+    found in a case counts as 1. ``boxes`` are those of both ways together. ``found_nothing``: a model that looks for
+    structures or boxes has found none in any case, either way.
     """
 
     cases: int
@@ -52,6 +53,8 @@ class Agreement:
     mean_difference: float = 0.0
     alike: float = 1.0
     dice: Mapping[str, float] = field(default_factory=dict)
+    boxes: int = 0
+    found_nothing: bool = False
     exact_seconds: float = 0.0
     other_seconds: float = 0.0
 
@@ -60,18 +63,23 @@ class Agreement:
         found = []
         if not self.cases:
             found.append("no case could be analysed")
+        elif self.found_nothing:
+            found.append("nothing was found in any case, so nothing could be compared: take cases with findings")
         if not self.largest_difference <= bounds.difference:
             found.append(f"largest difference {self.largest_difference:.4f}, allowed {bounds.difference:g}")
         if not self.alike >= bounds.alike:
-            found.append(
-                f"{self.alike:.2%} of the findings on the same side of their threshold, needed {bounds.alike:.0%}"
-            )
+            found.append(f"{self.alike_words()}, needed {bounds.alike:.0%}")
         found += [
             f"Dice of {name} {value:.4f}, needed {bounds.dice:g}"
             for name, value in self.dice.items()
             if not value >= bounds.dice
         ]
         return tuple(found)
+
+    def alike_words(self) -> str:
+        """Return what ``alike`` says of a model of this kind."""
+        of = "boxes that the other way has too" if self.boxes else "findings on the same side of their threshold"
+        return f"{self.alike:.2%} of the {of}"
 
 
 def feeds_of(
@@ -113,7 +121,7 @@ def compare(
     alike: list[bool] = []
     dice: dict[str, float] = {}
     seconds = [0.0, 0.0]
-    cases = refused = 0
+    cases = refused = boxes = masks = 0
     for number, job in enumerate(jobs, start=1):
         both: list[Findings] = []
         for which, model in enumerate((exact, other)):
@@ -135,6 +143,8 @@ def compare(
             alike.append(first.present == second.present)
         for value, again in zip(one.measurements, two.measurements, strict=True):
             differences.append(abs(value.value - again.value) / max(abs(value.value), 1e-9))
+        boxes += len(one.detections) + len(two.detections)
+        masks += sum(said.segmentation is not None and bool(said.segmentation.labels.any()) for said in both)
         for found, others in ((one.detections, two.detections), (two.detections, one.detections)):
             for detection in found:
                 same = [other for other in others if _overlap(detection, other) >= _SAME_PLACE]
@@ -149,6 +159,8 @@ def compare(
         mean_difference=float(np.mean(differences)) if differences else 0.0,
         alike=float(np.mean(alike)) if alike else 1.0,
         dice=dice,
+        boxes=boxes,
+        found_nothing=card.task in ("detection", "segmentation") and not boxes + masks,
         exact_seconds=seconds[0],
         other_seconds=seconds[1],
     )

@@ -1,24 +1,19 @@
 """Makes a smaller, faster version of an ONNX model, and says how far its answers lie from those of the exact one.
 
-int8 is static quantisation in the QDQ form: every convolution and matrix product computes with 8-bit integers, whose
-scales come from what flows through the model on calibration images (Jacob et al., CVPR 2018). Activations are
-symmetric: OpenVINO's process dies of asymmetric ones. fp16 halves the weights, for GPUs. bf16 changes no byte of the
-file; it is a word in the card, and here it gets the report that goes with it.
+int8 and fp16 make another file (:mod:`inference.bring.lowered`). bf16 changes no byte of the file; it is a word in the
+card, and here it gets the report that goes with it.
 
 Only half of the cases calibrate; the other half is what the report is about.
 """
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
-import io
 import json
-import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from inference.agreement import Agreement, Bounds, compare, feeds_of
+from inference.bring.lowered import PLANS, Plan, halve_file, has_layers, quantise_file
 from inference.card import load_card
 from inference.engines.choice import Way
 from inference.engines.machine import computes_bf16
@@ -57,35 +53,6 @@ class Quantised:
     passed: bool
     summary: str
     agreement: Agreement
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """One way to quantise: how ranges are found, and whether the first and the last layer stay as they are."""
-
-    method: Literal["minmax", "percentile"]
-    keep_ends: bool
-
-    def __str__(self) -> str:
-        return f"{self.method}{', first and last layer exact' if self.keep_ends else ''}"
-
-
-#: From the fastest to the most careful; the first that keeps within the bounds is taken.
-_PLANS = (_Plan("minmax", False), _Plan("minmax", True), _Plan("percentile", True))
-_LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
-#: What lies between layers and would else turn every value back to floating point and again to an integer.
-_BETWEEN = {
-    "Add",
-    "AveragePool",
-    "Clip",
-    "Concat",
-    "GlobalAveragePool",
-    "MaxPool",
-    "Pad",
-    "Relu",
-    "Resize",
-    "Transpose",
-}
 
 
 def quantise(
@@ -143,7 +110,7 @@ def quantise(
             made = _integers(card, file, feeds, coming, compared, exact, bounds, progress, notes)
         else:
             if precision == "fp16":
-                _halves(card.directory / file, coming / file)
+                halve_file(card.directory / file, coming / file)
             else:
                 shutil.copyfile(card.directory / file, coming / file)
             made = _compared(card, coming, file, precision, exact, compared, progress)
@@ -181,15 +148,9 @@ def _suitable(card: Card, precision: Lower, target: Path) -> str:
         raise CardError("this processor has no bf16, so nothing can be measured: do it on one that has")
     if target.exists():
         raise CardError(f"{target}: is there already; name a folder that is not")
-    if precision == "int8" and not _has_layers(card.directory / file):
+    if precision == "int8" and not has_layers(card.directory / file):
         raise CardError(f"{card.path}: nothing in {file} can be quantised: it has no layer outside its subgraphs")
     return file
-
-
-def _has_layers(path: Path) -> bool:
-    import onnx
-
-    return any(node.op_type in _LAYERS for node in onnx.load(path, load_external_data=False).graph.node)
 
 
 def _integers(
@@ -204,10 +165,10 @@ def _integers(
     notes: dict[str, Any],
 ) -> Agreement:
     """Quantise plan by plan until one keeps within the bounds; leave the best, and note which it was."""
-    best: tuple[float, Agreement, bytes, _Plan] | None = None
-    for number, plan in enumerate(_PLANS, start=1):
-        progress(f"quantise ({plan})", number - 1, len(_PLANS))
-        _quantise_file(card.directory / file, coming / file, feeds, plan)
+    best: tuple[float, Agreement, bytes, Plan] | None = None
+    for number, plan in enumerate(PLANS, start=1):
+        progress(f"quantise ({plan})", number - 1, len(PLANS))
+        quantise_file(card.directory / file, coming / file, feeds, plan)
         if describe(coming / file).integers is None:
             # Both ends were all that there was.
             continue
@@ -234,60 +195,6 @@ def _compared(
         return compare(card, exact, other, jobs, progress=lambda done: progress("compare", done, len(jobs)))
     finally:
         other.close()
-
-
-def _quantise_file(source: Path, target: Path, feeds: Sequence[Feeds], plan: _Plan) -> None:
-    import onnx
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder, _quiet():
-        prepared = Path(folder) / "prepared.onnx"
-        # Folds batch normalisation into the convolutions before they are quantised.
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        model = onnx.load(prepared)
-        for number, node in enumerate(model.graph.node):
-            node.name = node.name or f"{node.op_type}_{number}"
-        onnx.save(model, prepared)
-        layers = [node.name for node in model.graph.node if node.op_type in _LAYERS]
-        method = CalibrationMethod.MinMax if plan.method == "minmax" else CalibrationMethod.Percentile
-        quantize_static(
-            prepared,
-            target,
-            _reader(feeds),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=sorted(_LAYERS | _BETWEEN),
-            activation_type=QuantType.QInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            calibrate_method=method,
-            nodes_to_exclude=[layers[0], layers[-1]] if plan.keep_ends else [],
-            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
-        )
-
-
-def _reader(feeds: Sequence[Feeds]) -> Any:
-    from onnxruntime.quantization import CalibrationDataReader
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        """Gives the feeds one after the other, and None at their end."""
-
-        def __init__(self) -> None:
-            self._left = iter(feeds)
-
-        def get_next(self) -> Feeds | None:
-            return next(self._left, None)
-
-    return Reader()
-
-
-def _halves(source: Path, target: Path) -> None:
-    import onnx
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    with _quiet():
-        # Inputs and outputs stay fp32: what the card says of them stays true.
-        onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=True), target)
 
 
 def _write_card(card: Card, folder: Path, file: str, precision: Lower, summary: str) -> dict[str, str]:
@@ -325,8 +232,7 @@ def _summary(made: Agreement, failings: Sequence[str]) -> str:
         words.append(f"least Dice {min(made.dice.values()):.4f}")
     else:
         words.append(
-            f"largest difference {made.largest_difference:.4f}, mean {made.mean_difference:.4f}, "
-            f"{made.alike:.2%} on the same side of the threshold"
+            f"largest difference {made.largest_difference:.4f}, mean {made.mean_difference:.4f}, {made.alike_words()}"
         )
     return "; ".join((*words, *(f"not passed: {one}" for one in failings)))
 
@@ -334,14 +240,3 @@ def _summary(made: Agreement, failings: Sequence[str]) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what the tools tell their own developers out of the user's sight."""
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(logging.NOTSET)

@@ -62,6 +62,18 @@ def classifier(folder: Path, model: Any = None, **changes: Any) -> Card:
     return load_card(write_model(folder, classification_card(**changes), model or convolutions(seed=3)))
 
 
+def finder(folder: Path, model: Any) -> Card:
+    return classifier(
+        folder,
+        model,
+        task="detection",
+        onnx={"precision": "fp32"},
+        tensors={"image": "image", "boxes": "boxes", "scores": "scores", "classes": "classes"},
+        preprocess=[{"radiograph_input": {"size": 64}}],
+        outputs=[classification_card()["outputs"][0] | {"index": n, "name": f"finding {n}"} for n in (1, 2)],
+    )
+
+
 def test_a_model_is_quantised_with_a_report_on_cases_that_did_not_calibrate(tmp_path: Path, radiographs: Path) -> None:
     card = classifier(tmp_path)
     jobs = jobs_in(card, radiographs)
@@ -200,18 +212,20 @@ def test_a_segmentation_is_compared_by_dice(tmp_path: Path) -> None:
 def test_a_detector_is_compared_by_where_its_boxes_lie(
     tmp_path: Path, radiographs: Path, box: tuple[float, ...], probability: float, alike: float, difference: float
 ) -> None:
-    changes = {
-        "task": "detection",
-        "tensors": {"image": "image", "boxes": "boxes", "scores": "scores", "classes": "classes"},
-        "preprocess": [{"radiograph_input": {"size": 64}}],
-        "outputs": [classification_card()["outputs"][0] | {"index": 1}],
-    }
     graphs = (detector([[10, 10, 30, 30]], [0.9], [1]), detector([list(box)], [probability], [1]))
-    cards = [classifier(tmp_path / str(number), graph, **changes) for number, graph in enumerate(graphs)]
+    cards = [finder(tmp_path / str(number), graph) for number, graph in enumerate(graphs)]
     one, two = (open_model(card) for card in cards)
     made = compare(cards[0], one, two, jobs_in(cards[0], radiographs)[:1], progress=silent_count)
-    assert (made.cases, made.alike) == (1, alike)
+    assert (made.cases, made.alike, made.boxes, made.found_nothing) == (1, alike, 2, False)
     assert made.largest_difference == pytest.approx(difference, abs=1e-6)
+
+
+def test_a_report_on_cases_without_a_single_box_has_not_passed(tmp_path: Path, radiographs: Path) -> None:
+    seeing, unsure = (finder(tmp_path / str(score), detector([[10, 10, 30, 30]], [score], [1])) for score in (0.9, 0.1))
+    for card, passed in ((seeing, True), (unsure, False)):
+        jobs = jobs_in(card, radiographs)[:2]
+        made = quantise(card, jobs, card.directory / "new", precision="fp16", progress=silent)
+        assert (made.passed, "nothing was found in any case" in made.summary) == (passed, not passed)
 
 
 @pytest.mark.parametrize(
@@ -220,6 +234,8 @@ def test_a_detector_is_compared_by_where_its_boxes_lie(
         (Agreement(cases=0, not_analysed=3), "no case could be analysed"),
         (Agreement(cases=1, not_analysed=0, largest_difference=float("nan")), "largest difference nan"),
         (Agreement(cases=1, not_analysed=0, alike=0.5), "50.00% of the findings on the same side"),
+        (Agreement(cases=1, not_analysed=0, alike=0.5, boxes=2), "50.00% of the boxes that the other way has too"),
+        (Agreement(cases=1, not_analysed=0, found_nothing=True), "nothing was found in any case"),
         (Agreement(cases=1, not_analysed=0, dice={"lung": 0.9}), "Dice of lung 0.9000, needed 0.98"),
     ],
 )
@@ -268,18 +284,6 @@ def test_a_model_that_openvino_cannot_convert_stays_on_onnx_runtime(tmp_path: Pa
     choice = tune(load_card(path), tmp_path / "cache")
     assert choice.way == Way("cpu", "fp32")
     assert all("cannot be loaded" in one.problem for one in choice.measured[1:])
-
-
-def finder(folder: Path, model: Any) -> Card:
-    return classifier(
-        folder,
-        model,
-        task="detection",
-        onnx={"precision": "fp32"},
-        tensors={"image": "image", "boxes": "boxes", "scores": "scores", "classes": "classes"},
-        preprocess=[{"radiograph_input": {"size": 64}}],
-        outputs=[classification_card()["outputs"][0] | {"index": n, "name": f"finding {n}"} for n in (1, 2)],
-    )
 
 
 def test_a_detector_is_tuned_by_its_boxes_and_stays_as_it_is_where_it_finds_none(tmp_path: Path) -> None:
