@@ -1,7 +1,8 @@
 """How long the whole way takes beside the bare model: from the last C-STORE to SR and SEG present in Orthanc.
 
 Run it as ``python -m benchmarks.way``. Prints a table of medians with their spread: the way minus the quiet time,
-the model alone in the same run on the same files, start to ready, and the node's memory when idle.
+the model alone in the same run on the same files, start to ready, and the memory of the node's processes, idle, at
+most while the runs went on, and after them.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -59,13 +61,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         node.start()
         _wait_ready(http_port)
         idle = _memory_mb(node.pid)
-        ways, bare = [], []
+        ways, bare, peaks = [], [], []
         host = EngineHost(load_card(ROOT / "conf" / "models" / "lung-ct"))
         stack.callback(host.close)
         for n in range(runs):
             study_uid, files = _study(folder / f"ct-{n}", n, slices)
             bare.append(_bare(host, files))
-            ways.append(_way(study_uid, files, dimse_port, pacs) - QUIET_SECONDS)
+            with _peak_of(node.pid) as held:
+                ways.append(_way(study_uid, files, dimse_port, pacs) - QUIET_SECONDS)
+            peaks.append(max(held))
         after = _memory_mb(node.pid)
     table = Table(title=f"Chest CT, {slices} slices of {SIZE} x {SIZE}, {psutil.cpu_count()} cores, {runs} runs")
     for column in ("figure", "median", "least", "most"):
@@ -76,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("the way's share beside the model (ratio)", [a / b for a, b in zip(ways, bare, strict=True)]),
         ("start to ready, empty data directory (s)", starts),
         ("resident memory of all processes, idle, proportional share (MB)", [idle]),
+        ("the same, at most from the first C-STORE to SR and SEG (MB)", peaks),
         ("the same after the runs, engine loaded (MB)", [after]),
     ]
     for name, values in rows:
@@ -130,7 +135,7 @@ def _study(folder: Path, seed: int, slices: int) -> tuple[str, list[Path]]:
     # The same extent from feet to head, however many slices it is cut into.
     spacing = (5.0 * SLICES / slices, 0.75, 0.75)
     coarse = make_thorax(seed, shape=(slices, SIZE // 2, SIZE // 2), spacing=(spacing[0], 1.5, 1.5))
-    hu = np.repeat(np.repeat(coarse.hu, 2, axis=1), 2, axis=2)
+    hu = np.repeat(np.repeat(np.rint(coarse.hu).astype(np.int16), 2, axis=1), 2, axis=2)
     study_uid = generate_uid()
     files = ct_series(folder, hu, spacing=spacing, origin=(-190.0, -190.0, -160.0), study_uid=study_uid)
     return study_uid, files
@@ -160,15 +165,36 @@ def _way(study_uid: str, files: Sequence[Path], port: int, pacs: Orthanc) -> flo
         held = pacs.find("Instance", {"StudyInstanceUID": study_uid})
         return len(held) >= 2
 
-    wait_until(present, 120, "SR and SEG in Orthanc", interval=0.02)
+    wait_until(present, 600, "SR and SEG in Orthanc", interval=0.02)
     return time.perf_counter() - begin
 
 
 def _memory_mb(pid: int) -> float:
     """Sum what each process of the node holds by itself and its share of what they hold together (Linux PSS)."""
     parent = psutil.Process(pid)
-    family = [parent, *parent.children(recursive=True)]
-    return float(sum(one.memory_full_info().pss for one in family)) / 1e6
+    held = 0
+    for one in [parent, *parent.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):  # it may end while it is looked at
+            held += one.memory_full_info().pss
+    return held / 1e6
+
+
+@contextmanager
+def _peak_of(pid: int) -> Iterator[list[float]]:
+    """Look at the node's memory ten times a second meanwhile."""
+    held, done = [_memory_mb(pid)], threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.1):
+            held.append(_memory_mb(pid))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        yield held
+    finally:
+        done.set()
+        looking.join()
 
 
 if __name__ == "__main__":
