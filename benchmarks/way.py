@@ -132,8 +132,8 @@ def _start_and_stop(folder: Path, pacs: Orthanc, emr: MllpReceiver) -> float:
 
 
 def _study(folder: Path, seed: int, slices: int) -> tuple[str, list[Path]]:
-    # The same extent from feet to head, however many slices it is cut into.
-    spacing = (5.0 * SLICES / slices, 0.75, 0.75)
+    # The same extent from feet to head, however many slices it is cut into, as long as a scanner would cut so thin.
+    spacing = (max(5.0 * SLICES / slices, 0.5), 0.75, 0.75)
     coarse = make_thorax(seed, shape=(slices, SIZE // 2, SIZE // 2), spacing=(spacing[0], 1.5, 1.5))
     hu = np.repeat(np.repeat(np.rint(coarse.hu).astype(np.int16), 2, axis=1), 2, axis=2)
     study_uid = generate_uid()
