@@ -28,7 +28,7 @@ from node.ops.backup import (
 )
 from node.ops.directory import LOCK, RESTORING, DataDirectory
 from node.settings import Settings
-from node.workflow import control
+from node.workflow import targets
 from storage import changefeed, lifecycle, outbox, schema, studies, worklist
 from storage.blobs.files import fsync_directory
 from storage.database import Database, migrate
@@ -303,7 +303,7 @@ def _hold_outgoing(connection: Connection, kind: outbox.Kind, reason: str) -> in
     }[kind]
     found = connection.execute(select(table.c.id).where(table.c.state == lifecycle.PENDING)).scalars().all()
     for object_id in found:
-        study_id = control.resolve(connection, f"{kind}:{object_id}").study_id
+        study_id = targets.resolve(connection, f"{kind}:{object_id}").study_id
         outbox.park(connection, kind, object_id, study_id=study_id, answer=reason)
     return len(found)
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast, get_args
+from typing import cast
 
-from sqlalchemy import Connection, null, select
+from sqlalchemy import Connection, select
 
 from inference.registry import parted
 from node.errors import NotConfigured
 from node.settings import Settings
-from node.workflow.status import Item, Refused, Status, later_message, status
+from node.workflow.status import Item, Refused, Status, status
+from node.workflow.targets import Target, open_of, parked_of, resolve, state_of
 from storage import control as holds
 from storage import lifecycle, outbox, receiving, schema, studies, worklist
 from storage.database import Database
@@ -27,58 +28,17 @@ __all__ = [
     "Item",
     "Refused",
     "Status",
-    "Target",
     "cancel",
     "complete",
     "exclude",
     "pause",
     "rerun",
-    "resolve",
     "resume",
     "retry",
     "status",
 ]
 
-TargetKind = Literal["study", "revision", "workitem", "delivery", "notification", "commitment", "availability"]
 _OUTGOING = ("delivery", "notification", "commitment", "availability")
-#: So many digits a database's integer holds for certain.
-_DIGITS = 18
-_STUDY_ROWS: Mapping[str, Any] = {
-    "study": select(schema.study.c.id, schema.study.c.id.label("study_id")),
-    "revision": select(schema.revision.c.id, schema.revision.c.study_id),
-    "workitem": select(schema.workitem.c.id, schema.workitem.c.study_id),
-    "delivery": select(schema.delivery.c.id, schema.workitem.c.study_id).select_from(
-        schema.delivery.join(schema.document).join(schema.workitem)
-    ),
-    "notification": select(schema.notification.c.id, schema.revision.c.study_id).select_from(
-        schema.notification.join(schema.revision)
-    ),
-    "commitment": select(schema.commitment.c.id, null().label("study_id")),
-    "availability": select(schema.availability.c.id, schema.revision.c.study_id).select_from(
-        schema.availability.join(schema.revision)
-    ),
-}
-_TABLES = {
-    "study": schema.study,
-    "revision": schema.revision,
-    "workitem": schema.workitem,
-    "delivery": schema.delivery,
-    "notification": schema.notification,
-    "commitment": schema.commitment,
-    "availability": schema.availability,
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """What an action is about: a row, and the study that it belongs to; a commitment may be about many."""
-
-    kind: TargetKind
-    id: int
-    study_id: int | None
-
-    def __str__(self) -> str:
-        return f"{self.kind}:{self.id}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,36 +48,6 @@ class Done:
     changed: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
     hint: str = ""
-
-
-def resolve(connection: Connection, target: str) -> Target:
-    """Find what an operator means: ``delivery:12`` as ``status`` prints it, a study's UID or a workitem's.
-
-    Raises
-    ------
-    Unknown
-        With what a target looks like.
-    """
-    kind, colon, number = target.partition(":")
-    if colon:
-        if kind not in get_args(TargetKind) or not number.isdecimal():
-            raise Unknown(
-                f"{target!r} is no target: expected {', '.join(get_args(TargetKind))} and a number, as 'delivery:12'"
-            )
-        if len(number) > _DIGITS:
-            raise Unknown(f"there is no {kind} of a number with {len(number)} digits")
-        row = connection.execute(_STUDY_ROWS[kind].where(_TABLES[kind].c.id == int(number))).one_or_none()
-        if row is None:
-            raise Unknown(f"there is no {kind} {number}")
-        return Target(kind=cast(TargetKind, kind), id=int(number), study_id=row.study_id)
-    s, w = schema.study.c, schema.workitem.c
-    study_id = connection.execute(select(s.id).where(s.study_instance_uid == target)).scalar_one_or_none()
-    if study_id is not None:
-        return Target(kind="study", id=study_id, study_id=study_id)
-    row = connection.execute(select(w.id, w.study_id).where(w.uid == target)).one_or_none()
-    if row is not None:
-        return Target(kind="workitem", id=row.id, study_id=row.study_id)
-    raise Unknown(f"{target} is neither a study that was received nor a workitem; 'overread status' lists targets")
 
 
 def retry(database: Database, target: str, *, by: str) -> Done:
@@ -136,7 +66,7 @@ def retry(database: Database, target: str, *, by: str) -> Done:
     done = Done()
     with database.write() as connection:
         found = resolve(connection, target)
-        for one in _parked_of(connection, found) if found.kind == "study" else [found]:
+        for one in parked_of(connection, found) if found.kind == "study" else [found]:
             _RETRY[one.kind](connection, one, reason, done)
         if found.kind == "study" and not done.changed and not done.unchanged:
             done.unchanged.append(f"nothing of study:{found.id} is parked")
@@ -157,9 +87,9 @@ def cancel(database: Database, target: str, *, by: str) -> Done:
     done = Done()
     with database.write() as connection:
         found = resolve(connection, target)
-        targets = _open_of(connection, found) if found.kind == "study" else [found]
+        targets = open_of(connection, found) if found.kind == "study" else [found]
         for one in targets:
-            state = _state(connection, one)
+            state = state_of(connection, one)
             if one.kind == "workitem" and state in (lifecycle.SCHEDULED, lifecycle.IN_PROGRESS):
                 worklist.cancel(connection, worklist.get(connection, one.id), reason)
                 done.changed.append(f"{one}: {state} -> {lifecycle.CANCELED}")
@@ -299,7 +229,7 @@ def exclude(
         if study.state == lifecycle.COMPLETE and (undo or part is not None) and studies.evidence(connection, study.id):
             studies.reopen(connection, study, f"{name} {word} by {by}")
             done.changed.append(f"study:{study.id} is judged anew after a quiet period")
-        still_open = _open_of(connection, Target(kind="study", id=study.id, study_id=study.id))
+        still_open = open_of(connection, Target(kind="study", id=study.id, study_id=study.id))
     hint = (
         f"what is open of it goes on; to stop it: overread cancel {study_instance_uid}"
         if still_open and not undo
@@ -364,7 +294,7 @@ def _retry_study(connection: Connection, target: Target, reason: str, done: Done
 
 
 def _retry_revision(connection: Connection, target: Target, reason: str, done: Done) -> None:
-    state = _state(connection, target)
+    state = state_of(connection, target)
     if state != lifecycle.PARKED:
         done.unchanged.append(f"{target} is {state}, not parked")
         return
@@ -381,7 +311,7 @@ def _retry_workitem(connection: Connection, target: Target, reason: str, done: D
 
 
 def _retry_outgoing(connection: Connection, target: Target, reason: str, done: Done) -> None:
-    state = _state(connection, target)
+    state = state_of(connection, target)
     if state != lifecycle.PARKED:
         done.unchanged.append(f"{target} is {state}, not parked")
         return
@@ -441,44 +371,6 @@ def _revisions_of_delivery(connection: Connection, delivery_id: int) -> Sequence
         .scalars()
         .all()
     )
-
-
-def _state(connection: Connection, target: Target) -> str:
-    table = _TABLES[target.kind]
-    return str(connection.execute(select(table.c.state).where(table.c.id == target.id)).scalar_one())
-
-
-def _parked_of(connection: Connection, study: Target) -> list[Target]:
-    found = [study] if _state(connection, study) == lifecycle.PARKED else []
-    w, d, n = schema.workitem.c, schema.delivery.c, schema.notification.c
-    conditions: dict[TargetKind, Any] = {
-        "revision": schema.revision.c.state == lifecycle.PARKED,
-        "workitem": w.parked.is_(True),
-        "delivery": d.state == lifecycle.PARKED,
-        "notification": (n.state == lifecycle.PARKED) & ~later_message(),
-        "availability": schema.availability.c.state == lifecycle.PARKED,
-    }
-    return found + _rows_of(connection, study, conditions)
-
-
-def _open_of(connection: Connection, study: Target) -> list[Target]:
-    conditions: dict[TargetKind, Any] = {
-        "workitem": schema.workitem.c.state.in_((lifecycle.SCHEDULED, lifecycle.IN_PROGRESS)),
-        "delivery": schema.delivery.c.state == lifecycle.PENDING,
-        "notification": schema.notification.c.state == lifecycle.PENDING,
-        "availability": schema.availability.c.state == lifecycle.PENDING,
-    }
-    return _rows_of(connection, study, conditions)
-
-
-def _rows_of(connection: Connection, study: Target, conditions: Mapping[TargetKind, Any]) -> list[Target]:
-    found = []
-    for kind, condition in conditions.items():
-        of_revision = kind in ("revision", "notification", "availability")
-        study_column = schema.revision.c.study_id if of_revision else schema.workitem.c.study_id
-        query = _STUDY_ROWS[kind].where(study_column == study.study_id, condition).order_by(_TABLES[kind].c.id)
-        found += [Target(kind=kind, id=row.id, study_id=study.study_id) for row in connection.execute(query)]
-    return found
 
 
 def _flags(
