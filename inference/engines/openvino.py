@@ -74,6 +74,8 @@ class OpenVinoModel:
         try:
             self._compiled = core.compile_model(model, "CPU", settings)
             hint = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+            #: How many runs there may really be at once.
+            self.streams = int(self._compiled.get_property("NUM_STREAMS"))
         except Exception as problem:  # OpenVINO's errors share no public base class
             raise failure(f"{self._name} cannot be compiled", problem) from problem
         self.provider = "openvino:CPU"
