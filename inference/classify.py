@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inference import gate
+from inference.admission import Admitted
 from inference.detect import detections_of
 from inference.errors import EngineFailure
 from inference.explain import Frame, heat_maps
@@ -51,7 +51,7 @@ def classify(card: Card, model: Model, files: Sequence[ImageFile]) -> Findings:
     images: list[str] = []
     seconds = 0.0
     # One series may hold a frontal and a lateral view: only what the card means is read.
-    admitted = gate.Admitted(role, files)
+    admitted = Admitted(role, files)
     inputs: list[Features] = []
     for file, radiograph, dataset in admitted:
         inputs.append(of_radiograph(dataset, radiograph))
@@ -98,9 +98,8 @@ def prepared(card: Card, radiograph: Radiograph) -> tuple[npt.NDArray[np.float32
     shape = radiograph.pixels.shape
     if step.radiograph_input:
         return radiograph_input(radiograph.pixels, size=step.radiograph_input.size), padded_square(*shape)
-    if step.torchxrayvision_input:
-        return torchxrayvision_input(radiograph, size=step.torchxrayvision_input.size), centre_crop(*shape)
-    raise EngineFailure("broke", f"{card.path}: preprocess: no way to do this step")
+    assert step.torchxrayvision_input is not None, "a card of radiographs has one of the two"
+    return torchxrayvision_input(radiograph, size=step.torchxrayvision_input.size), centre_crop(*shape)
 
 
 def probabilities(card: Card, answer: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

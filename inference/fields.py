@@ -25,6 +25,9 @@ class OneOf(Strict):
     def _one(self) -> OneOf:
         if len(self.model_fields_set) != 1:
             raise ValueError(f"expected exactly one of {', '.join(type(self).model_fields)}")
+        (name,) = self.model_fields_set
+        if getattr(self, name) is None:
+            raise ValueError(f"{name}: expected its parameters; {{}} where it has none")
         return self
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from inference import gate
+from inference import admission, answers
 from inference.errors import InputRefused
 from inference.findings import Findings, NotAnalysed
-from inference.imagefile import open_image
-from inference.statistics import observed, of_header
+from inference.statistics import Features, observed
 
 if TYPE_CHECKING:
     from inference.card import Card
@@ -34,7 +33,7 @@ class CardEngine:
             If the model broke or answered what its card does not say.
         """
         try:
-            findings = gate.after(self._card, self._run(job))
+            findings = answers.checked(self._card, self._run(job))
         except InputRefused as refusal:
             findings = _refused(job, refusal)
         return replace(observed(findings), provider=self._model.provider, precision=self._model.precision)
@@ -68,19 +67,23 @@ class GatedEngine:
     def run(self, job: Job) -> Findings:
         """Run one job; see :meth:`CardEngine.run`."""
         words: dict[str, None] = {}
+        first: Features = {}
         try:
             _require_roles(self._card, job)
             for role in self._card.inputs:
-                words |= dict.fromkeys(gate.series(role, job.input_set.get(role.role, ())))
+                if not job.input_set.get(role.role):
+                    continue
+                held = admission.series(role, job.input_set[role.role])
+                words |= dict.fromkeys(held.words)
+                first = first or held.first
         except InputRefused as refusal:
             return observed(_refused(job, refusal))
-        first = job.input_set[next(role.role for role in self._card.inputs if role.role in job.input_set)][0]
-        findings = gate.after(self._card, self._engine.run(job))
+        findings = answers.checked(self._card, self._engine.run(job))
         return observed(
             replace(
                 findings,
                 warnings=(*words, *findings.warnings),
-                statistics={"inputs": [of_header(open_image(first))], **findings.statistics},
+                statistics={"inputs": [first], **findings.statistics},
             )
         )
 

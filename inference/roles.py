@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inference import gate
+from inference.admission import Held
 from inference.errors import InputRefused
 from inference.grid import Grid, resample
 from inference.registration import register
@@ -106,7 +107,7 @@ def read_roles(roles: Sequence[InputRole], input_set: Mapping[str, Sequence[Imag
 
 
 def _read(role: InputRole, files: Sequence[ImageFile], unknown: dict[str, None], *, named: bool) -> Volume:
-    held = gate.Held(role)
+    held = Held(role)
     try:
         volume = read_volume(files, minimum=role.minimum_instances, hold=held.image)
         gate.volume(role, volume.coverage)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inference import gate
+from inference.admission import Admitted
 from inference.classify import prepared
 from inference.errors import EngineFailure
 from inference.explain import Frame
@@ -51,7 +51,7 @@ def segment_radiograph(card: Card, model: Model, files: Sequence[ImageFile]) -> 
         If the model broke, or answered what its card does not say.
     """
     role = card.inputs[0]
-    admitted = gate.Admitted(role, files)
+    admitted = Admitted(role, files)
     found: Findings | None = None
     further = 0
     for file, radiograph, dataset in admitted:

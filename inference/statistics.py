@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inference import gate
 from inference.findings import Findings
+from inference.headers import seen
 from inference.imagefile import texts_of
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _CATEGORY = re.compile(r"[^A-Z0-9 ._+-]")
 
 def of_header(dataset: Dataset) -> Features:
     """Describe an image by its header alone."""
-    found = gate.seen(dataset)
+    found = seen(dataset)
     features: Features = {}
     if found.rows and found.columns:
         features |= {"rows": float(found.rows), "columns": float(found.columns)}

@@ -245,6 +245,28 @@ def test_a_program_may_say_that_it_did_not_analyse_in_the_words_of_its_card(tmp_
     assert findings.classifications == ()
 
 
+def test_a_role_that_may_lack_is_not_missed_and_drift_is_told_by_the_first_image_that_was_read(tmp_path: Path) -> None:
+    roles = [{"role": "prior", "kind": "volume", "optional": True}, {"role": "ct", "kind": "volume"}]
+    card = program(tmp_path, finding_card(inputs=roles), say('{"not_analysed": {"reason": "no-lung"}}'))
+    frame = "2.25.7"
+    scout = ct_series(tmp_path / "scout", HU[:1, :12], orientation=(1, 0, 0, 0, 0, -1), frame_of_reference_uid=frame)
+    change(scout[0], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    images = ct_series(tmp_path / "ct", HU, spacing=(2.5, 0.8, 0.7), frame_of_reference_uid=frame)
+    job = Job(card.path, {"ct": files_of([*scout, *images])})
+    findings = open_engine(card).run(job)
+    assert findings.not_analysed is not None
+    assert findings.not_analysed.reason == "no-lung"
+    (observed,) = findings.statistics["observations"]
+    assert (observed["rows"], observed["columns"], observed["pixel_spacing_mm"]) == (24, 20, 0.8)
+
+
+def change(path: Path, **values: Any) -> None:
+    dataset = dcmread(path)
+    for keyword, value in values.items():
+        setattr(dataset, keyword, value)
+    dataset.save_as(path)
+
+
 def test_boxes_and_values_are_checked_against_image_and_card(tmp_path: Path) -> None:
     image = radiograph(tmp_path / "i", np.full((8, 9), 7))
     found = say(

@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
 
-from inference import gate
+from inference import admission, gate
+from inference.answers import checked
 from inference.card import load_card
 from inference.engine import ImageFile, Job, open_engine
 from inference.errors import EngineFailure, InputRefused
 from inference.findings import Classification, Code, Findings, Measurement, NotAnalysed, Segment, Segmentation
+from inference.headers import age_years, seen
 from inference.inputs import InputRole, Limits
+from inference.reasons import REASONS
 from tests.dicom_factory import ct_series, radiograph
 from tests.enhanced_factory import enhanced
 from tests.evidence_factory import content, make, uids_of
@@ -43,7 +46,7 @@ def role(kind: str = "radiograph", **limits: Any) -> InputRole:
 def refused(of: InputRole, dataset: Dataset) -> str:
     with pytest.raises(InputRefused) as refusal:
         gate.header(of, dataset)
-    assert refusal.value.code == gate.REASONS[refusal.value.reason]
+    assert refusal.value.code == REASONS[refusal.value.reason]
     return refusal.value.reason
 
 
@@ -107,9 +110,9 @@ def test_geometry_is_read_from_the_functional_groups_of_a_multi_frame_image() ->
         PlaneOrientationSequence=[header(ImageOrientationPatient=AXIAL)],
         FrameAnatomySequence=[header(FrameLaterality="U")],
     )
-    found = gate.seen(header(SharedFunctionalGroupsSequence=[shared]))
+    found = seen(header(SharedFunctionalGroupsSequence=[shared]))
     assert (found.spacing_mm, found.orientation, found.laterality) == ((0.7, 0.7), "axial", "U")
-    assert gate.seen(header(ImageOrientationPatient=OBLIQUE)).orientation == "axial"
+    assert seen(header(ImageOrientationPatient=OBLIQUE)).orientation == "axial"
 
 
 def test_what_is_not_known_is_allowed_and_said_or_refused_as_the_card_has_it() -> None:
@@ -119,7 +122,7 @@ def test_what_is_not_known_is_allowed_and_said_or_refused_as_the_card_has_it() -
     assert refused(role(pixel_spacing_mm=[0.1, 0.3]), header()) == "pixel-spacing"
     assert gate.header(role(pixel_spacing_mm=[0.1, 0.3], unknown={"pixel_spacing_mm": "allow"}), header())
     # An age without its unit could be days: it is not guessed at.
-    assert gate.age_years(header(PatientAge="62")) is None
+    assert age_years(header(PatientAge="62")) is None
     assert refused(role(orientation=["axial"]), header()) == "orientation"
 
 
@@ -156,7 +159,7 @@ def test_images_of_one_series_pass_or_fail_each_for_itself_and_those_left_out_ar
     assert any("1 of 2 images" in said and "matrix" in said for said in findings.warnings)
     alone = classify(tmp_path, [small], {"matrix": [80, 200]})
     assert alone.not_analysed is not None
-    assert (alone.not_analysed.reason, alone.not_analysed.code) == ("matrix", gate.REASONS["matrix"])
+    assert (alone.not_analysed.reason, alone.not_analysed.code) == ("matrix", REASONS["matrix"])
     assert alone.classifications == ()
 
 
@@ -190,10 +193,10 @@ def test_every_image_of_a_volume_is_held_against_the_card_but_for_localizers(tmp
         found = segment(tmp_path / name, [*scout, *images], thresholding(), inputs=inputs)
         given = tuple(ImageFile(path.stem, path) for path in [*scout, *images])
         if found.not_analysed is None:
-            assert gate.series(InputRole.model_validate(inputs[0]), given) == ()
+            assert admission.series(InputRole.model_validate(inputs[0]), given).words == ()
             return ""
         with pytest.raises(InputRefused) as caught:
-            gate.series(InputRole.model_validate(inputs[0]), given)
+            admission.series(InputRole.model_validate(inputs[0]), given)
         assert caught.value.reason == found.not_analysed.reason
         return found.not_analysed.reason
 
@@ -219,7 +222,7 @@ def test_the_frames_of_an_enhanced_image_are_held_too_where_an_engine_reads_it_b
     def series(**changes: Any) -> str:
         role = InputRole(role="ct", kind="volume", **changes)
         try:
-            gate.series(role, [ImageFile("enhanced", path)])
+            admission.series(role, [ImageFile("enhanced", path)])
         except InputRefused as refusal:
             return refusal.reason
         return ""
@@ -234,7 +237,7 @@ def test_series_that_an_engine_reads_by_itself_are_held_against_the_card_by_thei
 
     def series(**changes: Any) -> str:
         try:
-            gate.series(InputRole(role="ct", kind="volume", match={"Modality": "CT"}, **changes), files)
+            admission.series(InputRole(role="ct", kind="volume", match={"Modality": "CT"}, **changes), files)
         except InputRefused as refusal:
             return refusal.reason
         return ""
@@ -270,9 +273,9 @@ SAID = Classification(name="nodule", code=CODE, probability=0.4, threshold=0.5, 
 def test_a_probability_that_is_none_is_the_engines_failure(tmp_path: Path, probability: float) -> None:
     card = load_card(write_model(tmp_path, classification_card(), mean_brightness()))
     good = Findings(images=("a",), classifications=(SAID,))
-    assert gate.after(card, good) is good
+    assert checked(card, good) is good
     with pytest.raises(EngineFailure, match="probabilities"):
-        gate.after(card, replace(good, classifications=(replace(SAID, probability=probability),)))
+        checked(card, replace(good, classifications=(replace(SAID, probability=probability),)))
 
 
 def test_an_answer_that_the_card_does_not_name_is_the_engines_failure(tmp_path: Path) -> None:
@@ -282,7 +285,7 @@ def test_an_answer_that_the_card_does_not_name_is_the_engines_failure(tmp_path: 
     lung = Segment(label=1, name="right lung", code=CODE, category=CODE, volume_ml=1.0)
     for segments, text in (((lung,), "label"), ((replace(lung, name="spleen"),), "spleen")):
         with pytest.raises(EngineFailure, match=text):
-            gate.after(
+            checked(
                 card,
                 Findings(
                     images=("a",), segmentation=Segmentation(segments=segments, images=("a",), labels=labels.copy())
@@ -296,13 +299,13 @@ def test_a_measured_value_out_of_range_is_no_finding(tmp_path: Path) -> None:
     changes = {"task": "measurement", "outputs": [output]}
     card = load_card(write_model(tmp_path, classification_card(**changes), mean_brightness()))
     measured = Measurement(name="age", code=CODE, value=19.0, unit=CODE, image="a")
-    assert gate.after(card, Findings(images=("a",), measurements=(measured,))).measurements
-    beyond = gate.after(card, Findings(images=("a",), measurements=(replace(measured, value=25.0),)))
+    assert checked(card, Findings(images=("a",), measurements=(measured,))).measurements
+    beyond = checked(card, Findings(images=("a",), measurements=(replace(measured, value=25.0),)))
     assert beyond.measurements == ()
     assert beyond.not_analysed is not None
     assert beyond.not_analysed.reason == "value-out-of-range"
     with pytest.raises(EngineFailure, match="not numbers"):
-        gate.after(card, Findings(images=("a",), measurements=(replace(measured, value=float("nan")),)))
+        checked(card, Findings(images=("a",), measurements=(replace(measured, value=float("nan")),)))
 
 
 def vars_of(code: Code) -> dict[str, str]:
@@ -311,7 +314,7 @@ def vars_of(code: Code) -> dict[str, str]:
 
 def test_the_reason_is_coded_in_the_report_and_what_was_not_known_is_said_there(tmp_path: Path) -> None:
     path = radiograph(tmp_path, np.tile(np.linspace(0, 4000, 64), (64, 1)))
-    code = gate.REASONS["age"]
+    code = REASONS["age"]
     refused_findings = Findings(
         images=uids_of([path]), not_analysed=NotAnalysed(reason="age", text="too young", code=code)
     )

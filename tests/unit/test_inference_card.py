@@ -81,6 +81,7 @@ def test_absent_weights_are_refused_by_the_files_name(tmp_path: Path) -> None:
         ({"outputs": []}, "outputs:"),
         ({"postprocess": [{"smooth": {}}]}, "postprocess.0.smooth: unknown key"),
         ({"postprocess": [{}]}, "postprocess.0: expected exactly one of"),
+        ({"postprocess": [{"fill_holes": None}]}, "postprocess.0: fill_holes: expected its parameters"),
         (
             {"postprocess": [{"require_volume": {"minimum_ml": 1, "otherwise": "no-such"}}]},
             "'no-such' does not stand under not_analysed",

@@ -1,0 +1,144 @@
+"""Which images of a role pass the gate: a radiograph each for itself, a volume or a program's input as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from inference import gate
+from inference.errors import InputRefused
+from inference.imagefile import open_image
+from inference.reasons import REASONS
+from inference.statistics import Features, of_header
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+    from inference.engine import ImageFile
+    from inference.inputs import InputRole
+    from inference.radiograph import Radiograph
+
+__all__ = ["Admitted", "Held", "series"]
+
+
+class Held:
+    """Holds each image of a series against its role, as it is read.
+
+    Attributes
+    ----------
+    words
+        What was not known and allowed, each once.
+    first
+        What the header of the first image that passed is like; empty before one has.
+    """
+
+    def __init__(self, role: InputRole) -> None:
+        self._role = role
+        self._words: dict[str, None] = {}
+        self.first: Features = {}
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Return what was not known and allowed, each once."""
+        return tuple(self._words)
+
+    def image(self, dataset: Dataset) -> None:
+        """Hold one image; localizers that a volume leaves out are not asked.
+
+        Raises
+        ------
+        InputRefused
+            As :func:`inference.gate.means` and :func:`inference.gate.header` do.
+        """
+        gate.means(self._role, dataset)
+        self._words |= dict.fromkeys(gate.header(self._role, dataset))
+        self.first = self.first or of_header(dataset)
+
+
+class Admitted:
+    """The radiographs of one role that pass, each for itself; what is left out is remembered.
+
+    Iterate to the end, then ask for :meth:`warnings`: iterating raises where too few have passed.
+    """
+
+    def __init__(self, role: InputRole, files: Sequence[ImageFile]) -> None:
+        self._role = role
+        self._files = files
+        self._refusals: list[InputRefused] = []
+        self._unknown: dict[str, None] = {}
+
+    def __iter__(self) -> Iterator[tuple[ImageFile, Radiograph, Dataset]]:
+        """Yield each image that passes, with its pixels and its header.
+
+        Raises
+        ------
+        InputRefused
+            Where too few pass: with their reason, or ``outside-intended-use`` where they have several; or where an
+            image cannot be read at all.
+        """
+        from inference.radiograph import radiograph_of
+
+        passed = 0
+        for file in self._files:
+            dataset = open_image(file)
+            try:
+                gate.means(self._role, dataset)
+                unknown = gate.header(self._role, dataset)
+                radiograph = radiograph_of(dataset)
+                gate.pixels(self._role, radiograph.pixels)
+            except InputRefused as refusal:
+                if refusal.reason not in REASONS:
+                    raise
+                self._refusals.append(refusal)
+                continue
+            self._unknown |= dict.fromkeys(unknown)
+            passed += 1
+            yield file, radiograph, dataset
+        if passed < self._role.minimum_instances:
+            raise self._too_few(passed)
+
+    def warnings(self) -> tuple[str, ...]:
+        """Say what was not known, and which images were left out while others were analysed."""
+        said = [f"{refusal.text} ({refusal.reason})" for refusal in self._refusals]
+        of = len(self._files)
+        left_out = (f"Not analysed, {said.count(one)} of {of} images: {one}." for one in dict.fromkeys(said))
+        return (*self._unknown, *left_out)
+
+    def _too_few(self, passed: int) -> InputRefused:
+        needed, given = self._role.minimum_instances, len(self._files)
+        if passed == 0 and len({refusal.reason for refusal in self._refusals}) == 1:
+            return self._refusals[0]
+        told = "; ".join(dict.fromkeys(refusal.text for refusal in self._refusals))
+        said = f"{passed} of {given} images are what the model's card means; it needs {needed}"
+        reason = "outside-intended-use"
+        return InputRefused(reason, f"{said} ({told})" if told else said, REASONS[reason])
+
+
+def series(role: InputRole, files: Sequence[ImageFile]) -> Held:
+    """Hold all images of a role, for an engine that reads files by itself; the first that is outside refuses them all.
+
+    Returns
+    -------
+    Held
+        What was not known, and what the first image is like.
+
+    Raises
+    ------
+    InputRefused
+        As the functions of :mod:`inference.gate` do, and with the reasons of :func:`inference.volume.stacked`.
+    """
+    held = Held(role)
+    if role.kind == "volume":
+        from inference.volume import coverage_of, stacked
+
+        planes, _, lie = stacked(files, minimum=role.minimum_instances, hold=held.image)
+        gate.volume(role, coverage_of(planes, lie))
+        return held
+    from inference.radiograph import radiograph_pixels
+
+    for file in files:
+        dataset = open_image(file)
+        held.image(dataset)
+        if role.limits.plausible:
+            gate.pixels(role, radiograph_pixels(dataset))
+    return held
