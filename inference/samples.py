@@ -23,12 +23,13 @@ __all__ = ["SampleResult", "check_samples", "mask_of", "read_mask", "run_samples
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleResult:
-    """What one sample case has come to; ``mismatches`` says in words what is not as expected."""
+    """What one sample case has come to; ``mismatches`` says in words what is not as expected, ``way`` what ran it."""
 
     name: str
     mismatches: tuple[str, ...]
     said: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    way: str = ""
 
     @property
     def passed(self) -> bool:
@@ -37,7 +38,12 @@ class SampleResult:
 
 
 def run_samples(
-    card: Card, *, folder: Path | None = None, progress: Callable[[int, int], None] | None = None
+    card: Card,
+    *,
+    folder: Path | None = None,
+    cache: Path | None = None,
+    cores: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[SampleResult]:
     """Run every sample of a card, one after the other, in an engine's process of its own.
 
@@ -45,6 +51,8 @@ def run_samples(
     ----------
     folder
         Where that process's temporary folder is made.
+    cache, cores
+        As of :class:`inference.host.EngineHost`: with those of the node it runs in the way that the node runs it.
     progress
         Called with (done, in all).
 
@@ -55,7 +63,7 @@ def run_samples(
     """
     jobs = [(sample, job_of(card, sample)) for sample in card.samples]
     results: list[SampleResult] = []
-    with EngineHost(card, folder=folder) as host:
+    with EngineHost(card, folder=folder, cache=cache, cores=cores) as host:
         for number, (sample, job) in enumerate(jobs, start=1):
             try:
                 findings = host.run(job)
@@ -68,6 +76,9 @@ def run_samples(
                         mismatches=tuple(_mismatches(card, sample, findings)),
                         said=values_of(findings),
                         seconds=round(findings.seconds, 3),
+                        way=" ".join(
+                            str(host.loaded[key]) for key in ("provider", "precision") if host.loaded.get(key)
+                        ),
                     )
                 )
             if progress:

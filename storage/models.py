@@ -159,8 +159,9 @@ def record_test(
         .where(m.c.id == version.id)
         .values(tested_at=now(connection), tested_digest=version.digest, test_passed=passed, test=dict(report))
     )
-    why = str(report.get("summary", ""))
-    note(connection, version, "tested", by=by, why=why, detail={"passed": passed})
+    why, ran_by = str(report.get("summary", "")), str(report.get("way", ""))
+    why += f", by {ran_by}" if ran_by else ""
+    note(connection, version, "tested", by=by, why=why, detail={"passed": passed, "way": ran_by})
 
 
 def released(connection: Connection) -> frozenset[tuple[str, str]]:

@@ -19,14 +19,11 @@ import pydicom
 import yaml
 from pydicom.uid import RLELossless
 
-from inference.card import Card, Sample, load_card
-from inference.host import EngineHost
-from inference.samples import job_of, mask_of, values_of, write_mask
+from inference.card import Sample, load_card
+from inference.expected import expected_of
 from phantoms.dicom import write_radiograph, write_small_ct
 
 __all__ = ["main"]
-
-VOLUME_TOLERANCE, PROBABILITY_TOLERANCE, DICE = 0.03, 0.05, 0.97
 
 
 def main(arguments: list[str]) -> int:
@@ -52,30 +49,10 @@ def _make(folder: Path, cases: dict[str, tuple[Path, ...]]) -> None:
             dataset.compress(RLELossless, generate_instance_uid=False)
             dataset.save_as(samples / name / f"{number:03}.dcm", enforce_file_format=True)
     card = load_card(folder)
-    with EngineHost(card) as host:
-        said = [_said(card, name, host, samples) for name in cases]
+    wanted = [Sample(name=name, images=f"samples/{name}") for name in cases]
+    said = expected_of(card, samples=wanted, masks=samples)
     print(f"# {folder / 'card.yaml'}")
     print(yaml.safe_dump({"samples": said}, sort_keys=False, width=118))
-
-
-def _said(card: Card, name: str, host: EngineHost, samples: Path) -> dict[str, object]:
-    images = f"samples/{name}"
-    findings = host.run(job_of(card, Sample(name=name, images=images)))
-    if findings.not_analysed is not None:
-        return {"name": name, "images": images, "not_analysed": findings.not_analysed.reason}
-    volumes = card.task == "segmentation"
-    case: dict[str, object] = {
-        "name": name,
-        "images": images,
-        "expect": {key: round(value, 1 if volumes else 4) for key, value in values_of(findings).items()},
-        "tolerance": VOLUME_TOLERANCE if volumes else PROBABILITY_TOLERANCE,
-    }
-    mask = mask_of(findings)
-    if mask is not None:
-        with (samples / f"{name}.npz").open("wb") as file:
-            write_mask(file, *mask)
-        case |= {"mask": f"samples/{name}.npz", "dice": DICE}
-    return case
 
 
 if __name__ == "__main__":

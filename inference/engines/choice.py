@@ -7,9 +7,10 @@ always does the same.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +20,10 @@ from inference.sizing import threads_of
 if TYPE_CHECKING:
     from inference.card import Card
 
-__all__ = ["Choice", "Measured", "Way", "read_choice", "way_of", "write_choice"]
+__all__ = ["Choice", "Measured", "Way", "best_of", "on_gpu", "read_choice", "tunable", "way_of", "write_choice"]
+
+#: What is not faster by this much is not worth other answers in the last digits.
+_WORTH = 0.95
 
 Provider = Literal["cpu", "openvino"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -53,21 +57,52 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What was chosen for a model on this machine, and of what."""
+    """What was chosen for a model on this machine, of what, and on what it was measured (``noise`` or images)."""
 
     way: Way
     measured: tuple[Measured, ...] = ()
+    measured_on: str = "noise"
+
+    def without(self, problem: str) -> Choice:
+        """Return the next best choice, where the way that was chosen has shown a problem."""
+        left = tuple(replace(one, problem=problem) if one.way == self.way else one for one in self.measured)
+        return replace(self, way=best_of(left), measured=left)
 
 
-def read_choice(card: Card, file: str, folder: Path | None = None) -> Choice | None:
+def best_of(measured: tuple[Measured, ...]) -> Way:
+    """Return the fastest way without a problem; the first is the exact one, which is left only for what is worth it."""
+    best = measured[0]
+    for one in measured[1:]:
+        if not one.problem and one.milliseconds < _WORTH * best.milliseconds:
+            best = one
+    return best.way
+
+
+def tunable(card: Card) -> bool:
+    """Return whether there is anything to choose: the engine onnx on any provider."""
+    return card.engine == "onnx" and (card.onnx is None or card.onnx.providers == "auto")
+
+
+def on_gpu() -> bool:
+    """Return whether ``providers: auto`` means a GPU here: a way on the processor counts only without one."""
+    try:
+        importlib.metadata.version("onnxruntime-gpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def read_choice(card: Card, file: str, folder: Path | None = None, cores: int | None = None) -> Choice | None:
     """Return what was measured for a card's file on this machine, or None if nothing (readable) was.
 
     Parameters
     ----------
     folder
         Where choices are kept; by default what this process was given (:func:`inference.engines.machine.cache_folder`).
+    cores
+        How many the engine's process gets; by default what this process may use.
     """
-    path = _place(card, file, folder)
+    path = _place(card, file, folder, cores)
     if path is None:
         return None
     try:
@@ -75,14 +110,15 @@ def read_choice(card: Card, file: str, folder: Path | None = None) -> Choice | N
         return Choice(
             way=way_of(values["way"]),
             measured=tuple(Measured(**(one | {"way": way_of(one["way"])})) for one in values["measured"]),
+            measured_on=str(values.get("measured_on", "noise")),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def write_choice(card: Card, file: str, choice: Choice, folder: Path | None = None) -> bool:
+def write_choice(card: Card, file: str, choice: Choice, folder: Path | None = None, cores: int | None = None) -> bool:
     """Keep a choice for the next time that the model is loaded; return whether there is a place to keep it."""
-    path = _place(card, file, folder)
+    path = _place(card, file, folder, cores)
     if path is None:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,11 +128,12 @@ def write_choice(card: Card, file: str, choice: Choice, folder: Path | None = No
     return True
 
 
-def _place(card: Card, file: str, folder: Path | None) -> Path | None:
+def _place(card: Card, file: str, folder: Path | None, cores: int | None) -> Path | None:
     folder = folder or cache_folder()
     if folder is None:
         return None
-    return folder / "choices" / f"{card.files[file].sha256[:32]}-{threads_of(card)}-{signature()}.json"
+    threads = card.resources.threads or cores or threads_of(card)
+    return folder / "choices" / f"{card.files[file].sha256[:32]}-{threads}-{signature(cores)}.json"
 
 
 def way_of(values: Any) -> Way:

@@ -42,9 +42,15 @@ def computes_bf16() -> bool:
 
 
 @functools.cache
-def signature() -> str:
-    """Return what a measured choice holds for: processor, its abilities, cores and the runtimes' versions, hashed."""
-    parts = [platform.machine(), *sorted(_about("model name")), *sorted(_flags()), str(cores())]
+def signature(given: int | None = None) -> str:
+    """Return what a measured choice holds for: processor, its abilities, cores and the runtimes' versions, hashed.
+
+    Parameters
+    ----------
+    given
+        How many cores the engine's process gets; by default what this process may use.
+    """
+    parts = [platform.machine(), *sorted(_about("model name")), *sorted(_flags()), str(given or cores())]
     for name in ("onnxruntime", "openvino"):
         try:
             parts.append(f"{name} {importlib.metadata.version(name)}")

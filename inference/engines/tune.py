@@ -1,8 +1,9 @@
 """Measures which way runs a model the fastest on this machine's processor, and keeps the choice for whoever loads it.
 
-Each way runs in a process of its own: OpenVINO may take a whole process with it. A way is taken only where its answers
-are those of ONNX Runtime on the same file, within :data:`DIFFERENCE`, on the inputs that are given: the model's own
-images if there are any, else smooth noise of the right shape and range.
+Each way runs in a process of its own, within the memory that the card allows: OpenVINO may take a whole process with
+it, and a file may be hostile. A way is taken only where its answers are those of ONNX Runtime on the same file, within
+:data:`DIFFERENCE`, on the inputs that are given: the model's own images if there are any, else smooth noise of the
+right shape and range.
 """
 
 from __future__ import annotations
@@ -19,36 +20,39 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inference.agreement import feeds_of
 from inference.card import load_card
-from inference.engines.choice import Choice, Measured, Way, way_of, write_choice
+from inference.engines.choice import Choice, Measured, Way, best_of, way_of, write_choice
 from inference.engines.distance import distance, has_boxes
 from inference.engines.machine import CACHE_VARIABLE, computes_bf16
 from inference.engines.modelfile import check_file, model_file
 from inference.engines.onnx import open_way
 from inference.environment import environment_of
-from inference.errors import EngineFailure
+from inference.errors import EngineFailure, InferenceError
+from inference.processtree import kill_tree, tree_resident_bytes
+from inference.sizing import CORES_VARIABLE
+from inference.wire import job_from, job_to
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from inference.card import Card
+    from inference.engine import Job
 
     Arrays = Mapping[str, npt.NDArray[Any]]
 
-__all__ = ["DIFFERENCE", "noise", "tunable", "tune"]
+__all__ = ["DIFFERENCE", "measure", "noise", "tune"]
 
 #: Probabilities and scores may differ by so much, values and the edges of boxes by this share (of the value, of the
 #: input), and of a mask's voxels a tenth of it may.
 DIFFERENCE = 0.01
-#: What is not faster by this much is not worth other answers in the last digits.
-_WORTH = 0.95
 _SECONDS = 300.0
-_RUNS, _TIMED_SECONDS = 30, 2.0
-
-
-def tunable(card: Card) -> bool:
-    """Return whether there is anything to choose: the engine onnx on any provider."""
-    return card.engine == "onnx" and (card.onnx is None or card.onnx.providers == "auto")
+#: A way is run so often, or for so long; what takes long is run twice at least.
+_RUNS, _TIMED_SECONDS, _LEAST = 30, 2.0, 2
+_POLL_SECONDS = 0.02
+#: Of images, so many inputs are measured on, and no more than fit into this.
+_MOST_FEEDS, _MOST_FEED_BYTES = 4, 256 << 20
+_FEEDS = "feeds"
 
 
 def tune(
@@ -56,18 +60,44 @@ def tune(
     cache: Path,
     *,
     feeds: Sequence[Arrays] = (),
+    jobs: Sequence[Job] = (),
+    source: str = "images",
+    cores: int | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Choice:
-    """Measure every way that the card allows, and keep the fastest that gives the same answers.
+    """Measure as :func:`measure` does, and keep the choice for whoever loads the model."""
+    choice = measure(card, cache, feeds=feeds, jobs=jobs, source=source, cores=cores, progress=progress)
+    write_choice(card, model_file(card, ".onnx"), choice, cache, cores)
+    return choice
+
+
+def measure(
+    card: Card,
+    cache: Path,
+    *,
+    feeds: Sequence[Arrays] = (),
+    jobs: Sequence[Job] = (),
+    source: str = "images",
+    cores: int | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Choice:
+    """Measure every way that the card allows, and choose the fastest that gives the same answers.
 
     Parameters
     ----------
     card
-        A model for which :func:`tunable` holds.
+        A model for which :func:`inference.engines.choice.tunable` holds.
     cache
         The folder that the node gives its engines.
     feeds
-        Inputs of the model, by its tensors' names; noise by default.
+        Inputs of the model, by its tensors' names.
+    jobs
+        Where there are no feeds, input sets that the card reads: what the model is fed with then is measured on. Where
+        there are none of these either, or nothing comes of them, it is noise.
+    source
+        What the choice says that it was measured on, where that is feeds or jobs.
+    cores
+        How many the engine's process gets; by default what this process may use.
     progress
         Called with each way before it is measured.
 
@@ -85,14 +115,20 @@ def tune(
         ways.append(Way("openvino", contents.precision))
         if contents.precision == "fp32" and declared in ("auto", "bf16") and computes_bf16():
             ways.append(Way("openvino", "bf16"))
+    process = _Process(card, cache, cores)
     with tempfile.TemporaryDirectory() as folder:
         given = Path(folder) / "feeds.npz"
-        _write(given, feeds or [noise(card)])
+        measured_on = source
+        if feeds:
+            _write(given, feeds)
+        elif not (jobs and process.gather(jobs, Path(folder), given)):
+            measured_on = "noise"
+            _write(given, [noise(card)])
         measured: list[Measured] = []
         answers: list[Arrays] = []
         for way in ways:
             progress(str(way))
-            result, said = _measure(card, way, given, Path(folder), cache)
+            result, said = process.measure(way, given, Path(folder))
             if way == exact:
                 if result.problem:
                     raise EngineFailure("broke", f"{card.path}: {result.problem}")
@@ -100,13 +136,7 @@ def tune(
             elif not result.problem:
                 result = _judged(card, result, answers, said)
             measured.append(result)
-    best = measured[0]
-    for one in measured[1:]:
-        if not one.problem and one.milliseconds < _WORTH * best.milliseconds:
-            best = one
-    choice = Choice(best.way, tuple(measured))
-    write_choice(card, file, choice, cache)
-    return choice
+    return Choice(best_of(tuple(measured)), tuple(measured), measured_on)
 
 
 def noise(card: Card) -> Arrays:
@@ -154,33 +184,66 @@ def _judged(card: Card, result: Measured, exact: Sequence[Arrays], said: Sequenc
     return Measured(result.way, result.load_seconds, result.milliseconds, apart, problem)
 
 
-def _measure(card: Card, way: Way, given: Path, folder: Path, cache: Path) -> tuple[Measured, list[Arrays]]:
-    """Run one way in a process of its own."""
-    answers = folder / f"{way.provider}-{way.precision}.npz"
-    environment = environment_of(card) | {
-        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
-        CACHE_VARIABLE: str(cache),
-    }
-    command = [sys.executable, "-P", "-m", "inference.engines.tune"]
-    try:
-        done = subprocess.run(
-            [*command, str(card.path), way.provider, way.precision, str(given), str(answers)],
-            env=environment,
-            capture_output=True,
-            timeout=_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return Measured(way, problem=f"it gave no answer within {_SECONDS:g} s"), []
-    if done.returncode < 0:
-        return Measured(way, problem=f"its process died of signal {-done.returncode}"), []
-    try:
-        said = json.loads(done.stdout)
-    except ValueError:
-        return Measured(way, problem=f"its process ended with status {done.returncode}"), []
-    if "problem" in said:
-        return Measured(way, problem=said["problem"]), []
-    return Measured(way, said["load_seconds"], said["milliseconds"]), _read(answers)
+class _Process:
+    """Runs this module as a process of its own, within the card's memory and :data:`_SECONDS`."""
+
+    def __init__(self, card: Card, cache: Path, cores: int | None) -> None:
+        self._card = card
+        self._environment = environment_of(card) | {
+            "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+            CACHE_VARIABLE: str(cache),
+        }
+        if cores is not None:
+            self._environment[CORES_VARIABLE] = str(cores)
+
+    def gather(self, jobs: Sequence[Job], folder: Path, target: Path) -> bool:
+        """Write what the model is fed with for these jobs; return whether anything came of it."""
+        listed = folder / "jobs.json"
+        listed.write_text(json.dumps([job_to(job) for job in jobs]), encoding="utf-8")
+        said, problem = self._run(folder, _FEEDS, str(listed), str(target))
+        return not problem and bool(said.get("feeds"))
+
+    def measure(self, way: Way, given: Path, folder: Path) -> tuple[Measured, list[Arrays]]:
+        """Time one way, and return its answers too."""
+        answers = folder / f"{way.provider}-{way.precision}.npz"
+        said, problem = self._run(folder, way.provider, way.precision, str(given), str(answers))
+        if problem:
+            return Measured(way, problem=problem), []
+        return Measured(way, said["load_seconds"], said["milliseconds"]), _read(answers)
+
+    def _run(self, folder: Path, *arguments: str) -> tuple[dict[str, Any], str]:
+        """Return what the process said, and what was wrong with it; "" where nothing was."""
+        limit = self._card.resources.memory_mb << 20
+        out = folder / "said.json"
+        command = [sys.executable, "-P", "-m", "inference.engines.tune", str(self._card.path), *arguments]
+        with out.open("wb") as stream:
+            process = subprocess.Popen(
+                command,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.DEVNULL,
+                process_group=0,
+            )
+            deadline = time.monotonic() + _SECONDS
+            try:
+                while process.poll() is None:
+                    if time.monotonic() > deadline:
+                        return {}, f"it gave no answer within {_SECONDS:g} s"
+                    if tree_resident_bytes(process.pid, limit) > limit:
+                        return {}, f"it held more than the {limit >> 20} MB of resources.memory_mb"
+                    time.sleep(_POLL_SECONDS)
+            finally:
+                if process.poll() is None:
+                    kill_tree(process.pid)
+                status = process.wait()
+        if status < 0:
+            return {}, f"its process died of signal {-status}"
+        try:
+            said = json.loads(out.read_bytes())
+            return said, str(said.get("problem", ""))
+        except (ValueError, AttributeError):
+            return {}, f"its process ended with status {status}"
 
 
 def _write(path: Path, arrays: Sequence[Arrays]) -> None:
@@ -198,29 +261,48 @@ def _read(path: Path) -> list[Arrays]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Load a model one way, time it, and write its answers; the process that is measured."""
-    card_path, provider, precision, given, target = arguments
-    began = time.perf_counter()
+    """Load a model one way and time it, or gather what it is fed with; the process that is measured."""
+    card_path, what, *rest = arguments
     try:
         card = load_card(Path(card_path))
-        contents = check_file(card, model_file(card, ".onnx"), "auto")
-        model = open_way(card, way_of({"provider": provider, "precision": precision}), contents)
-        feeds = _read(Path(given))
-        answers = [model.infer(one) for one in feeds]
-        loaded = time.perf_counter() - began
-        # The least of them counts: what else the machine does only ever adds.
-        seconds: list[float] = []
-        while len(seconds) < 3 or (len(seconds) < _RUNS and sum(seconds) < _TIMED_SECONDS):
-            start = time.perf_counter()
-            model.infer(feeds[len(seconds) % len(feeds)])
-            seconds.append(time.perf_counter() - start)
-        _write(Path(target), answers)
+        said = _gathered(card, *map(Path, rest)) if what == _FEEDS else _timed(card, what, *rest)
     except EngineFailure as failure:
-        said: dict[str, Any] = {"problem": failure.text}
-    else:
-        said = {"load_seconds": loaded, "milliseconds": 1000 * min(seconds)}
+        said = {"problem": failure.text}
+    except InferenceError as problem:
+        said = {"problem": str(problem)}
     sys.stdout.write(json.dumps(said))
     return 0
+
+
+def _gathered(card: Card, listed: Path, target: Path) -> dict[str, Any]:
+    jobs = [job_from(one) for one in json.loads(listed.read_text(encoding="utf-8"))]
+    contents = check_file(card, model_file(card, ".onnx"), "auto")
+    model = open_way(card, Way("cpu", contents.precision), contents)
+    kept: list[Arrays] = []
+    size = 0
+    for one in feeds_of(card, model, jobs, most=_MOST_FEEDS, progress=lambda _: None):
+        size += sum(value.nbytes for value in one.values())
+        if not kept or size <= _MOST_FEED_BYTES:
+            kept.append(one)
+    _write(target, kept)
+    return {"feeds": len(kept)}
+
+
+def _timed(card: Card, provider: str, precision: str, given: str, target: str) -> dict[str, Any]:
+    began = time.perf_counter()
+    contents = check_file(card, model_file(card, ".onnx"), "auto")
+    model = open_way(card, way_of({"provider": provider, "precision": precision}), contents)
+    feeds = _read(Path(given))
+    answers = [model.infer(one) for one in feeds]
+    loaded = time.perf_counter() - began
+    # The least of them counts: what else the machine does only ever adds.
+    seconds: list[float] = []
+    while len(seconds) < _LEAST or (len(seconds) < _RUNS and sum(seconds) < _TIMED_SECONDS):
+        start = time.perf_counter()
+        model.infer(feeds[len(seconds) % len(feeds)])
+        seconds.append(time.perf_counter() - start)
+    _write(Path(target), answers)
+    return {"load_seconds": loaded, "milliseconds": 1000 * min(seconds)}
 
 
 if __name__ == "__main__":

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from node.cli.options import CONFIG, ConfigOption, JsonOption
-from node.cli.support import console, load, progress
+from node.cli.options import CONFIG, ByOption, ConfigOption, JsonOption
+from node.cli.support import asker, console, load, opened, progress
 
 if TYPE_CHECKING:
     from inference.bring.quantise import Lower
     from inference.card import Card
     from inference.engines.choice import Choice
+    from node.settings import Settings
 
-__all__ = ["quantise", "tune"]
+__all__ = ["card_named", "quantise", "tune"]
 
 _Cases = Annotated[
     Path,
@@ -57,7 +58,7 @@ def quantise(
         raise typer.BadParameter(f"{precision!r}: expected int8, fp16 or bf16", param_hint="--precision")
     # What cannot be decoded is counted; pydicom would tell each decoder's story at length.
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    card = _card(model, config)
+    card = card_named(model, config)
     target = output or Path(f"{card.name}-{card.version}-{precision}")
     with _failing(), progress("look for cases") as bar:
         jobs = jobs_in(card, calibration, progress=bar)
@@ -84,32 +85,44 @@ def tune(
     models: Annotated[list[str] | None, typer.Argument(help="NAME or NAME@VERSION; all by default.")] = None,
     images: Annotated[
         Path | None,
-        typer.Option(exists=True, file_okay=False, help="A folder of DICOM images to measure on; noise by default."),
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="A folder of DICOM images to measure on; by default the card's samples, and noise where it has none.",
+        ),
     ] = None,
     config: ConfigOption = CONFIG,
     as_json: JsonOption = False,
+    by: ByOption = "",
 ) -> None:
     """Measure which way runs each ONNX model the fastest on this machine, and keep to it.
 
     ONNX Runtime and OpenVINO, and OpenVINO in bf16 where the processor has it and the card does not forbid it
     (**onnx.precision: fp32**). A way is taken only where its answers stay within 0.01 of a probability or score, 1 % of
     a value, 1 % of the input for each edge of a box, or 0.1 % of the voxels; a detector that finds nothing in noise
-    needs **--images**. Models of other engines, or whose card names their provider, have nothing to choose. The choice
-    is kept in the node's data directory for this machine and these versions of the runtimes; a process that loads the
-    model later follows it. Measure while the machine does nothing else.
+    needs samples or **--images**. Models of other engines, or whose card names their provider, have nothing to choose.
+    The choice is kept in the node's data directory for this machine and these versions of the runtimes; a process that
+    loads the model later follows it. Measure while the machine does nothing else. **overread models test** measures
+    too, where nothing was measured yet; a version that has passed its test on another way has to pass it again before
+    it is promoted, and is named at the end.
 
     Example: **overread models tune chest-xray --images /data/radiographs**
     """
     import json
     from dataclasses import asdict
 
-    from inference.engines.tune import tunable
+    from inference.cases import jobs_in
+    from inference.engines.choice import tunable
     from inference.engines.tune import tune as measure
+    from inference.samples import job_of
+    from node.workflow.engines import cores_of
+    from node.workflow.measuring import cache_of, way_of
 
     settings = load(config)
     chosen: dict[str, Choice] = {}
+    before: dict[str, str] = {}
     with _failing(), progress("tune") as bar:
-        cards = _cards(config) if not models else [_card(one, config) for one in models]
+        cards = _cards(config) if not models else [card_named(one, config) for one in models]
         for card in cards if models else ():
             if not tunable(card):
                 typer.echo(f"{card.name}@{card.version}: nothing to choose: its card says what runs it", err=True)
@@ -117,19 +130,35 @@ def tune(
         for number, card in enumerate(cards):
             name = f"{card.name}@{card.version}"
             bar(number, len(cards), name)
-            feeds = _feeds(card, images) if images else []
-            if images and not feeds:
-                typer.echo(f"{name}: nothing in {images} is what it reads; measured on noise", err=True)
+            before[name] = way_of(settings, card)
+            samples = [one for one in card.samples if one.not_analysed is None]
+            jobs = list(jobs_in(card, images)[:8]) if images else [job_of(card, one) for one in samples[:4]]
             chosen[name] = measure(
                 card,
-                settings.data_dir / "engines",
-                feeds=feeds,
+                cache_of(settings),
+                jobs=jobs,
+                source="images" if images else "samples",
+                cores=cores_of(settings.perform),
                 progress=lambda way, number=number, name=name: bar(number, len(cards), f"{name} {way}"),  # type: ignore[misc]
             )
+            if images and chosen[name].measured_on == "noise":
+                typer.echo(f"{name}: nothing in {images} is what it reads; measured on noise", err=True)
     if as_json:
         typer.echo(json.dumps({name: asdict(choice) for name, choice in chosen.items()}, indent=2))
+    else:
+        _print(chosen)
+    _tell_changed(settings, config, cards, before, asker(by))
+
+
+def _tell_changed(settings: Settings, config: Path, cards: list[Card], before: Mapping[str, str], by: str) -> None:
+    """Write down which way was changed, and say which versions have passed their test on another one."""
+    from node.workflow.measuring import note_changed
+
+    if settings.database.url is None and not (settings.data_dir / "overread.sqlite").is_file():
         return
-    _print(chosen)
+    with opened(config) as (_, database):
+        for line in note_changed(settings, database, cards, before, by=by):
+            typer.echo(line, err=True)
 
 
 def _print(chosen: dict[str, Choice]) -> None:
@@ -146,25 +175,14 @@ def _print(chosen: dict[str, Choice]) -> None:
     console().print(table)
 
 
-def _feeds(card: Card, images: Path) -> list[Any]:
-    from inference.agreement import feeds_of
-    from inference.cases import jobs_in
-    from inference.engines.onnx import OnnxModel
-
-    model = OnnxModel(card)
-    try:
-        return list(feeds_of(card, model, jobs_in(card, images)[:8], most=8, progress=lambda _: None))
-    finally:
-        model.close()
-
-
 def _cards(config: Path) -> list[Card]:
     from node.workflow.models import installed
 
     return list(installed(load(config), routed=False))
 
 
-def _card(model: str, config: Path) -> Card:
+def card_named(model: str, config: Path) -> Card:
+    """Return the card of an installed version, or that of a folder which is none yet."""
     from inference.card import load_card
     from node.workflow.models import installed
 

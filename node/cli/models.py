@@ -149,24 +149,65 @@ def verify(
 
 @app.command("test")
 def run_test(
-    version: VersionArgument, config: ConfigOption = CONFIG, as_json: JsonOption = False, by: ByOption = ""
+    version: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL@VERSION",
+            help="As 'overread models list' shows it; with --show also the folder of a card that was not added yet.",
+        ),
+    ],
+    config: ConfigOption = CONFIG,
+    as_json: JsonOption = False,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune/--no-tune", help="Measure the ways to run it first, where that was not done on this machine."
+        ),
+    ] = True,
+    shown: Annotated[
+        bool, typer.Option("--show", help="Say what the model says of each sample, as a card has it; keep nothing.")
+    ] = False,
+    masks: Annotated[
+        Path | None, typer.Option("--masks", metavar="DIR", help="With --show: write the mask of each sample here.")
+    ] = None,
+    by: ByOption = "",
 ) -> None:
     """Run the card's own sample cases in a process of the engine, and keep what came of it.
 
-    Example: **overread models test lung-ct@2.0.0**. Exit status 1 on a mismatch.
+    Examples: **overread models test lung-ct@2.0.0**, **overread models test ./my-model --show --masks
+    my-model/samples**. Exit status 1 on a mismatch.
 
-    Only what has passed may be promoted. The result holds for the bytes that were tested.
+    Only what has passed may be promoted. The result holds for the bytes that were tested, and for the way in which
+    they ran: which way is the fastest on this machine is measured first, on the images of the samples, and the samples
+    run in the way that the node will take. A way under which they do not come out as expected is not taken.
     """
     from node.cli.modeltables import show_test
     from node.workflow import governing
 
+    if shown:
+        _show_samples(version, masks, config)
+        return
     with at_work(config) as (settings, database), progress("test") as step:
-        report = governing.run_test(settings, database, version, by=asker(by), progress=step)
+        report = governing.run_test(settings, database, version, by=asker(by), measure=tune, progress=step)
     if as_json:
         print_json(dict[str, Any], report)
     else:
         show_test(console(), report)
     raise typer.Exit(0 if report["passed"] else 1)
+
+
+def _show_samples(model: str, masks: Path | None, config: Path) -> None:
+    import yaml
+
+    from inference.expected import expected_of
+    from node.cli.lowering import card_named
+
+    card = card_named(model, config)
+    if not card.samples:
+        raise typer.BadParameter(f"{card.path} has no samples: name their folders there first", param_hint="--show")
+    with progress("test") as step:
+        said = expected_of(card, masks=masks, progress=step)
+    typer.echo(yaml.safe_dump({"samples": said}, sort_keys=False, width=118, allow_unicode=True), nl=False)
 
 
 @app.command()

@@ -27,15 +27,16 @@ _FIRST = ("title", "task", "engine", "intended_use", "limits", "performance", "t
 
 def show_versions(console: Console, versions: Sequence[VersionShown]) -> None:
     """Print every version on a line."""
-    table = _table("model", "stage", "tested", "routes", "what it is")
+    table = _table("model", "stage", "tested", "runs by", "routes", "what it is")
     for one in versions:
-        what = [f"{one.title} ({one.task}, {one.engine})"] if not one.problem else [one.problem]
-        what += ["paused"] if one.paused else []
-        what += ["a demonstration, and off"] if not one.active else []
+        what = [f"{one.title} ({one.task}, {one.engine})"] if not one.problem else []
+        what += [f"reads nothing: {one.idle}"] if one.idle else []
+        what += [f"to do: {one.todo}"] if one.todo and not one.idle else []
         table.add_row(
             f"{one.name}@{one.version}",
             _stage(one.stage, one.share),
             _tested(one.test_passed, one.tested_at),
+            escape(one.way),
             escape(", ".join(one.routes)),
             escape("; ".join(what)),
         )
@@ -47,13 +48,16 @@ def show_version(console: Console, told: VersionTold) -> None:
     one = told.shown
     console.print(f"[bold]{one.name}@{one.version}[/]  {_stage(one.stage, one.share)}", highlight=False)
     facts = [("digest", one.digest), ("device", one.device_uid), ("origin", f"{one.origin}, {_at(one.added_at)}")]
-    facts += [("routes", ", ".join(one.routes) or "none")] + ([("problem", one.problem)] if one.problem else [])
+    facts += [("routes", ", ".join(one.routes) or "none")]
+    facts += [("reads nothing", one.idle)] if one.idle else []
+    facts += [("runs by", one.way)] if one.way else []
+    facts += [("to do", one.todo)] if one.todo else []
     facts += [(key, _text(told.card[key])) for key in _FIRST if key in told.card]
     inputs = [f"{role['role']}: {role['kind']} {json.dumps(role.get('match', {}))}" for role in told.card["inputs"]]
     facts += [("inputs", "; ".join(inputs))] if told.card else []
     facts += [("outputs", ", ".join(one["name"] for one in told.card["outputs"]))] if told.card else []
     for name, text in facts:
-        console.print(f"{name:<14}{escape(text)}", soft_wrap=True, highlight=False)
+        console.print(f"{name:<15}{escape(text)}", soft_wrap=True, highlight=False)
     if told.test:
         show_test(console, told.test)
     show_history(console, told.history)
@@ -70,7 +74,10 @@ def show_test(console: Console, report: Mapping[str, Any]) -> None:
     """Print what a test has come to, with every mismatch."""
     colour = "green" if report["passed"] else "red"
     verdict = "passed" if report["passed"] else "not passed"
-    console.print(f"[{colour}]test {verdict}[/]: {escape(str(report['summary']))}", soft_wrap=True)
+    by = f", by {report['way']}" if report.get("way") else ""
+    console.print(f"[{colour}]test {verdict}[/]: {escape(str(report['summary']) + by)}", soft_wrap=True)
+    if report.get("remark"):
+        console.print(f"    [yellow]{escape(str(report['remark']))}[/]", soft_wrap=True)
     for one in report["samples"]:
         said = ", ".join(f"{name} {value:.4g}" for name, value in one["said"].items())
         mark = "[green]as expected[/]" if one["passed"] else "[red]mismatch[/]"

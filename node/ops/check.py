@@ -19,11 +19,13 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from node.errors import ConfigurationError
 from node.security.tls import SOON, Acceptor, Expiry, PeerTls, expiries
 from node.settings import Settings
+from storage.lifecycle import CANARY, LIVE
 from storage.space import Disk, Room
 
 if TYPE_CHECKING:
     from inference.card import Card
     from inference.registry import Registry
+    from node.workflow.models import View
 
 __all__ = ["Check", "check", "check_route", "why_idle"]
 
@@ -72,13 +74,14 @@ def _models(settings: Settings) -> Iterator[Check]:
             found=problem,
             todo="add the same version again (overread models add), or retire it",
         )
+    view = _view(settings, registry)
     # One after the other: each may take as much memory as its card allows.
-    yield from (_model(settings, card) for card in registry)
-    idle = why_idle(settings, registry)
+    yield from (_model(settings, card, view) for card in registry)
+    idle = _why_idle(settings, registry, view)
     yield from (check_route(route.name, route.models, registry, idle) for route in settings.route_list)
 
 
-def _model(settings: Settings, card: Card) -> Check:
+def _model(settings: Settings, card: Card, view: View | None) -> Check:
     """Load a model as the node would, in a process of its own: a right hash does not make bytes a model."""
     from inference.errors import EngineFailure
     from inference.host import EngineHost
@@ -103,7 +106,28 @@ def _model(settings: Settings, card: Card) -> Check:
     if wanted > share:
         shown += f"; its card lets it hold {wanted} MB, and here it is ended beyond {share} MB"
         todo = "raise perform.memory_mb if it needs that much, or give the card less"
+    elif not _is_off(settings, card.demonstration):
+        said, todo = _way(settings, card, view)
+        shown += f"; {said}" if said else ""
     return Check(what=what, passed=True, found=f"{card.version}, hashes right, loads{shown}", todo=todo)
+
+
+def _way(settings: Settings, card: Card, view: View | None) -> tuple[str, str]:
+    """Say of a version that reads studies whether it was tested as it runs here, and what to do where it was not."""
+    from node.workflow import measuring
+
+    known = view.versions.get((card.name, card.version)) if view is not None else None
+    if known is None:
+        # What is shipped is live from the first start on, without anybody having looked at it on this machine.
+        unmeasured = measuring.is_unmeasured(settings, card)
+        return ("which way runs it the fastest here was not measured" if unmeasured else ""), (
+            f"overread models test {card.name}@{card.version}" if unmeasured else ""
+        )
+    if known.state not in (LIVE, CANARY):
+        return "", ""
+    way, todo = measuring.told(settings, known, card)
+    untested = "never tested here" if known.tested_digest != known.digest else ""
+    return "; ".join(filter(None, (f"{known.state}, {untested}" if untested else known.state, way))), todo
 
 
 def _is_off(settings: Settings, demonstration: bool) -> bool:
@@ -112,23 +136,33 @@ def _is_off(settings: Settings, demonstration: bool) -> bool:
 
 def why_idle(settings: Settings, registry: Registry) -> Mapping[str, str]:
     """Return for each model that a route names and that reads no study now, why not; nothing before the first start."""
+    return _why_idle(settings, registry, _view(settings, registry))
+
+
+def _view(settings: Settings, registry: Registry) -> View | None:
+    """Return the stages as the database has them; None before the first start, and where it cannot be asked."""
     from node.workflow.models import Models, store_of
     from storage.database import Database, schema_versions
 
     if settings.database.url is None and not (settings.data_dir / "overread.sqlite").is_file():
-        return {}
+        return None
     try:
         current, ours = schema_versions(settings.database_url)
         if current != ours:
-            return {}
+            return None
         database = Database(settings.database_url)
         try:
             with database.read() as connection:
-                view = Models(registry, store_of(settings)).view(connection)
+                return Models(registry, store_of(settings)).view(connection)
         finally:
             database.close()
     except (ImportError, ArgumentError, NoSuchModuleError, SQLAlchemyError):
         # What is wrong with the database is said of the database.
+        return None
+
+
+def _why_idle(settings: Settings, registry: Registry, view: View | None) -> Mapping[str, str]:
+    if view is None:
         return {}
     known = {model for model, _ in view.versions}
     # What is not registered yet is so at the next start, and live if it is shipped.

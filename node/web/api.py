@@ -135,6 +135,9 @@ class ModelShown(_Model):
     paused: bool
     test_passed: Annotated[bool | None, Field(description="null where it has not been tested as it is now")]
     problem: Annotated[str, Field(description="Why it cannot run here; empty where it can")]
+    idle: Annotated[str, Field(description="Why it reads no study; empty where it reads those of its routes")]
+    way: Annotated[str, Field(description="What runs it here, where there is a choice, and whether measured")]
+    todo: Annotated[str, Field(description="What is left to do about its test or its way; empty for nothing")]
 
 
 class ModelChanged(_Model):

@@ -14,13 +14,16 @@ import structlog
 
 from inference.card import Card
 from inference.engine import Job
+from inference.engines.choice import read_choice, tunable
+from inference.engines.modelfile import model_file
 from inference.errors import EngineFailure
 from inference.findings import Findings
 from inference.host import EngineHost
 from inference.processtree import tree_resident_bytes
+from inference.sizing import cores
 from node.settings import PerformSettings
 
-__all__ = ["Engines", "half_of_memory", "share_of_memory"]
+__all__ = ["Engines", "cores_of", "half_of_memory", "share_of_memory"]
 
 _log = structlog.get_logger("overread.engines")
 
@@ -32,6 +35,8 @@ _MOST_HELD_SECONDS = 60.0
 @dataclass(slots=True)
 class _Kept:
     host: EngineHost
+    #: Which way was measured to be the fastest when it was started.
+    way: str
     users: int = 0
     used_at: float = field(default_factory=time.monotonic)
 
@@ -127,14 +132,18 @@ class Engines:
         return (str(said["provider"]), str(said["precision"])) if said.get("provider") else None
 
     def close_idle(self, serving: Set[str]) -> None:
-        """End the processes that have had nothing to do for long, or whose digest is not among those in use."""
+        """End the processes that have had nothing to do for long, or whose digest is not among those in use.
+
+        One whose model was measured anew since it was started is ended as well, so that the next runs the new way.
+        """
         long_ago = time.monotonic() - self._idle_seconds
         with self._lock:
             self._close(
                 [
                     key
                     for key, one in self._kept.items()
-                    if not one.users and (one.used_at < long_ago or key not in serving)
+                    if not one.users
+                    and (one.used_at < long_ago or key not in serving or one.way != self._way_of(one.host.card))
                 ]
             )
 
@@ -151,10 +160,20 @@ class Engines:
                 kept = self._kept[card.digest] = _Kept(
                     EngineHost(
                         card, folder=self._folder, cache=self._cache, cores=self._cores, memory_mb=self._memory_mb
-                    )
+                    ),
+                    way=self._way_of(card),
                 )
             kept.users += 1
             return kept
+
+    def _way_of(self, card: Card) -> str:
+        if not tunable(card):
+            return ""
+        try:
+            choice = read_choice(card, model_file(card, ".onnx"), self._cache, self._cores)
+        except EngineFailure:
+            return ""
+        return str(choice.way) if choice is not None else ""
 
     def _make_room(self, card: Card) -> None:
         """End idle processes until another fits in: one at work may still take all that its card lets it."""
@@ -184,6 +203,11 @@ class Engines:
             kept = self._kept.pop(key)
             _log.info("engine ended", model=kept.host.card.name, **kept.host.loaded)
             kept.host.close()
+
+
+def cores_of(perform: PerformSettings) -> int:
+    """Return how many cores an engine of one performer gets, where its card does not say."""
+    return max(1, cores() // perform.workers)
 
 
 def share_of_memory(perform: PerformSettings) -> float:

@@ -17,11 +17,10 @@ from inference.card import Card
 from inference.errors import CardError
 from inference.proof import unproven
 from inference.registry import card_of, card_sha256, parted
-from inference.samples import run_samples
 from inference.trial import why_not_loaded
 from node.errors import ModelRefused
 from node.settings import Settings
-from node.workflow import shadows
+from node.workflow import measuring, shadows
 from node.workflow.control import Done
 from node.workflow.models import store_of
 from storage import models, stages, worklist
@@ -33,7 +32,7 @@ from storage.records import ModelVersion
 __all__ = ["Stage", "Verified", "locate", "promote", "retire", "rollback", "run_test", "verify", "version_named"]
 
 Stage = Literal["candidate", "shadow", "canary", "live"]
-Progress = Callable[[int, int], None]
+Progress = Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,25 +78,48 @@ def verify(settings: Settings, database: Database, reference: str | None = None)
 
 
 def run_test(
-    settings: Settings, database: Database, reference: str, *, by: str, progress: Progress | None = None
+    settings: Settings,
+    database: Database,
+    reference: str,
+    *,
+    by: str,
+    measure: bool = False,
+    progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
     """Run the card's own sample cases, and keep what came of it; only what has passed may be promoted.
+
+    Parameters
+    ----------
+    measure
+        Whether the ways to run the model are measured first, where that was not done on this machine; the samples run
+        in the way that the node will choose in any case.
+    progress
+        Called with (done, in all), and with what is being done where that is not the samples.
 
     Returns
     -------
     dict
-        ``version``, ``passed``, ``summary`` and ``samples``, as the database keeps it.
+        ``version``, ``passed``, ``summary``, ``samples``, ``way`` (what ran them), ``choice`` (the way that was chosen
+        by measuring; "" for ONNX Runtime and where there is none to choose) and ``remark`` (on the measuring), as the
+        database keeps it.
     """
     one = version_named(database, reference)
     card = _as_registered(settings, one)
-    results = run_samples(card, progress=progress)
+    results, remark = measuring.measured_samples(settings, card, measure=measure, progress=progress)
     passed = bool(results) and all(result.passed for result in results)
     summary = f"{sum(result.passed for result in results)} of {len(results)} samples as expected"
     if not results:
         problem = why_not_loaded(card)
         summary = "the card has no samples; its model " + (f"cannot be loaded: {problem}" if problem else "loads")
-    samples = [{**asdict(result), "passed": result.passed} for result in results]
-    report: dict[str, Any] = {"version": one.name, "passed": passed, "summary": summary, "samples": samples}
+    report: dict[str, Any] = {
+        "version": one.name,
+        "passed": passed,
+        "summary": summary,
+        "samples": [{**asdict(result), "passed": result.passed} for result in results],
+        "way": next((result.way for result in results if result.way), ""),
+        "choice": measuring.way_of(settings, card),
+        "remark": remark,
+    }
     if not results:
         return report
     with database.write() as connection:
@@ -140,6 +162,9 @@ def promote(
         if untested and not why:
             raise ModelRefused(f"--untested answers for {one.name}: say why with --why")
         _check_tested(one, shadow=stage == SHADOW, answered_for=untested and bool(why) and not card.samples)
+        otherwise = measuring.tested_otherwise(settings, one, card) if stage != SHADOW else ""
+        if otherwise:
+            raise ModelRefused(f"{otherwise}: overread models test {one.name}, and promote it then")
         _check_report(card)
         _check_codes(card)
         # What has passed its test has been loaded for it.

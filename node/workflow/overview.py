@@ -9,12 +9,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from inference.bring.codes import open_names
 from inference.card import Card, load_card
 from inference.errors import CardError
 from node.settings import Settings
-from node.workflow import governing
+from node.workflow import governing, measuring
 from storage import control, models
 from storage.database import Database
+from storage.lifecycle import CANDIDATE, RETIRED
 from storage.records import ModelChange, ModelVersion
 
 __all__ = ["VersionShown", "VersionTold", "version", "versions"]
@@ -22,7 +24,11 @@ __all__ = ["VersionShown", "VersionTold", "version", "versions"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionShown:
-    """One version on one line; ``problem`` says why it cannot run here."""
+    """One version on one line.
+
+    ``problem`` says why it cannot run here, ``idle`` why it reads no study (a problem among it), ``way`` what runs it
+    on this machine as far as that is a matter of measuring, ``todo`` what is left to do about that or about its test.
+    """
 
     name: str
     version: str
@@ -42,6 +48,9 @@ class VersionShown:
     paused: bool
     routes: list[str]
     problem: str
+    idle: str
+    way: str
+    todo: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +67,8 @@ def versions(settings: Settings, database: Database) -> list[VersionShown]:
     """Return every version that is registered."""
     with database.read() as connection:
         found, held = models.versions(connection), control.paused(connection, "model")
-    return [_shown(settings, one, held)[0] for one in found]
+        released = models.released(connection)
+    return [_shown(settings, one, held, released)[0] for one in found]
 
 
 def version(settings: Settings, database: Database, reference: str) -> VersionTold:
@@ -71,14 +81,16 @@ def version(settings: Settings, database: Database, reference: str) -> VersionTo
     """
     one = governing.version_named(database, reference)
     with database.read() as connection:
-        held = control.paused(connection, "model")
+        held, released = control.paused(connection, "model"), models.released(connection)
         changes = [each for each in models.history(connection, one.model) if each.version == one.version]
-    shown, card = _shown(settings, one, held)
+    shown, card = _shown(settings, one, held, released)
     told = card.model_dump(mode="json", exclude_defaults=True) if card else {}
     return VersionTold(shown=shown, card=told, test=one.test, history=changes)
 
 
-def _shown(settings: Settings, one: ModelVersion, held: frozenset[str]) -> tuple[VersionShown, Card | None]:
+def _shown(
+    settings: Settings, one: ModelVersion, held: frozenset[str], released: frozenset[tuple[str, str]]
+) -> tuple[VersionShown, Card | None]:
     card, problem = None, ""
     try:
         card = governing.locate(settings, one.model, one.version, hashed=False)
@@ -86,8 +98,12 @@ def _shown(settings: Settings, one: ModelVersion, held: frozenset[str]) -> tuple
             problem = f"{card.path} has digest {card.digest[:12]}, not the one that was registered"
         else:
             _check_bytes(card.path, _stamps(card))
+            if open_names(card):
+                problem = f"the code of {open_names(card)[0]!r} is still open"
     except CardError as error:
         card, problem = None, str(error)
+    way, todo = measuring.told(settings, one, card) if card and not problem and one.state != RETIRED else ("", "")
+    active = settings.demonstration_models or card is None or not card.demonstration
     shown = VersionShown(
         name=one.model,
         version=one.version,
@@ -103,12 +119,39 @@ def _shown(settings: Settings, one: ModelVersion, held: frozenset[str]) -> tuple
         tested_at=one.tested_at if one.tested_digest == one.digest else None,
         test_passed=one.test_passed if one.tested_digest == one.digest else None,
         demonstration=card is not None and card.demonstration,
-        active=settings.demonstration_models or card is None or not card.demonstration,
+        active=active,
         paused=one.model in held,
-        routes=[route.name for route in settings.route_list if {one.model, one.name} & set(route.models)],
+        routes=_routes(settings, one),
         problem=problem,
+        idle=problem or _idle(settings, one, active=active, paused=one.model in held, released=released),
+        way=way,
+        todo=todo,
     )
     return shown, card
+
+
+def _routes(settings: Settings, one: ModelVersion) -> list[str]:
+    return [route.name for route in settings.route_list if {one.model, one.name} & set(route.models)]
+
+
+def _idle(
+    settings: Settings, one: ModelVersion, *, active: bool, paused: bool, released: frozenset[tuple[str, str]]
+) -> str:
+    """Return why a version reads no study that comes now; "" where it reads those of its routes."""
+    if one.state == RETIRED:
+        return "retired"
+    pinned = any(one.name in route.models for route in settings.route_list)
+    if one.state == CANDIDATE:
+        if one.has_failed:
+            return "a candidate that has failed its test"
+        let_out = one.is_tested or (one.model, one.version) in released or one.origin == models.SHIPPED
+        if not (pinned and let_out):
+            return "a candidate: not promoted" + (", and not tested" if one.test_passed is None else "")
+    if not _routes(settings, one):
+        return "no route names it"
+    if not active:
+        return "a demonstration, and off (demonstration_models)"
+    return "paused" if paused else ""
 
 
 def _stamps(card: Card) -> tuple[tuple[int, int, int, int], ...]:

@@ -1,0 +1,159 @@
+"""What was tested is what runs: the way to run a model is measured before its test, and another way needs another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from inference.card import load_card
+from inference.engines.choice import Choice, Measured, Way, read_choice, write_choice
+from inference.engines.machine import computes_bf16
+from inference.engines.tune import measure
+from inference.errors import EngineFailure
+from inference.samples import job_of
+from node.cli import app
+from node.errors import ModelRefused
+from node.ops.check import check
+from node.settings import Settings
+from node.workflow import governing, overview
+from node.workflow.engines import Engines
+from node.workflow.measuring import cache_of, cores_of, note_changed
+from node.workflow.models import installed, register, store_of
+from storage import models
+from tests.dicom_factory import radiograph
+from tests.model_factory import classification_card, write_model
+from tests.small_nets import convolutions
+from tests.work import Holding
+
+FILE = "model.onnx"
+BF16 = Choice(Way("openvino", "bf16"), tuple(Measured(Way(p, q)) for p, q in (("cpu", "fp32"), ("openvino", "bf16"))))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def settings(embedded: Holding, tmp_path: Path) -> Settings:
+    """A node whose two workers share the cores, with one classifier that has a sample of what it said when made."""
+    outputs = [classification_card()["outputs"][0] | {"index": n, "name": f"finding {n}"} for n in range(3)]
+    values = classification_card(
+        preprocess=[{"radiograph_input": {"size": 32}}],
+        outputs=outputs,
+        resources={"seconds": 30, "memory_mb": 2048},
+        samples=[{"name": "one", "images": "one"}],
+    )
+    place = write_model(tmp_path / "models", values, convolutions(seed=3)).parent
+    rng = np.random.default_rng(0)
+    radiograph(place / "one", np.kron(rng.integers(0, 4000, (6, 6)), np.ones((12, 12))))
+    made = Settings.model_validate(
+        {"data_dir": embedded.root, "models": place.parent, "routes": [], "perform": {"workers": 2}}
+    )
+    with embedded.database.write() as connection:
+        register(connection, installed(made), store_of(made))
+    return made
+
+
+def test_a_test_measures_first_and_what_it_tested_is_what_the_node_runs(
+    embedded: Holding, settings: Settings, tmp_path: Path
+) -> None:
+    def model_line() -> str:
+        return next(f"{one.found} {one.todo}" for one in check(settings) if one.what == "model levels 1.0.0")
+
+    assert "live, never tested here; not measured on this machine" in model_line()
+    assert "overread models test levels@1.0.0" in model_line()
+    steps: list[str] = []
+    report = governing.run_test(
+        settings,
+        embedded.database,
+        "levels",
+        by="ann",
+        measure=True,
+        progress=lambda _done, _all, what="samples": steps.append(what),
+    )
+    assert report["passed"], report
+    assert steps[1] == "measure cpu/fp32"
+    assert steps[-1] == "samples"
+    card = load_card(settings.models / "levels")
+    # As a worker's engine will look it up, and no other.
+    choice = read_choice(card, FILE, cache_of(settings), cores_of(settings.perform))
+    assert choice is not None
+    assert choice.measured_on == "samples"
+    (shown,) = overview.versions(settings, embedded.database)
+    assert (shown.way, shown.todo, shown.idle) == (f"{choice.way}, measured on samples", "", "no route names it")
+    (tmp_path / "scratch").mkdir()
+    engines = Engines(
+        tmp_path / "scratch",
+        cache=cache_of(settings),
+        cores=cores_of(settings.perform),
+        memory_mb=4096,
+        idle_seconds=60,
+    )
+    try:
+        engines.run(card, job_of(card, card.samples[0]), lambda: None)
+        assert " ".join(engines.identity(card) or ()) == report["way"]
+        engines.close_idle({card.digest})
+        assert engines.identity(card) is not None
+        # Measured anew with another outcome, the process that runs the old way is ended.
+        other = Choice(Way("cpu", "fp32") if choice.way.provider == "openvino" else Way("openvino", "fp32"))
+        write_choice(card, FILE, other, cache_of(settings), cores_of(settings.perform))
+        engines.close_idle({card.digest})
+        assert engines.identity(card) is None
+    finally:
+        engines.close()
+
+
+def test_what_passed_its_test_on_another_way_has_to_pass_it_again(
+    embedded: Holding, settings: Settings, tmp_path: Path
+) -> None:
+    governing.run_test(settings, embedded.database, "levels", by="ann")
+    with embedded.database.write() as connection:
+        one = models.get(connection, "levels", "1.0.0")
+    governing.promote(settings, embedded.database, "levels", "candidate", by="ann")
+    card = load_card(settings.models / "levels")
+    write_choice(card, FILE, BF16, cache_of(settings), cores_of(settings.perform))
+    told = list(note_changed(settings, embedded.database, [card], {one.name: ""}, by="ann"))
+    with pytest.raises(ModelRefused, match="on ONNX Runtime, and here openvino/bf16 runs it now") as refused:
+        governing.promote(settings, embedded.database, "levels", by="ann")
+    assert "overread models test levels@1.0.0" in str(refused.value)
+    assert told == [str(refused.value).removesuffix(", and promote it then")]
+    with embedded.database.read() as connection:
+        assert models.history(connection)[0].action == "tuned"
+    (shown,) = overview.versions(settings, embedded.database)
+    assert "its test was passed on another way" in shown.way
+    # A shadow lets nothing out, and whoever pins the way has none to measure.
+    governing.promote(settings, embedded.database, "levels", "shadow", by="ann")
+    pinned = settings.models / "levels" / "card.yaml"
+    values = yaml.safe_load(pinned.read_text()) | {"version": "2.0.0", "onnx": {"providers": ["cpu"]}}
+    pinned.write_text(yaml.safe_dump(values))
+    with embedded.database.write() as connection:
+        register(connection, installed(settings), store_of(settings))
+    governing.run_test(settings, embedded.database, "levels@2.0.0", by="ann", measure=True)
+    assert [one.way for one in overview.versions(settings, embedded.database) if one.version == "2.0.0"] == [""]
+
+
+@pytest.mark.skipif(not computes_bf16(), reason="this processor has no bf16")
+def test_a_way_on_which_the_samples_do_not_come_out_is_not_taken(embedded: Holding, settings: Settings) -> None:
+    place = settings.models / "levels" / "card.yaml"
+    shown = CliRunner().invoke(app, ["models", "test", str(place.parent), "--show"])
+    assert shown.exit_code == 0, shown.output
+    (said,) = yaml.safe_load(shown.stdout)["samples"]
+    # What is shown can stand in the card; here so exactly that bf16 misses it.
+    values = yaml.safe_load(place.read_text()) | {"samples": [said | {"tolerance": 0.0001}]}
+    place.write_text(yaml.safe_dump(values))
+    card = load_card(place.parent)
+    write_choice(card, FILE, BF16, cache_of(settings), cores_of(settings.perform))
+    strict = governing.run_test(settings, embedded.database, "levels", by="ann")
+    assert (strict["passed"], strict["choice"]) == (False, "openvino/bf16")
+    report = governing.run_test(settings, embedded.database, "levels", by="ann", measure=True)
+    assert (report["passed"], report["choice"], report["way"]) == (True, "", "onnxruntime:CPU fp32")
+    assert "on openvino/bf16 the samples do not come out as expected" in report["remark"]
+    kept = read_choice(card, FILE, cache_of(settings), cores_of(settings.perform))
+    assert kept is not None
+    assert (kept.way, kept.measured[1].problem) == (Way("cpu", "fp32"), "the samples do not come out as expected")
+
+
+def test_measuring_stays_within_the_memory_of_the_card(tmp_path: Path) -> None:
+    card = load_card(write_model(tmp_path, classification_card(resources={"memory_mb": 64}), convolutions(seed=3)))
+    with pytest.raises(EngineFailure, match="held more than the 64 MB"):
+        measure(card, tmp_path / "cache")
