@@ -124,7 +124,7 @@ def _ours(folder: Path) -> dict[str, object]:
     from inference.card import load_card
     from inference.engines.onnx import open_model
     from inference.grid import Grid
-    from inference.labelling import label_by_window
+    from inference.labelling import label_by_window, marking_of
 
     card = load_card(folder)
     model = open_model(card)
@@ -132,7 +132,7 @@ def _ours(folder: Path) -> dict[str, object]:
     volume = np.load(folder / "volume.npy")
     source = Grid(volume.shape, np.diag([1.0, 0.7, 0.7, 1.0])[[2, 1, 0, 3]])
     before, began = _held_mb("VmRSS"), time.perf_counter()
-    labels = label_by_window(card, lambda feeds: model.infer(feeds)["output"], [volume], source)
+    labels = label_by_window(card, lambda feeds: model.infer(feeds)["output"], [volume], source, marking_of(card))
     seconds = time.perf_counter() - began
     peak = _held_mb("VmHWM") - before
     np.save(folder / "ours.npy", labels)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inference.marking import dice, planes_of
 from inference.perform import CardEngine
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def compare(
     """
     differences: list[float] = []
     alike: list[bool] = []
-    dice: dict[str, float] = {}
+    least: dict[str, float] = {}
     seconds = [0.0, 0.0]
     cases = refused = boxes = masks = 0
     for number, job in enumerate(jobs, start=1):
@@ -151,14 +152,14 @@ def compare(
                 alike.append(bool(same))
                 differences += [min(abs(detection.probability - other.probability) for other in same)] if same else []
         for name, coefficient in _dice(one, two).items():
-            dice[name] = min(dice.get(name, 1.0), coefficient)
+            least[name] = min(least.get(name, 1.0), coefficient)
     return Agreement(
         cases=cases,
         not_analysed=refused,
         largest_difference=max(differences, default=0.0),
         mean_difference=float(np.mean(differences)) if differences else 0.0,
         alike=float(np.mean(alike)) if alike else 1.0,
-        dice=dice,
+        dice=least,
         boxes=boxes,
         found_nothing=card.task in ("detection", "segmentation") and not boxes + masks,
         exact_seconds=seconds[0],
@@ -186,9 +187,9 @@ def _dice(one: Findings, two: Findings) -> dict[str, float]:
         return {}
     found = {}
     for segment in one.segmentation.segments:
-        first, second = (mask.labels == segment.label for mask in (one.segmentation, two.segmentation))
-        total = int(np.count_nonzero(first)) + int(np.count_nonzero(second))
-        found[segment.name] = 2 * int(np.count_nonzero(first & second)) / total if total else 1.0
+        first, second = (planes_of(mask, segment.label) for mask in (one.segmentation, two.segmentation))
+        coefficient = dice(first, second)
+        found[segment.name] = 1.0 if coefficient is None else coefficient
     return found
 
 

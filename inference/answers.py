@@ -110,7 +110,7 @@ def _require_sound(card: Card, findings: Findings) -> None:
         raise EngineFailure("broke", "the model answered values that are not numbers")
     if findings.segmentation is not None and findings.segmentation.labels.size:
         known = np.zeros(256, bool)
-        known[[0, *(segment.label for segment in segments)]] = True
+        known[[0, *(segment.label for segment in segments), *findings.segmentation.together]] = True
         labels = findings.segmentation.labels
         if not known[: int(labels.max()) + 1].all() and not known[np.unique(labels)].all():
             raise EngineFailure("broke", "the model answered a label that its card does not name")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from inference.errors import CardError, EngineFailure
 from inference.host import EngineHost
-from inference.samples import job_of, mask_of, values_of, write_mask
+from inference.samples import job_of, values_of, write_mask
 
 if TYPE_CHECKING:
     from inference.card import Card, Sample
@@ -58,10 +58,10 @@ def expected_of(
             except EngineFailure as failure:
                 raise CardError(f"{card.path}: samples.{sample.name}: {failure.text}") from failure
             case = _case(card, sample, findings)
-            mask = mask_of(findings)
+            mask = findings.segmentation
             if masks is not None and mask is not None and findings.not_analysed is None:
                 with (masks / f"{sample.name}.npz").open("wb") as file:
-                    write_mask(file, *mask)
+                    write_mask(file, mask)
                 case |= {"mask": f"{below}/{sample.name}.npz".removeprefix("./"), "dice": DICE}
             found.append(case)
             progress(number, len(asked))

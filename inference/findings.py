@@ -6,6 +6,7 @@ of those keys, on the grid of the source images: nothing here was ever resampled
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -134,14 +135,18 @@ class Segmentation:
     ``labels`` is uint8 of shape (planes, rows, columns): plane ``i`` lies on the pixels of image ``images[i]``, exactly
     as that image stores its rows and columns; 0 is background. Of a multi-frame image it lies on frame ``frames[i]``,
     counted from 1, and the image is named once for each of its planes; 0 stands for a single-frame image, and so does
-    an empty ``frames`` for all of them. Structures of a radiograph may overlap: its image is named once for each of the
-    segments, in their order, and that plane holds that segment alone.
+    an empty ``frames`` for all of them.
+
+    Structures may overlap. In a volume ``together`` has a value of its own for each set of labels that hold in a voxel
+    together, which is no segment's label (:mod:`inference.marking`). Of a radiograph the image is named once for each
+    of the segments, in their order, and that plane holds that segment alone.
     """
 
     segments: tuple[Segment, ...]
     images: tuple[str, ...]
     labels: npt.NDArray[np.uint8]
     frames: tuple[int, ...] = ()
+    together: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,8 @@ from inference.resampling import PIECE, aligned, by_axis, by_voxel, corners, in_
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from inference.marking import Marking
+
 __all__ = ["Grid", "labels_on", "reorient", "resample", "turned"]
 
 T = TypeVar("T", bound=np.generic)
@@ -270,6 +272,7 @@ def labels_on(
     source_grid: Grid,
     *,
     smooth: bool = False,
+    marking: Marking | None = None,
     threads: int | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Bring a mask from a model's grid back to the source's.
@@ -281,6 +284,9 @@ def labels_on(
     smooth
         Each voxel gets the label whose linearly interpolated share is the largest, which follows an edge between coarse
         voxels where the nearest voxel's label would leave steps. Costs one pass for each label.
+    marking
+        Where structures overlap: what the values stand for. Then, smoothed, each structure is for itself, and has the
+        voxels of which its share is at least a half; what lies in another stays in it.
     """
     if not smooth:
         nearest: npt.NDArray[np.uint8] = resample(
@@ -298,6 +304,11 @@ def labels_on(
         found = np.flatnonzero(np.bincount(part.reshape(-1), minlength=1))
         if len(found) == 1:
             result[start:stop] = resample(part, grid, target, interpolation="nearest", threads=threads)
+            continue
+        if marking is not None:
+            for one in marking.labels_in(part):
+                share = resample(marking.of(part, one).view(np.uint8), grid, target, threads=threads)
+                marking.put(result[start:stop], share >= 0.5, one)
             continue
         best = np.zeros(target.shape, np.float32)
         for label in found:

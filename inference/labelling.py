@@ -10,6 +10,7 @@ import numpy as np
 from inference.errors import EngineFailure
 from inference.grid import Grid, labels_on, resample
 from inference.intensity import changes
+from inference.marking import Marking
 from inference.postprocess import probabilities_of
 from inference.volume import AIR_HU
 from inference.window import slide
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     Scores = npt.NDArray[np.float32]
     Labels = npt.NDArray[np.uint8]
 
-__all__ = ["label_by_slab", "label_by_window", "slabs"]
+__all__ = ["label_by_slab", "label_by_window", "marking_of", "slabs"]
 
 #: So many planes of the model's grid are interpolated at once.
 _PLANES = 32
@@ -49,6 +50,16 @@ def slabs(total: int, slices: int, overlap: int) -> Iterator[tuple[slice, slice]
         end = total if number == len(begins) - 1 else (begins[number + 1] + start + slices) // 2
         yield slice(start, start + slices), slice(kept, end)
         kept = end
+
+
+def marking_of(card: Card) -> Marking:
+    """Return what writes a card's structures into a mask."""
+    step = next((step.threshold for step in card.postprocess if step.threshold), None)
+    # Where the largest score decides, no voxel is marked twice.
+    overlap = "refuse" if step is None or step.overlap == "largest" else step.overlap
+    return Marking(
+        (output.label for output in card.outputs if output.label is not None), overlap, key="threshold.overlap"
+    )
 
 
 def label_by_slab(card: Card, infer: Infer, array: npt.NDArray[Any], spacing_mm: tuple[float, float, float]) -> Labels:
@@ -91,7 +102,9 @@ def label_by_slab(card: Card, infer: Infer, array: npt.NDArray[Any], spacing_mm:
     return labels
 
 
-def label_by_window(card: Card, infer: Infer, channels: Sequence[npt.NDArray[Any] | None], source: Grid) -> Labels:
+def label_by_window(
+    card: Card, infer: Infer, channels: Sequence[npt.NDArray[Any] | None], source: Grid, marking: Marking
+) -> Labels:
     """Label a volume on the model's own grid and bring the labels back to the volume's.
 
     Parameters
@@ -102,6 +115,8 @@ def label_by_window(card: Card, infer: Infer, channels: Sequence[npt.NDArray[Any
         One array for each role, all on the volume's grid; None for a role that is absent, whose channel holds 0.
     source
         That grid.
+    marking
+        What writes the labels, and knows afterwards which values stand for several of them.
 
     Returns
     -------
@@ -134,7 +149,7 @@ def label_by_window(card: Card, infer: Infer, channels: Sequence[npt.NDArray[Any
         return np.stack([one.prepared(start, stop) for one in reads])
 
     labels: Labels = np.zeros(target.shape, np.uint8)
-    decide = _Deciding(card)
+    decide = _Deciding(card, marking)
 
     def predict(pieces: Scores) -> Scores:
         return scored(pieces, infer({card.tensors["image"]: pieces}))
@@ -165,7 +180,8 @@ def label_by_window(card: Card, infer: Infer, channels: Sequence[npt.NDArray[Any
     if target.matches(source):
         return labels
     coarser = any(a > 1.2 * b for a, b in zip(sorted(target.spacing_mm), sorted(source.spacing_mm), strict=True))
-    return labels_on(labels, target, source, smooth=coarser and len(card.outputs) <= _SMOOTH_LABELS)
+    smooth = coarser and len(card.outputs) <= _SMOOTH_LABELS
+    return labels_on(labels, target, source, smooth=smooth, marking=marking if marking.keeps else None)
 
 
 class _Absent:
@@ -214,11 +230,12 @@ class _Reader:
 class _Deciding:
     """Turns a model's scores into labels, by the card's activation and threshold."""
 
-    def __init__(self, card: Card) -> None:
+    def __init__(self, card: Card, marking: Marking) -> None:
+        self._marking = marking
         self._activation = next((s.activation.kind for s in card.postprocess if s.activation), None)
         step = next((s.threshold for s in card.postprocess if s.threshold), None)
         self._threshold = None if step is None else step.value
-        self._overlap = "refuse" if step is None else step.overlap
+        self._largest = step is not None and step.overlap == "largest"
         self._labels = np.array([output.label for output in card.outputs], np.uint8)
         self._known = _known(card)
 
@@ -264,20 +281,14 @@ class _Deciding:
 
     def _reached(self, scores: Scores, threshold: float) -> Labels:
         reached = scores >= threshold
-        if self._overlap == "refuse" and np.count_nonzero(reached) != np.count_nonzero(reached.any(axis=0)):
-            raise EngineFailure(
-                "broke",
-                "the model marked voxels for several outputs; say threshold.overlap: largest or last in the card if "
-                "one of them has such a voxel",
-            )
-        if self._overlap == "largest":
+        if self._largest:
             best = scores.argmax(axis=0)
             # Where any channel reaches the threshold, the largest does.
             found: Labels = np.where(reached.any(axis=0), self._labels[best], 0).astype(np.uint8)
             return found
         labels: Labels = np.zeros(scores.shape[1:], np.uint8)
         for label, marked in zip(self._labels, reached, strict=True):
-            labels[marked] = label
+            self._marking.put(labels, marked, int(label))
         return labels
 
 

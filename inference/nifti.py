@@ -77,24 +77,30 @@ def write_nifti(path: Path, array: npt.NDArray[Any], grid: Grid) -> None:
             plain.write(little.data)
 
 
-def read_nifti(path: Path, *, most_bytes: int = 4 << 30) -> tuple[npt.NDArray[Any], Grid]:
+def read_nifti(path: Path, *, most_bytes: int = 4 << 30, channels: int = 1) -> tuple[npt.NDArray[Any], Grid]:
     """Read a volume, however it is oriented.
+
+    Parameters
+    ----------
+    channels
+        How many values a voxel may have beside one: along the fourth axis, or the fifth (NIfTI's axis of a vector).
 
     Returns
     -------
     tuple
-        The array, axes (k, j, i), with the file's scaling applied; and its grid (LPS, mm).
+        The array, axes (k, j, i) or, of several channels, (channel, k, j, i), with the file's scaling applied; and its
+        grid (LPS, mm).
 
     Raises
     ------
     NiftiError
-        If it is none, is truncated, larger than ``most_bytes``, has no place in the patient, or more than three axes.
+        If it is none, is truncated, larger than ``most_bytes``, has no place in the patient, or other axes.
     """
     try:
         with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as stream:
             header = stream.read(_OFFSET)
-            order, shape, dtype, offset = _layout(header)
-            length = int(np.prod(shape)) * dtype.itemsize
+            order, shape, dtype, offset, several = _layout(header, channels)
+            length = int(np.prod(shape)) * several * dtype.itemsize
             if length + offset > most_bytes:
                 raise NiftiError(f"a volume of {length >> 20} MB is not read")
             stream.read(offset - _OFFSET)
@@ -108,7 +114,7 @@ def read_nifti(path: Path, *, most_bytes: int = 4 << 30) -> tuple[npt.NDArray[An
         grid = Grid(shape, _LPS_TO_RAS @ _flipped(affine))
     except ValueError as problem:
         raise NiftiError(str(problem)) from problem
-    array = np.frombuffer(data, dtype).reshape(shape)
+    array = np.frombuffer(data, dtype).reshape(shape if several == 1 else (several, *shape))
     slope, intercept = struct.unpack_from(order + "2f", header, 112)
     if slope not in (0.0, 1.0) or intercept != 0.0:
         if not np.isfinite([slope, intercept]).all():
@@ -118,22 +124,23 @@ def read_nifti(path: Path, *, most_bytes: int = 4 << 30) -> tuple[npt.NDArray[An
     return array, grid
 
 
-def _layout(header: bytes) -> tuple[str, tuple[int, int, int], np.dtype[Any], int]:
+def _layout(header: bytes, channels: int) -> tuple[str, tuple[int, int, int], np.dtype[Any], int, int]:
     if len(header) < _OFFSET or header[344:348] != b"n+1\0":
         raise NiftiError("it is no single-file NIfTI-1 volume")
     order = "<" if struct.unpack_from("<i", header, 0)[0] == _HEADER else ">"
     if struct.unpack_from(order + "i", header, 0)[0] != _HEADER:
         raise NiftiError("its header's length is wrong")
     count, *sizes = struct.unpack_from(order + "8h", header, 40)
-    if not 3 <= count <= 7 or min(sizes[:count]) < 1 or any(size != 1 for size in sizes[3:count]):
-        raise NiftiError("it has not three axes")
+    further = [size for size in sizes[3:count] if size != 1]
+    if not 3 <= count <= 7 or min(sizes[:count]) < 1 or further not in ([], [channels]):
+        raise NiftiError("it has not three axes" + (f", nor {channels} channels" if channels > 1 else ""))
     name = _TYPES.get(struct.unpack_from(order + "h", header, 70)[0])
     if name is None:
         raise NiftiError("its datatype is not read")
     offset = struct.unpack_from(order + "f", header, 108)[0]
     if not _OFFSET <= offset <= 1 << 24:
         raise NiftiError("its volume begins in no possible place")
-    return order, (sizes[2], sizes[1], sizes[0]), np.dtype(order + name), int(offset)
+    return order, (sizes[2], sizes[1], sizes[0]), np.dtype(order + name), int(offset), *(further or [1])
 
 
 def _placed(header: bytes, order: str) -> npt.NDArray[np.float64]:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, model_validator
 
 from inference.fields import Strict
+from inference.marking import Overlap
 
 __all__ = ["Command", "KServe", "MonaiBundle", "Onnx", "OpenVino", "TensorExpectation", "TorchXRayVision"]
 
@@ -72,8 +73,8 @@ class MonaiBundle(Strict):
     prediction: str = Field(default="pred", min_length=1)
     #: Whether channel 0 of an answer of several channels is the background; else channel 0 is label 1, and so on.
     background: bool = True
-    #: Where channels mark the same voxel: refuse, or let the output that stands later in the card have it.
-    overlap: Literal["refuse", "last"] = "refuse"
+    #: Where channels mark the same voxel: refuse, let the output that stands later in the card have it, or keep all.
+    overlap: Overlap = "refuse"
 
     @model_validator(mode="after")
     def _sound(self) -> MonaiBundle:
@@ -151,7 +152,9 @@ class Command(Strict):
 
     In ``argv`` and the values of ``environment``, ``{input}``, ``{output}``, ``{work}``, ``{card}`` and ``{threads}``
     stand for its folders, the card's folder and the threads that it gets. ``result`` is a pattern for the names of the
-    files that hold the answer; ``masks`` maps files of one structure each to its label. ``keep`` and ``burned_in`` say
+    files that hold the answer; ``masks`` maps files of one structure each to its label. ``overlap`` says what becomes
+    of a voxel that the answer gives to several structures: the answer is refused, all keep it, or the one that the card
+    names last has it. ``keep`` and ``burned_in`` say
     what of the patient may stay in the copies that it reads. ``writable`` names folders outside of its own that it may
     write to. Wall time, memory and threads are those of ``resources``.
     """
@@ -161,6 +164,7 @@ class Command(Strict):
     output: Literal["seg", "sr", "nifti", "json"]
     result: str | None = Field(default=None, min_length=1)
     masks: dict[str, Annotated[int, Field(ge=1, le=255)]] = Field(default_factory=dict)
+    overlap: Overlap = "refuse"
     input_names: dict[str, str] = Field(default_factory=dict)
     environment: dict[str, str] = Field(default_factory=dict)
     pass_environment: tuple[str, ...] = ()

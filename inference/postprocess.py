@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import numpy as np
 
 from inference.errors import EngineFailure
+from inference.marking import Marking
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["calibrated", "fill_holes", "keep_components", "probabilities_of", "volumes_ml"]
+__all__ = ["calibrated", "fill_holes", "keep_components", "marked_ml", "probabilities_of", "volumes_ml"]
 
 F = TypeVar("F", np.float32, np.float64)
 
@@ -56,8 +57,12 @@ def calibrated(probabilities: npt.NDArray[np.float64], thresholds: Sequence[floa
     return result
 
 
-def fill_holes(labels: npt.NDArray[np.uint8], wanted: Sequence[int]) -> npt.NDArray[np.uint8]:
+def fill_holes(
+    labels: npt.NDArray[np.uint8], wanted: Sequence[int], marking: Marking | None = None
+) -> npt.NDArray[np.uint8]:
     """Give background that one label encloses within a plane that label, in place; and return the mask.
+
+    Where structures are kept over one another, each is for itself: what it encloses is its own, whatever else is there.
 
     Parameters
     ----------
@@ -65,14 +70,17 @@ def fill_holes(labels: npt.NDArray[np.uint8], wanted: Sequence[int]) -> npt.NDAr
         uint8, (slices, rows, columns).
     wanted
         The labels whose holes are filled, one after the other.
+    marking
+        What the values stand for; by default each for itself.
     """
     from scipy.ndimage import binary_fill_holes
 
+    marking = marking or Marking()
     for plane in labels:
         for label in wanted:
-            here = plane == label
+            here = marking.of(plane, label)
             if here.any():
-                plane[binary_fill_holes(here) & (plane == 0)] = label
+                marking.put(plane, binary_fill_holes(here) & (~here if marking.keeps else plane == 0), label)
     return labels
 
 
@@ -81,10 +89,18 @@ def voxel_ml(spacing_mm: Sequence[float]) -> float:
     return float(np.prod(np.asarray(spacing_mm, float))) / 1000.0
 
 
-def volumes_ml(labels: npt.NDArray[np.uint8], spacing_mm: Sequence[float], wanted: Sequence[int]) -> dict[int, float]:
-    """Return the volume of each wanted label in mL."""
+def volumes_ml(
+    labels: npt.NDArray[np.uint8], spacing_mm: Sequence[float], wanted: Sequence[int], marking: Marking | None = None
+) -> dict[int, float]:
+    """Return the volume of each wanted label in mL; what belongs to several counts for each of them."""
     voxel = voxel_ml(spacing_mm)
-    return {label: sum(int(np.count_nonzero(plane == label)) for plane in labels) * voxel for label in wanted}
+    held = (marking or Marking(wanted)).voxels(labels)
+    return {label: held[label] * voxel for label in wanted}
+
+
+def marked_ml(labels: npt.NDArray[np.uint8], spacing_mm: Sequence[float]) -> float:
+    """Return the volume of all that is marked in mL, each voxel once."""
+    return sum(int(np.count_nonzero(plane)) for plane in labels) * voxel_ml(spacing_mm)
 
 
 def keep_components(
@@ -92,6 +108,7 @@ def keep_components(
     spacing_mm: Sequence[float],
     minimum_ml: float = 0.0,
     minimum_fraction: float = 0.0,
+    marking: Marking | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Clear, in place, the components of each label that are too small, and return the mask.
 
@@ -105,6 +122,9 @@ def keep_components(
         Components below this volume are cleared.
     minimum_fraction
         Components below this fraction of their label's largest component are cleared.
+    marking
+        What the values stand for; by default each for itself. Of what overlaps each structure is looked at for itself,
+        and what is cleared of one is left to the others.
 
     Notes
     -----
@@ -117,8 +137,9 @@ def keep_components(
     _, rows, columns = labels.shape
     # One background voxel ends each row, so that no run passes into the next.
     width = columns + 1
-    for label in (int(value) for value in np.flatnonzero(_present(labels)) if value):
-        starts, ends = _runs(labels, label)
+    marking = marking or Marking()
+    for label in marking.labels_in(labels):
+        starts, ends = _runs(labels, label, marking)
         in_last_row = (starts // width) % rows == rows - 1
         below = _touching(starts, ends, np.flatnonzero(~in_last_row), width)
         behind = _touching(starts, ends, np.arange(len(starts)), rows * width)
@@ -130,25 +151,20 @@ def keep_components(
         small = (sizes < least)[component]
         places = _spread(starts[small], (ends - starts)[small])
         row_number, column = np.divmod(places, width)
-        labels[row_number // rows, row_number % rows, column] = 0
+        marking.take(labels, (row_number // rows, row_number % rows, column), label)
     return labels
 
 
-def _present(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    present = np.zeros(256, np.bool_)
-    for plane in labels:
-        present[plane] = True
-    return present
-
-
-def _runs(labels: npt.NDArray[np.uint8], label: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _runs(
+    labels: npt.NDArray[np.uint8], label: int, marking: Marking
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return where each run of a label starts and ends, counting voxels with one more column than there is."""
     slices, rows, columns = labels.shape
     padded = np.zeros((rows, columns + 1), np.bool_)
     flat = padded.reshape(-1)
     edges = [np.zeros(0, np.int64)]
     for number in range(slices):
-        np.equal(labels[number], label, out=padded[:, :columns])
+        padded[:, :columns] = marking.of(labels[number], label)
         changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
         if flat[0]:
             changes = np.concatenate([[0], changes])

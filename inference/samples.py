@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inference.engine import ImageFile, Job
 from inference.errors import CardError, EngineFailure
+from inference.findings import Segmentation
 from inference.host import EngineHost
+from inference.marking import checked_together, dice, places_of, planes_of
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from inference.card import Card, Sample
     from inference.findings import Findings
 
-__all__ = ["SampleResult", "check_samples", "mask_of", "read_mask", "run_samples", "values_of", "write_mask"]
+__all__ = ["SampleResult", "check_samples", "read_mask", "run_samples", "values_of", "write_mask"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,22 +132,25 @@ def values_of(findings: Findings) -> dict[str, float]:
     return values
 
 
-def mask_of(findings: Findings) -> tuple[tuple[str, ...], npt.NDArray[np.uint8]] | None:
-    """Return the keys of the images and the labels (uint8, of shape (images, rows, columns)) of a segmentation."""
-    if findings.segmentation is None:
-        return None
-    return findings.segmentation.images, findings.segmentation.labels
+def write_mask(file: Any, mask: Segmentation) -> None:
+    """Write a mask to an open file (``.npz``): all of a segmentation but what its segments are.
 
-
-def write_mask(file: Any, images: tuple[str, ...], labels: npt.NDArray[np.uint8]) -> None:
-    """Write a mask to an open file (``.npz``): its labels, and the key of the image of each plane."""
+    ``labels``, and for each plane of them ``images`` and, where they are of multi-frame images, ``frames``. Where
+    structures of a volume overlap, ``together`` has a row (value, label) for each label that a value stands for.
+    """
     import numpy as np
 
-    np.savez_compressed(file, labels=labels, images=np.array(images, dtype=np.str_))
+    arrays: dict[str, Any] = {"labels": mask.labels, "images": np.array(mask.images, dtype=np.str_)}
+    if any(mask.frames):
+        arrays["frames"] = np.array(mask.frames, np.int64)
+    pairs = [(value, label) for value, those in mask.together.items() for label in those]
+    if pairs:
+        arrays["together"] = np.array(pairs, np.uint8)
+    np.savez_compressed(file, **arrays)
 
 
-def read_mask(path: Path) -> tuple[tuple[str, ...], npt.NDArray[np.uint8]]:
-    """Undo :func:`write_mask`; nothing in the file is ever unpickled.
+def read_mask(path: Path) -> Segmentation:
+    """Undo :func:`write_mask`; nothing in the file is ever unpickled, and the segments have to come from elsewhere.
 
     Raises
     ------
@@ -162,11 +164,18 @@ def read_mask(path: Path) -> tuple[tuple[str, ...], npt.NDArray[np.uint8]]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             images, labels = tuple(str(one) for one in stored["images"]), np.asarray(stored["labels"])
-    except (KeyError, zipfile.BadZipFile, EOFError) as problem:
+            frames = tuple(int(one) for one in stored["frames"]) if "frames" in stored else ()
+            pairs = [(int(value), int(label)) for value, label in stored["together"]] if "together" in stored else []
+    except (KeyError, TypeError, zipfile.BadZipFile, EOFError) as problem:
         raise ValueError(f"{path}: no mask") from problem
-    if labels.dtype != np.uint8 or labels.ndim != 3 or len(labels) != len(images):
+    if labels.dtype != np.uint8 or labels.ndim != 3 or not len(labels) == len(images) == len(frames or images):
         raise ValueError(f"{path}: its labels do not fit its images")
-    return images, labels
+    together: dict[int, tuple[int, ...]] = {}
+    for value, label in pairs:
+        together[value] = (*together.get(value, ()), label)
+    return Segmentation(
+        segments=(), images=images, labels=labels, frames=frames, together=checked_together(together, None)
+    )
 
 
 def _mismatches(card: Card, sample: Sample, findings: Findings) -> list[str]:
@@ -189,39 +198,30 @@ def _mismatches(card: Card, sample: Sample, findings: Findings) -> list[str]:
 
 
 def _mask_mismatches(card: Card, sample: Sample, findings: Findings) -> list[str]:
-    import numpy as np
-
     assert sample.mask is not None
-    made = mask_of(findings)
+    made, expected = findings.segmentation, _mask_of_sample(card, sample, sample.mask)
     if made is None:
         return ["no mask; expected one"]
-    images, expected = _mask_of_sample(card, sample, sample.mask)
-    if sorted(images) != sorted(made[0]) or expected.shape != made[1].shape:
+    if any(made.frames) and not expected.frames:
+        # It was written before a mask said which frame each plane lies on: then they are in the order of the images.
+        expected = replace(expected, frames=made.frames) if expected.images == made.images else expected
+    if sorted(places_of(expected)) != sorted(places_of(made)) or expected.labels.shape != made.labels.shape:
         return ["the mask lies on other images than the one expected"]
-    # An image that stands several times has its planes in the same order in both.
-    places = [sorted(range(len(one)), key=one.__getitem__) for one in (images, made[0])]
-    labels = np.empty_like(made[1])
-    labels[places[0]] = made[1][places[1]]
     found = []
     for output in card.outputs:
-        if output.label is None or not (np.any(expected == output.label) or np.any(labels == output.label)):
+        if output.label is None:
             continue
-        dice = _dice(labels == output.label, expected == output.label)
-        if dice < sample.dice:
-            found.append(f"{output.name}: Dice {dice:.4f}; expected at least {sample.dice:g}")
+        alike = dice(planes_of(made, output.label), planes_of(expected, output.label))
+        if alike is not None and alike < sample.dice:
+            found.append(f"{output.name}: Dice {alike:.4f}; expected at least {sample.dice:g}")
     return found
 
 
-def _mask_of_sample(card: Card, sample: Sample, name: str) -> tuple[tuple[str, ...], npt.NDArray[np.uint8]]:
+def _mask_of_sample(card: Card, sample: Sample, name: str) -> Segmentation:
     try:
         return read_mask(_inside(card, sample, name))
     except (OSError, ValueError) as problem:
         raise CardError(f"{card.path}: samples.{sample.name}.mask: cannot be read ({type(problem).__name__})") from None
-
-
-def _dice(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> float:
-    total = int(one.sum()) + int(other.sum())
-    return 2 * int((one & other).sum()) / total if total else 1.0
 
 
 def _images(card: Card, sample: Sample, folder: str) -> tuple[ImageFile, ...]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from inference.findings import Findings, NotAnalysed, Segment, Segmentation
 from inference.imagefile import open_image
-from inference.labelling import label_by_slab, label_by_window
-from inference.postprocess import fill_holes, keep_components, volumes_ml
+from inference.labelling import label_by_slab, label_by_window, marking_of
+from inference.postprocess import fill_holes, keep_components, marked_ml, volumes_ml
 from inference.roles import read_roles
 from inference.statistics import of_volume
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from inference.card import Card
     from inference.engine import ImageFile, Model
+    from inference.marking import Marking
     from inference.volume import Volume
 
     Labels = npt.NDArray[np.uint8]
@@ -42,13 +43,13 @@ def segment(card: Card, model: Model, input_set: Mapping[str, Sequence[ImageFile
     inputs = [of_volume(open_image(input_set[first][0]), volume.array, volume.coverage)]
     timed = _Timed(model)
     images = (*read.images, *read.left_out)
+    marking = marking_of(card)
     if card.layout == "zyx":
         labels = label_by_slab(card, timed.infer, volume.array, volume.spacing_mm)
     else:
         channels = [read.arrays.get(role.role) for role in card.inputs]
-        labels = label_by_window(card, timed.infer, channels, volume.grid)
-    wanted = [output.label for output in card.outputs if output.label is not None]
-    refused = _finished(card, labels, volume, wanted)
+        labels = label_by_window(card, timed.infer, channels, volume.grid, marking)
+    refused = _finished(card, labels, volume, marking)
     if refused is not None:
         return Findings(
             images=images,
@@ -58,7 +59,8 @@ def segment(card: Card, model: Model, input_set: Mapping[str, Sequence[ImageFile
             statistics={"inputs": inputs},
             seconds=timed.seconds,
         )
-    volumes = volumes_ml(labels, volume.spacing_mm, wanted)
+    wanted = [output.label for output in card.outputs if output.label is not None]
+    volumes = volumes_ml(labels, volume.spacing_mm, wanted, marking)
     segments = tuple(
         Segment(
             label=output.label,
@@ -73,7 +75,11 @@ def segment(card: Card, model: Model, input_set: Mapping[str, Sequence[ImageFile
     return Findings(
         images=images,
         segmentation=Segmentation(
-            segments=segments, images=volume.keys, frames=volume.frames, labels=volume.to_source(labels)
+            segments=segments,
+            images=volume.keys,
+            frames=volume.frames,
+            labels=volume.to_source(labels),
+            together=marking.together,
         ),
         coverage=volume.coverage,
         warnings=(*read.unknown, *read.warnings),
@@ -97,18 +103,17 @@ class _Timed:
             self.seconds += time.perf_counter() - began
 
 
-def _finished(card: Card, labels: Labels, volume: Volume, wanted: Sequence[int]) -> NotAnalysed | None:
+def _finished(card: Card, labels: Labels, volume: Volume, marking: Marking) -> NotAnalysed | None:
     """Do what the card declares for the mask, in place; return the statement that stands in place of it, if any."""
+    wanted = [output.label for output in card.outputs if output.label is not None]
     for step in card.postprocess:
         if step.fill_holes:
-            fill_holes(labels, step.fill_holes.labels or wanted)
+            fill_holes(labels, step.fill_holes.labels or wanted, marking)
         elif step.keep_components:
             rule = step.keep_components
-            keep_components(labels, volume.spacing_mm, rule.minimum_ml, rule.minimum_fraction)
-        elif step.require_volume:
-            total = sum(volumes_ml(labels, volume.spacing_mm, wanted).values())
-            if total < step.require_volume.minimum_ml:
-                reason = step.require_volume.otherwise
-                statement = card.not_analysed[reason]
-                return NotAnalysed(reason=reason, text=statement.meaning, code=statement.code)
+            keep_components(labels, volume.spacing_mm, rule.minimum_ml, rule.minimum_fraction, marking)
+        elif step.require_volume and marked_ml(labels, volume.spacing_mm) < step.require_volume.minimum_ml:
+            reason = step.require_volume.otherwise
+            statement = card.not_analysed[reason]
+            return NotAnalysed(reason=reason, text=statement.meaning, code=statement.code)
     return None

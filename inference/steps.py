@@ -163,13 +163,14 @@ class Activation(Strict):
 class Threshold(Strict):
     """Where a channel of a segmentation reaches this, the voxel has that channel's label.
 
-    In a radiograph, where structures overlap, each channel is for itself. In a volume a voxel has one label: where
-    several channels reach the value, ``overlap`` says which has it (the ``largest``, or the ``last`` of the outputs),
-    and by default the answer is refused, since each volume but one would be less than what the model found.
+    In a radiograph, where structures overlap, each channel is for itself. In a volume ``overlap`` says what becomes of
+    a voxel in which several channels reach the value: all have it (``keep``: structures that lie over one another), or
+    one (the ``largest``, or the ``last`` of the outputs). By default the answer is refused, since only whoever made the
+    model can say which is meant, and to cut silently would make each volume but one less than what the model found.
     """
 
     value: float = Field(default=0.5, gt=0, lt=1)
-    overlap: Literal["refuse", "largest", "last"] = "refuse"
+    overlap: Literal["refuse", "largest", "last", "keep"] = "refuse"
 
 
 class Calibrate(Strict):

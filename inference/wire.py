@@ -26,6 +26,7 @@ from inference.findings import (
     Segmentation,
     code_as_dict,
 )
+from inference.marking import checked_together
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -60,6 +61,7 @@ def findings_to(findings: Findings, mask: Path) -> dict[str, Any]:
         np.save(mask, findings.segmentation.labels, allow_pickle=False)
         values["segmentation"] = list(findings.segmentation.images)
         values["frames"] = list(findings.segmentation.frames)
+        values["together"] = [[value, *those] for value, those in findings.segmentation.together.items()]
         for entry, segment in zip(values["segments"], findings.segmentation.segments, strict=True):
             entry["category"] = code_as_dict(segment.category)
     values["heat_maps"] = []
@@ -159,7 +161,11 @@ def _segmentation(values: dict[str, Any], mask: Path) -> Segmentation:
     frames = tuple(int(number) for number in values["frames"])
     if frames and len(frames) != len(images):
         raise ValueError("the frames do not fit their images")
-    return Segmentation(segments=segments, images=images, labels=labels, frames=frames)
+    # What was kept before structures of a volume could overlap says nothing of it.
+    together = checked_together(
+        {value: tuple(those) for value, *those in values.get("together", ())}, [segment.label for segment in segments]
+    )
+    return Segmentation(segments=segments, images=images, labels=labels, frames=frames, together=together)
 
 
 def _number(value: Any) -> float | None:

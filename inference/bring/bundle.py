@@ -108,6 +108,7 @@ def describe_bundle(
             "image": key,
             "prediction": prediction,
             "background": background,
+            **({"overlap": "keep"} if _for_themselves(root / config, channels, background) else {}),
         },
         "intended_use": str(about.get("intended_use") or "The bundle does not say."),
         "limits": [f"Trained and made for: {about.get('image_classes') or 'not said'}", *_read_as(image)],
@@ -146,6 +147,17 @@ def _labels(root: Path, channels: dict[int, str]) -> tuple[dict[int, str], bool]
     if len(set(labels.values())) != len(labels):
         raise CardError(f"{root}/configs/metadata.json: outputs.channel_def names a label twice")
     return labels, background
+
+
+def _for_themselves(config: Path, channels: dict[int, str], background: bool) -> bool:
+    """Tell whether each channel is a structure for itself, which may lie in another: a sigmoid's, not a softmax's."""
+    if len(channels) < 2 or not background:
+        return len(channels) > 1
+    try:
+        text = config.read_bytes()[:_MOST_BYTES].decode("utf-8", "replace")
+    except OSError as problem:
+        raise CardError(f"{config}: cannot be read ({type(problem).__name__})") from problem
+    return re.search(r"\bsigmoid\b[\"']?\s*[:=]\s*true\b", text, re.IGNORECASE) is not None
 
 
 def _outputs(labels: dict[int, str], codes: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:

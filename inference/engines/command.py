@@ -22,6 +22,7 @@ from inference.engines.command_outputs import Images, labels_of_nifti, read_json
 from inference.errors import CardError, EngineFailure, InputRefused
 from inference.findings import Findings, NotAnalysed, Segment, Segmentation
 from inference.imagefile import count_of
+from inference.marking import Marking
 from inference.programs import Limits, run_program
 from inference.sizing import threads_of
 
@@ -204,10 +205,12 @@ class CommandEngine:
 
     def _read(self, folder: Path, prepared: _Prepared, volumes: Mapping[str, Volume], limits: Limits) -> Findings:
         pattern = self._command.result or _PATTERNS[self._command.output]
+        labels_of_card = (output.label for output in self._card.outputs if output.label is not None)
+        marking = Marking(labels_of_card, self._command.overlap, key="command.overlap")
         if self._command.output == "nifti":
             volume = volumes[self._card.inputs[0].role]
-            canonical = labels_of_nifti(self._card, folder, volume, limits.file_bytes)
-            return self._segmented(volume, volume.to_source(canonical))
+            canonical = labels_of_nifti(self._card, folder, volume, limits.file_bytes, marking)
+            return self._segmented(volume, volume.to_source(canonical), marking)
         found = results(folder, pattern)
         if len(found) > 1:
             raise EngineFailure(
@@ -223,15 +226,15 @@ class CommandEngine:
         volume = volumes[role]
         order = list(zip(volume.keys, volume.frames, strict=True))
         planes = {place: prepared.planes[role][place] for place in order}
-        labels = labels_of_seg(self._card, found[0], planes, prepared.pseudonyms)
-        return self._segmented(volume, labels)
+        labels = labels_of_seg(self._card, found[0], planes, prepared.pseudonyms, marking)
+        return self._segmented(volume, labels, marking)
 
-    def _segmented(self, volume: Volume, labels: npt.NDArray[np.uint8]) -> Findings:
+    def _segmented(self, volume: Volume, labels: npt.NDArray[np.uint8], marking: Marking) -> Findings:
         """Return a mask's findings; it lies on the stored pixels of the volume's images."""
         from inference.postprocess import volumes_ml
 
         wanted = [output.label for output in self._card.outputs if output.label is not None]
-        held = volumes_ml(labels, volume.spacing_mm, wanted)
+        held = volumes_ml(labels, volume.spacing_mm, wanted, marking)
         segments = tuple(
             Segment(
                 label=output.label,
@@ -245,7 +248,13 @@ class CommandEngine:
         )
         return Findings(
             images=(*volume.images, *volume.left_out),
-            segmentation=Segmentation(segments=segments, images=volume.keys, frames=volume.frames, labels=labels),
+            segmentation=Segmentation(
+                segments=segments,
+                images=volume.keys,
+                frames=volume.frames,
+                labels=labels,
+                together=marking.together,
+            ),
             coverage=volume.coverage,
         )
 

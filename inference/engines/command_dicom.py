@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from inference.card import Card, Output
     from inference.deidentify import Pseudonyms
+    from inference.marking import Marking
 
     Labels = npt.NDArray[np.uint8]
 
@@ -71,13 +72,17 @@ def broke(text: str) -> EngineFailure:
     return EngineFailure("broke", text)
 
 
-def labels_of_seg(card: Card, path: Path, planes: Mapping[tuple[str, int], Plane], ours: Pseudonyms) -> Labels:
+def labels_of_seg(
+    card: Card, path: Path, planes: Mapping[tuple[str, int], Plane], ours: Pseudonyms, marking: Marking
+) -> Labels:
     """Return a mask on the images' own pixels from a SEG.
 
     Parameters
     ----------
     planes
         By true key and frame, the images that may be segmented, in the order of the answer.
+    marking
+        What writes the labels, and knows afterwards which values stand for several of them.
 
     Returns
     -------
@@ -95,7 +100,7 @@ def labels_of_seg(card: Card, path: Path, planes: Mapping[tuple[str, int], Plane
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _Seg(card, dataset, planes, ours).labels()
+            return _Seg(card, dataset, planes, ours, marking).labels()
     except (EngineFailure, MemoryError):
         raise
     except Exception as problem:  # hostile bytes fail in every way that a parser has
@@ -123,7 +128,15 @@ def _read(path: Path, ours: Pseudonyms) -> Dataset:
 class _Seg:
     """A SEG, held against the images."""
 
-    def __init__(self, card: Card, dataset: Dataset, planes: Mapping[tuple[str, int], Plane], ours: Pseudonyms) -> None:
+    def __init__(
+        self,
+        card: Card,
+        dataset: Dataset,
+        planes: Mapping[tuple[str, int], Plane],
+        ours: Pseudonyms,
+        marking: Marking,
+    ) -> None:
+        self._marking = marking
         self._dataset, self._planes, self._order, self._ours = dataset, planes, list(planes), ours
         self._shared = dataset.SharedFunctionalGroupsSequence[0]
         self._frames = dataset.PerFrameFunctionalGroupsSequence
@@ -134,7 +147,7 @@ class _Seg:
         # Number 0 is the background of a label map (PS3.3 C.8.20.4), where that is described at all.
         described = [item for item in dataset.SegmentSequence if int(item.SegmentNumber) != 0]
         self._labels = {int(item.SegmentNumber): _label(card, item) for item in described}
-        # The card's order: where structures overlap, the one that it names later stands.
+        # The card's order: where one of those that overlap has the voxel, it is the one that the card names later.
         self._rank = {output.label: rank for rank, output in enumerate(card.outputs)}
 
     def labels(self) -> Labels:
@@ -148,9 +161,6 @@ class _Seg:
         pixels = self._dataset.pixel_array.reshape(count, rows, columns)
         places = {key: place for place, key in enumerate(self._order)}
         answer: Labels = np.zeros((len(self._order), rows, columns), np.uint8)
-        rank = np.full(256, -1)
-        for named, its in self._rank.items():
-            rank[named] = its
         table = np.zeros(1 << 16, np.uint8)
         for number, label in self._labels.items():
             table[number] = label
@@ -158,25 +168,31 @@ class _Seg:
         known[[0, *self._labels]] = True
         least = float(self._dataset.get("MaximumFractionalValue", 255)) / 2
         seen: set[tuple[tuple[str, int], int]] = set()
-        for frame, groups in zip(pixels, self._frames, strict=True):
-            key = self._key(groups)
-            number = 0
-            if self._type == "LABELMAP":
-                if not known[frame].all():
-                    raise broke("the program's SEG holds a segment that it does not describe")
-                mask = table[frame]
-            else:
-                number = int(self._of(groups, "SegmentIdentificationSequence").ReferencedSegmentNumber)
-                if number not in self._labels:
-                    raise broke("the program's SEG holds a segment that it does not describe")
-                inside = frame >= least if self._type == "FRACTIONAL" else frame != 0
-                mask = np.where(inside, np.uint8(self._labels[number]), np.uint8(0))
+        numbers = [self._number(groups) for groups in self._frames]
+        for index in sorted(range(count), key=lambda one: self._rank.get(self._labels.get(numbers[one], 0), 0)):
+            frame, number = pixels[index], numbers[index]
+            key = self._key(self._frames[index])
             if (key, number) in seen:
                 raise broke("the program's SEG has two frames of one segment on one image")
             seen.add((key, number))
             plane = answer[places[key]]
-            np.copyto(plane, mask, where=rank[mask] > rank[plane])
+            if self._type == "LABELMAP":
+                if not known[frame].all():
+                    raise broke("the program's SEG holds a segment that it does not describe")
+                plane[:] = table[frame]
+            else:
+                inside = frame >= least if self._type == "FRACTIONAL" else frame != 0
+                self._marking.put(plane, inside, self._labels[number])
         return answer
+
+    def _number(self, groups: Dataset) -> int:
+        """Return the number of the segment that a frame holds; 0 where it may hold any."""
+        if self._type == "LABELMAP":
+            return 0
+        number = int(self._of(groups, "SegmentIdentificationSequence").ReferencedSegmentNumber)
+        if number not in self._labels:
+            raise broke("the program's SEG holds a segment that it does not describe")
+        return number
 
     def _key(self, groups: Dataset) -> tuple[str, int]:
         """Return the image that a frame lies on: by its reference and by its place, which have to agree."""

@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from inference.card import Card, Output
+    from inference.marking import Marking
     from inference.volume import Volume
 
     Labels = npt.NDArray[np.uint8]
@@ -83,8 +84,11 @@ def results(folder: Path, pattern: str) -> list[Path]:
     return sorted(found)
 
 
-def labels_of_nifti(card: Card, folder: Path, volume: Volume, most_bytes: int) -> Labels:
+def labels_of_nifti(card: Card, folder: Path, volume: Volume, most_bytes: int, marking: Marking) -> Labels:
     """Return a mask on a volume's own grid from NIfTI files in any orientation.
+
+    One file holds labels, or, with a channel for each of the card's outputs, 0 and 1. Several hold a structure each.
+    ``marking`` writes the labels, and knows afterwards which values stand for several of them.
 
     Raises
     ------
@@ -103,16 +107,23 @@ def labels_of_nifti(card: Card, folder: Path, volume: Volume, most_bytes: int) -
             paths = results(folder, name)
             if len(paths) > 1:
                 raise EngineFailure("broke", f"the program left {len(paths)} files for command.masks.{name}")
-            part = _on(grid, paths[0], most_bytes)
-            # Where structures overlap, the one that the card names later stands.
-            labels[part != 0] = label
+            [part] = _on(grid, paths[0], most_bytes)
+            marking.put(labels, part != 0, label)
         return labels
     paths = results(folder, command.result or "*.nii*")
     if len(paths) > 1:
         raise EngineFailure(
             "broke", f"the program left {len(paths)} NIfTI files; command.result or command.masks says which hold what"
         )
-    labels = _on(grid, paths[0], most_bytes)
+    parts = _on(grid, paths[0], most_bytes, channels=len(card.outputs))
+    if len(parts) > 1:
+        labels = np.zeros(grid.shape, np.uint8)
+        for output, part in zip(card.outputs, parts, strict=True):
+            if part.max() > 1:
+                raise EngineFailure("broke", "the program's mask has channels that hold more than 0 and 1")
+            marking.put(labels, part != 0, output.label or 0)
+        return labels
+    labels = parts[0]
     strange = sorted(labels_in(labels) - known - {0})
     if strange:
         raise EngineFailure("broke", f"the program answered label {strange[0]}, which its card does not name")
@@ -127,11 +138,16 @@ def labels_in(labels: Labels) -> set[int]:
     return {int(one) for one in np.flatnonzero(seen)}
 
 
-def _on(grid: Grid, path: Path, most_bytes: int) -> Labels:
+def _on(grid: Grid, path: Path, most_bytes: int, channels: int = 1) -> list[Labels]:
+    """Return the labels of a file on a grid: one array, or as many as are asked for where it has so many channels."""
     try:
-        array, place = read_nifti(path, most_bytes=most_bytes)
+        array, place = read_nifti(path, most_bytes=most_bytes, channels=channels)
     except NiftiError as problem:
         raise EngineFailure("broke", f"the program's NIfTI file is not read: {problem}") from problem
+    return [_turned(grid, one, place) for one in (array if array.ndim == 4 else [array])]
+
+
+def _turned(grid: Grid, array: npt.NDArray[Any], place: Grid) -> Labels:
     turned, place = reorient(array, place, grid.axes)
     if not place.matches(grid, tolerance=_SAME_PLACE):
         raise EngineFailure(

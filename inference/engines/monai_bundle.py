@@ -22,6 +22,7 @@ from inference.errors import EngineFailure, InputRefused
 from inference.findings import Findings, NotAnalysed, Segment, Segmentation
 from inference.grid import Grid, resample
 from inference.imagefile import open_image
+from inference.marking import Marking
 from inference.nifti import write_nifti
 from inference.options import MonaiBundle
 from inference.roles import read_roles
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     Labels = npt.NDArray[np.uint8]
 
-__all__ = ["labels_of", "on_source", "open_engine"]
+__all__ = ["labels_of", "marking_of", "on_source", "open_engine"]
 
 #: From DICOM's patient axes (LPS) to NIfTI's (RAS), and back.
 _LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -119,9 +120,9 @@ class BundleEngine:
             began = time.perf_counter()
             scores, affine = self._bundle.predict(files)
             seconds = time.perf_counter() - began
-        labels = on_source(labels_of(scores, self._card, self._options), affine, volume.grid)
-        wanted = [output.label for output in self._card.outputs if output.label is not None]
-        counts = np.bincount(labels.ravel(), minlength=256)
+        marking = marking_of(self._card, self._options)
+        labels = on_source(labels_of(scores, self._card, self._options, marking), affine, volume.grid, marking)
+        counts = marking.voxels(labels)
         segments = tuple(
             Segment(
                 label=output.label,
@@ -131,12 +132,16 @@ class BundleEngine:
                 volume_ml=float(counts[output.label] * volume.grid.voxel_ml),
             )
             for output in self._card.outputs
-            if output.label in wanted and output.label is not None and output.category is not None
+            if output.label is not None and output.category is not None
         )
         return Findings(
             images=(*read.images, *read.left_out),
             segmentation=Segmentation(
-                segments=segments, images=volume.keys, frames=volume.frames, labels=volume.to_source(labels)
+                segments=segments,
+                images=volume.keys,
+                frames=volume.frames,
+                labels=volume.to_source(labels),
+                together=marking.together,
             ),
             coverage=volume.coverage,
             warnings=read.warnings,
@@ -145,7 +150,13 @@ class BundleEngine:
         )
 
 
-def on_source(labels: Labels, affine: npt.NDArray[np.float64], source: Grid) -> Labels:
+def marking_of(card: Card, options: MonaiBundle) -> Marking:
+    """Return what writes a card's structures into a mask."""
+    labels = (output.label for output in card.outputs if output.label is not None)
+    return Marking(labels, options.overlap, key="monai_bundle.overlap")
+
+
+def on_source(labels: Labels, affine: npt.NDArray[np.float64], source: Grid, marking: Marking) -> Labels:
     """Bring labels, wherever a bundle left them, to the source's own voxels: exact where they lie there.
 
     Parameters
@@ -156,6 +167,8 @@ def on_source(labels: Labels, affine: npt.NDArray[np.float64], source: Grid) -> 
         4 x 4, from their indices to RAS in mm.
     source
         Where the volume's voxels lie (LPS, mm).
+    marking
+        What the values of the labels stand for.
 
     Raises
     ------
@@ -178,21 +191,23 @@ def on_source(labels: Labels, affine: npt.NDArray[np.float64], source: Grid) -> 
             f"{'; its affine is the identity, as of a tensor that has lost its place' if unplaced else ''}",
         )
     found: Labels = resample(labels, given, source, interpolation="nearest")
-    before = np.bincount(labels.ravel(), minlength=256)[1:] * given.voxel_ml
-    after = np.bincount(found.ravel(), minlength=256)[1:] * source.voxel_ml
+    after = marking.voxels(found)
     # Of what is a few voxels large, the nearest neighbour keeps more or less.
-    sizeable = before > _FEW_VOXELS * max(given.voxel_ml, source.voxel_ml)
-    lost = np.flatnonzero(sizeable & (after < _LEAST_KEPT * before))
-    if lost.size:
-        raise EngineFailure(
-            "broke",
-            f"the bundle marked {before[lost[0]]:.1f} mL with label {lost[0] + 1}, of which {after[lost[0]]:.1f} mL "
-            "lie where the series does",
-        )
+    few = _FEW_VOXELS * max(given.voxel_ml, source.voxel_ml)
+    for label, count in marking.voxels(labels).items():
+        marked, kept = count * given.voxel_ml, after[label] * source.voxel_ml
+        if marked > few and kept < _LEAST_KEPT * marked:
+            raise EngineFailure(
+                "broke",
+                f"the bundle marked {marked:.1f} mL with label {label}, of which {kept:.1f} mL lie where the series "
+                "does",
+            )
     return found
 
 
-def labels_of(scores: npt.NDArray[np.float32], card: Card, options: MonaiBundle) -> npt.NDArray[np.uint8]:
+def labels_of(
+    scores: npt.NDArray[np.float32], card: Card, options: MonaiBundle, marking: Marking
+) -> npt.NDArray[np.uint8]:
     """Turn a bundle's answer into labels of the card.
 
     Parameters
@@ -200,6 +215,8 @@ def labels_of(scores: npt.NDArray[np.float32], card: Card, options: MonaiBundle)
     scores
         (channels, x, y, z). One channel holds labels. Several hold a 0 or 1 each (what a bundle discretised), or else
         scores of which the highest counts.
+    marking
+        What writes the labels, and knows afterwards which values stand for several of them.
 
     Raises
     ------
@@ -216,13 +233,16 @@ def labels_of(scores: npt.NDArray[np.float32], card: Card, options: MonaiBundle)
             raise EngineFailure("broke", "the bundle answered one channel whose values are no labels")
         found: npt.NDArray[np.uint8] = whole.astype(np.uint8)
     else:
-        found = _from_channels(scores, card, options)
+        found = _from_channels(scores, card, options, marking)
+    known[list(marking.together)] = True
     if not known[np.flatnonzero(np.bincount(found.ravel(), minlength=256))].all():
         raise EngineFailure("broke", "the bundle answered a label that its card does not name")
     return found
 
 
-def _from_channels(scores: npt.NDArray[np.float32], card: Card, options: MonaiBundle) -> npt.NDArray[np.uint8]:
+def _from_channels(
+    scores: npt.NDArray[np.float32], card: Card, options: MonaiBundle, marking: Marking
+) -> npt.NDArray[np.uint8]:
     shift = 0 if options.background else 1
     if ((scores != 0) & (scores != 1)).any():
         if not options.background:
@@ -237,13 +257,7 @@ def _from_channels(scores: npt.NDArray[np.float32], card: Card, options: MonaiBu
         channel = (output.label or 0) - shift
         if not 0 <= channel < len(marked):
             raise EngineFailure("broke", f"the bundle answered {len(marked)} channels; its card names one more")
-        if options.overlap == "refuse" and found[marked[channel]].any():
-            raise EngineFailure(
-                "broke",
-                "the bundle marked voxels twice; say monai_bundle.overlap: last in the card if the later output has "
-                "them",
-            )
-        found[marked[channel]] = output.label or 0
+        marking.put(found, marked[channel], output.label or 0)
     return found
 
 

@@ -11,6 +11,7 @@ from pydicom import Dataset
 from pydicom.uid import CTImageStorage
 from pydicom.valuerep import format_number_as_ds
 
+from inference.marking import Marking, places_of
 from node.errors import EvidenceError, kind_and_place
 from node.evidence import codes
 from node.evidence.provenance import (
@@ -70,7 +71,9 @@ def write_segmentation(
     by_uid = context.source.by_uid
     images = [by_uid[uid] for uid in segmentation.images]
     labels = _checked(segmentation, images)
-    present = _labels_in(labels)
+    values = _values_in(labels)
+    overlapping = any(value in segmentation.together for value in values)
+    present = {label for value in values for label in segmentation.together.get(value, (value,))}
     segments = [segment for segment in segmentation.segments if segment.label in present]
     if present - {segment.label for segment in segments}:
         raise EvidenceError("the mask holds a label that no segment describes")
@@ -106,8 +109,8 @@ def write_segmentation(
         document = HighdicomSegmentation(
             source_images=[reference for _, reference in references],
             pixel_array=_renumbered(labels, numbers)
-            if len(planes) == len(labels)
-            else _apart(labels, list(numbers), list(planes.values())),
+            if len(planes) == len(labels) and not overlapping
+            else _apart(segmentation, list(numbers), list(planes.values())),
             segmentation_type="BINARY",
             segment_descriptions=descriptions,
             series_instance_uid=series_uid,
@@ -143,22 +146,37 @@ def write_segmentation(
 
 
 def _planes_by_place(segmentation: Segmentation) -> dict[tuple[str, int], list[int]]:
-    """Return the planes of the mask that lie on each image or frame: several where structures may overlap."""
+    """Return the planes of the mask that lie on each image or frame: of a radiograph one for each structure."""
     places: dict[tuple[str, int], list[int]] = {}
-    numbers = segmentation.frames or (0,) * len(segmentation.images)
-    for plane, place in enumerate(zip(segmentation.images, numbers, strict=True)):
+    for plane, place in enumerate(places_of(segmentation)):
         places.setdefault(place, []).append(plane)
     return places
 
 
-def _apart(labels: npt.NDArray[np.uint8], wanted: list[int], places: list[list[int]]) -> npt.NDArray[np.uint8]:
-    """Return uint8 0 or 1 of (places, rows, columns, segments), since segments that overlap share no plane."""
-    apart = np.zeros((len(places), *labels.shape[1:], len(wanted)), np.uint8)
+def _apart(segmentation: Segmentation, wanted: list[int], places: list[list[int]]) -> npt.NDArray[np.uint8]:
+    """Return uint8 0 or 1 of (places, rows, columns, segments), since segments that overlap share no plane.
+
+    A segment's plane lies in one piece, since highdicom takes one after the other.
+    """
+    labels, marking = segmentation.labels, Marking(wanted, together=segmentation.together)
+    apart = np.zeros((len(wanted), len(places), *labels.shape[1:]), np.uint8)
     for place, planes in enumerate(places):
-        for segment, label in enumerate(wanted):
-            for plane in planes:
-                apart[place, :, :, segment] |= labels[plane] == label
-    return apart
+        for plane in planes:
+            if labels[plane].any():
+                for segment, label in enumerate(wanted):
+                    apart[segment, place] |= marking.of(labels[plane], label)
+    return np.moveaxis(apart, 0, -1).view(_Apart)
+
+
+class _Apart(np.ndarray[Any, np.dtype[np.uint8]]):
+    """An array of 0 and 1 for at most 255 segments, whose sums therefore fit a byte.
+
+    highdicom adds the segments up to see whether they overlap: as numpy does by itself, in eight bytes a voxel.
+    """
+
+    def sum(self, axis: Any = None, **options: Any) -> Any:  # type: ignore[override]
+        """Add up in bytes."""
+        return np.add.reduce(self.view(np.ndarray), axis=axis, **{"dtype": np.uint8} | options)
 
 
 def _say_in_each_frame(document: Dataset) -> None:
@@ -190,7 +208,7 @@ def _checked(segmentation: Segmentation, images: list[SourceImage]) -> npt.NDArr
     return labels
 
 
-def _labels_in(labels: npt.NDArray[np.uint8]) -> set[int]:
+def _values_in(labels: npt.NDArray[np.uint8]) -> set[int]:
     seen = np.zeros(256, bool)
     for plane in labels:  # plane by plane: indexing the whole volume at once would take eight times its memory
         if plane.any():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, select
 
+from inference.marking import dice, planes_of
 from node.errors import ModelRefused
 from node.workflow import shadows
 from storage import lifecycle, schema, worklist
@@ -17,13 +18,9 @@ from storage.database import Database
 from storage.records import ModelVersion, Workitem
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+    from inference.marking import Planes
 
 __all__ = ["Comparison", "Compared", "compare"]
-
-#: Of one output: SOP Instance UID -> where it was found, a mask of shape (rows, columns).
-_Planes = dict[str, "npt.NDArray[np.bool_]"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,21 +126,19 @@ class _Masks:
 
     def __init__(self, database: Database, blobs: Blobs, folder: Path, workitem: Workitem) -> None:
         self._database, self._blobs, self._folder, self._workitem = database, blobs, folder, workitem
-        self._read: dict[str, _Planes] | None = None
+        self._read: dict[str, Planes] | None = None
 
-    def of(self, name: str) -> _Planes | None:
+    def of(self, name: str) -> Planes | None:
         """Return an output's planes; None where no mask is kept."""
         if self._read is None:
             self._read = self._all()
         return self._read.get(name)
 
-    def _all(self) -> dict[str, _Planes]:
+    def _all(self) -> dict[str, Planes]:
         kept = shadows.kept(self._folder, self._workitem.uid)
         if kept is not None:
-            images, labels = kept
             return {
-                str(one["name"]): _marked(images, labels, one["label"])
-                for one in _findings(self._workitem).get("segments", [])
+                str(one["name"]): planes_of(kept, one["label"]) for one in _findings(self._workitem).get("segments", [])
             }
         with self._database.read() as connection:
             documents = worklist.documents(connection, self._workitem.id)
@@ -201,15 +196,6 @@ def _sized(segment: Mapping[str, Any]) -> tuple[str, str]:
     return ("pixels", "pixels") if segment["area_mm2"] is None else ("area", "area_mm2")
 
 
-def _marked(images: Sequence[str], labels: npt.NDArray[np.uint8], label: int) -> _Planes:
-    """Return where a label lies, by image; one whose structures overlap has a plane for each of them."""
-    planes: _Planes = {}
-    for image, plane in zip(images, labels, strict=True):
-        here = plane == label
-        planes[image] = planes[image] | here if image in planes else here
-    return planes
-
-
 def _highest(said: Sequence[Mapping[str, Any]], value: str) -> dict[str, Mapping[str, Any]]:
     best: dict[str, Mapping[str, Any]] = {}
     for one in said:
@@ -243,19 +229,15 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _dice(a: _Planes | None, b: _Planes | None) -> float | None:
-    """Return the Dice coefficient over all planes; a plane that one has not holds nothing of it."""
-    if a is None or b is None:
+def _dice(a: Planes | None, b: Planes | None) -> float | None:
+    """Return the Dice coefficient over all planes; None where a mask is not kept, or is of other pixels."""
+    if a is None or b is None or any(place in b and b[place].shape != plane.shape for place, plane in a.items()):
         return None
-    if any(image in b and b[image].shape != plane.shape for image, plane in a.items()):
-        return None
-    shared = sum(int((plane & b[image]).sum()) for image, plane in a.items() if image in b)
-    total = sum(int(plane.sum()) for planes in (a, b) for plane in planes.values())
-    return 2 * shared / total if total else None
+    return dice(a, b)
 
 
-def _read_seg(path: Path) -> dict[str, _Planes]:
-    """Return the planes of a binary SEG by the label of their segment and the image that each lies on."""
+def _read_seg(path: Path) -> dict[str, Planes]:
+    """Return the planes of a binary SEG by the label of their segment and the image, and frame, that each lies on."""
     import numpy as np
     import pydicom
 
@@ -264,9 +246,10 @@ def _read_seg(path: Path) -> dict[str, _Planes]:
     frames = np.atleast_3d(dataset.pixel_array).astype(bool)
     if int(dataset.get("NumberOfFrames", 1)) == 1:
         frames = np.asarray(dataset.pixel_array, dtype=bool).reshape(1, dataset.Rows, dataset.Columns)
-    found: dict[str, _Planes] = {label: {} for label in labels.values()}
+    found: dict[str, Planes] = {label: {} for label in labels.values()}
     for frame, groups in zip(frames, dataset.PerFrameFunctionalGroupsSequence, strict=True):
         label = labels[int(groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber)]
         source = groups.DerivationImageSequence[0].SourceImageSequence[0]
-        found[label][str(source.ReferencedSOPInstanceUID)] = frame
+        number = int(source.get("ReferencedFrameNumber") or 0)
+        found[label][str(source.ReferencedSOPInstanceUID), number] = frame
     return found

@@ -8,13 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inference.samples import mask_of, read_mask, write_mask
+from inference.samples import read_mask, write_mask
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from inference.findings import Findings
+    from inference.findings import Findings, Segmentation
 
 __all__ = ["forget", "keep", "kept"]
 
@@ -24,7 +21,7 @@ def keep(folder: Path, workitem_uid: str, findings: Findings) -> None:
 
     A file that is there already was written by an attempt whose result was not committed: it is replaced or removed.
     """
-    mask = mask_of(findings)
+    mask = findings.segmentation
     if mask is None:
         (folder / f"{workitem_uid}.npz").unlink(missing_ok=True)
         return
@@ -33,7 +30,7 @@ def keep(folder: Path, workitem_uid: str, findings: Findings) -> None:
     partial = folder / f"{uuid.uuid4().hex}.partial"
     try:
         with partial.open("wb") as file:
-            write_mask(file, *mask)
+            write_mask(file, mask)
             file.flush()
             os.fsync(file.fileno())
         partial.rename(folder / f"{workitem_uid}.npz")
@@ -47,13 +44,10 @@ def forget(folder: Path, workitem_uids: Iterable[str]) -> None:
         (folder / f"{uid}.npz").unlink(missing_ok=True)
 
 
-def kept(folder: Path, workitem_uid: str) -> tuple[tuple[str, ...], npt.NDArray[np.uint8]] | None:
-    """Return the mask of a shadow, if there is one.
+def kept(folder: Path, workitem_uid: str) -> Segmentation | None:
+    """Return the mask of a shadow, if there is one: its images are SOP Instance UIDs, and it has no segments.
 
-    Returns
-    -------
-    tuple of str, ndarray
-        The keys of its images (SOP Instance UIDs), and labels (uint8) of shape (images, rows, columns).
+    What its labels mean stands in the workitem's findings.
     """
     try:
         return read_mask(folder / f"{workitem_uid}.npz")

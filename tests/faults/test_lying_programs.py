@@ -33,6 +33,7 @@ from inference.engine import ImageFile
 from inference.engines.command_dicom import labels_of_seg, planes_of, read_sr
 from inference.engines.command_outputs import Images, labels_of_nifti
 from inference.errors import EngineFailure
+from inference.marking import Marking
 from inference.volume import Volume, read_volume
 from tests.dicom_factory import ct_series, radiograph
 from tests.integration.test_command import EXPECTED, HU, finding_card, mask_card, program
@@ -62,7 +63,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
     return Given(read_volume(files), copies, planes, ours)
 
 
-def made(given: Given, kind: str, path: Path) -> bytes:
+def made(given: Given, kind: str, path: Path, mask: np.ndarray | None = None) -> bytes:
     """A true SEG of the images that were given, as bytes."""
 
     def segment(number: int, value: str) -> Any:
@@ -72,7 +73,8 @@ def made(given: Given, kind: str, path: Path) -> bytes:
         )  # fmt: skip
 
     hd.seg.Segmentation(
-        given.copies, EXPECTED.astype(np.uint8), kind, [segment(1, "3341006"), segment(2, "44029006")],
+        given.copies, EXPECTED.astype(np.uint8) if mask is None else mask, kind,
+        [segment(1, "3341006"), segment(2, "44029006")],
         hd.UID(), 1, hd.UID(), 1, "Maker", "M", "1", "1",
     ).save_as(path)  # fmt: skip
     return path.read_bytes()
@@ -156,7 +158,9 @@ LIES: dict[str, tuple[Callable[[Dataset], Any], str]] = {
 @pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL", "LABELMAP"])
 def test_a_true_seg_is_believed(tmp_path: Path, masks: Card, given: Given, kind: str) -> None:
     made(given, kind, tmp_path / "seg.dcm")
-    np.testing.assert_array_equal(labels_of_seg(masks, tmp_path / "seg.dcm", given.planes, given.ours), EXPECTED)
+    np.testing.assert_array_equal(
+        labels_of_seg(masks, tmp_path / "seg.dcm", given.planes, given.ours, Marking((1, 2), "keep")), EXPECTED
+    )
 
 
 @pytest.mark.parametrize("lie", LIES)
@@ -168,14 +172,14 @@ def test_a_seg_that_lies_is_not(tmp_path: Path, masks: Card, given: Given, seg: 
     change(dataset)
     dataset.save_as(path)
     with pytest.raises(EngineFailure, match=told):
-        labels_of_seg(masks, path, given.planes, given.ours)
+        labels_of_seg(masks, path, given.planes, given.ours, Marking((1, 2), "keep"))
 
 
 def test_bytes_that_are_no_dicom_are_said_to_be_none(tmp_path: Path, masks: Card, given: Given, seg: bytes) -> None:
     for data in (b"<html>", seg[: len(seg) // 2]):
         (tmp_path / "seg.dcm").write_bytes(data)
         with pytest.raises(EngineFailure, match=r"no DICOM object|cannot be read|frames"):
-            labels_of_seg(masks, tmp_path / "seg.dcm", given.planes, given.ours)
+            labels_of_seg(masks, tmp_path / "seg.dcm", given.planes, given.ours, Marking((1, 2), "keep"))
 
 
 def nifti(given: Given, mask: np.ndarray, affine: np.ndarray | None = None) -> nibabel.Nifti1Image:
@@ -202,7 +206,7 @@ def test_a_nifti_mask_that_lies_is_not_believed(
     mask = given.volume.array > 200
     nibabel.save(make(given, mask.astype(np.uint8)), tmp_path / "m.nii.gz")
     with pytest.raises(EngineFailure, match=told):
-        labels_of_nifti(niftis, tmp_path, given.volume, 1 << 30)
+        labels_of_nifti(niftis, tmp_path, given.volume, 1 << 30, Marking((1, 2), "last"))
 
 
 def test_masks_of_one_structure_each_become_labels_where_the_later_one_stands(tmp_path: Path, given: Given) -> None:
@@ -211,16 +215,67 @@ def test_masks_of_one_structure_each_become_labels_where_the_later_one_stands(tm
     out.mkdir()
     for name, above in (("a", 200), ("b", 1200)):
         nibabel.save(nifti(given, (given.volume.array > above).astype(np.uint8)), out / f"{name}.nii.gz")
-    labels = labels_of_nifti(card, out, given.volume, 1 << 30)
+    labels = labels_of_nifti(card, out, given.volume, 1 << 30, Marking((1, 2), "last"))
     np.testing.assert_array_equal(given.volume.to_source(labels), EXPECTED)
     (out / "raw").mkdir()
     nibabel.save(nifti(given, np.zeros(given.volume.grid.shape, np.uint8)), out / "raw" / "b.nii.gz")
     with pytest.raises(EngineFailure, match=r"left 2 files for command\.masks\.b\.nii\.gz"):
-        labels_of_nifti(card, out, given.volume, 1 << 30)
+        labels_of_nifti(card, out, given.volume, 1 << 30, Marking((1, 2), "last"))
     (out / "raw" / "b.nii.gz").unlink()
     (out / "b.nii.gz").unlink()
     with pytest.raises(EngineFailure, match=r"left no result .b\.nii\.gz."):
-        labels_of_nifti(card, out, given.volume, 1 << 30)
+        labels_of_nifti(card, out, given.volume, 1 << 30, Marking((1, 2), "last"))
+
+
+def test_structures_that_a_program_lays_over_one_another_are_kept_or_refused_as_the_card_says(
+    tmp_path: Path, niftis: Card, masks: Card, given: Given
+) -> None:
+    """Two files, two channels of one file in either axis, and a SEG: the second structure lies in the first."""
+    outer, inner = given.volume.array > 200, given.volume.array > 1200
+    several = program(tmp_path / "c", mask_card(), "", output="nifti", input="nifti", masks={"a.nii": 1, "b.nii": 2})
+    assert (several.command and several.command.overlap) == "refuse", "nothing is cut unless a card says so"
+    files, channels, vector = (tmp_path / name for name in ("files", "channels", "vector"))
+    for folder in (files, channels, vector):
+        folder.mkdir()
+    one, other = (nifti(given, where.astype(np.uint8)) for where in (outer, inner))
+    nibabel.save(one, files / "a.nii")
+    nibabel.save(other, files / "b.nii")
+    both = np.stack([np.asarray(one.dataobj), np.asarray(other.dataobj)], axis=-1)
+    nibabel.save(nibabel.Nifti1Image(both, one.affine), channels / "m.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(both[:, :, :, None], one.affine), vector / "m.nii.gz")
+    for card, folder in ((several, files), (niftis, channels), (niftis, vector)):
+        marking = Marking((1, 2), "keep")
+        labels = labels_of_nifti(card, folder, given.volume, 1 << 30, marking)
+        np.testing.assert_array_equal(marking.of(labels, 1), outer)
+        np.testing.assert_array_equal(marking.of(labels, 2), inner)
+        with pytest.raises(EngineFailure, match=r"command\.overlap: keep"):
+            labels_of_nifti(card, folder, given.volume, 1 << 30, Marking((1, 2), "refuse", key="command.overlap"))
+    stack = np.stack([EXPECTED > 0, EXPECTED == 2], axis=-1)
+    made(given, "BINARY", tmp_path / "seg.dcm", stack)
+    marking = Marking((1, 2), "keep")
+    labels = labels_of_seg(masks, tmp_path / "seg.dcm", given.planes, given.ours, marking)
+    np.testing.assert_array_equal(marking.of(labels, 1), EXPECTED > 0)
+    np.testing.assert_array_equal(marking.of(labels, 2), EXPECTED == 2)
+    last = labels_of_seg(masks, tmp_path / "seg.dcm", given.planes, given.ours, Marking((1, 2), "last"))
+    np.testing.assert_array_equal(last, EXPECTED)
+    refusing = Marking((1, 2), "refuse", key="command.overlap")
+    with pytest.raises(EngineFailure, match=r"command\.overlap: keep"):
+        labels_of_seg(masks, tmp_path / "seg.dcm", given.planes, given.ours, refusing)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [(lambda one: one * 2, "more than 0 and 1"), (lambda one: one[..., [0, 1, 1]], "nor 2 channels")],
+    ids=["a label in a channel", "a channel more"],
+)
+def test_channels_that_are_no_structures_are_not_believed(
+    tmp_path: Path, niftis: Card, given: Given, change: Callable[[np.ndarray], np.ndarray], told: str
+) -> None:
+    one = nifti(given, (given.volume.array > 200).astype(np.uint8))
+    both = np.stack([np.asarray(one.dataobj)] * 2, axis=-1)
+    nibabel.save(nibabel.Nifti1Image(change(both), one.affine), tmp_path / "m.nii.gz")
+    with pytest.raises(EngineFailure, match=told):
+        labels_of_nifti(niftis, tmp_path, given.volume, 1 << 30, Marking((1, 2), "keep"))
 
 
 RATIO = {

@@ -22,6 +22,7 @@ from inference.engine import ImageFile, Job, open_engine
 from inference.errors import CardError, EngineFailure, InputRefused
 from inference.findings import Findings
 from inference.host import EngineHost
+from inference.marking import Marking
 from tests.dicom_factory import ct_series, radiograph
 from tests.evidence_factory import content
 from tests.faults.test_engine_faults import alive, wait_for
@@ -121,7 +122,7 @@ from pydicom.sr.codedict import codes
 images = [dcmread(one) for one in sorted(Path(sys.argv[1]).glob("*.dcm"))]
 assert all(str(one.PatientName) == "ANONYMOUS^" for one in images)
 hu = np.stack([one.pixel_array.astype(int) * one.RescaleSlope + one.RescaleIntercept for one in images])
-mask = (hu > 200).astype(np.uint8) + (hu > 1200)
+mask = np.stack([hu > 200, hu > 1200], axis=-1)
 def segment(number, name, value):
     return hd.seg.SegmentDescription(number, name, codes.SCT.Organ, hd.sr.CodedConcept(value, "SCT", name), "AUTOMATIC",
         hd.AlgorithmIdentificationSequence("test", codes.DCM.ArtificialIntelligence, "1"))
@@ -131,12 +132,20 @@ seg.save_as(Path(sys.argv[2]) / "result.dcm")
 """
 
 
-def test_a_dicom_seg_comes_back_through_the_supervised_process(tmp_path: Path, ct: list[Path]) -> None:
-    card = program(tmp_path, mask_card(), SEG, output="seg")
+def test_a_dicom_seg_whose_segments_overlap_comes_back_through_the_supervised_process(
+    tmp_path: Path, ct: list[Path]
+) -> None:
+    card = program(tmp_path, mask_card(), SEG, output="seg", overlap="keep")
     with EngineHost(card, folder=tmp_path) as host:
         findings = host.run(Job(card.path, {"ct": files_of(ct)}))
         assert list(tmp_path.rglob("command-*")) == []
-    np.testing.assert_array_equal(findings.segmentation.labels, expected(findings, ct))
+    assert findings.segmentation is not None
+    marking = Marking((1, 2), together=findings.segmentation.together)
+    inner, outer = expected(findings, ct) == 2, expected(findings, ct) > 0
+    for label, where in ((1, outer), (2, inner)):
+        np.testing.assert_array_equal(marking.of(findings.segmentation.labels, label), where)
+        volume = findings.segmentation.segments[label - 1].volume_ml
+        assert volume == pytest.approx(where.sum() * 2.5 * 0.8 * 0.7 / 1000)
 
 
 JSON = """

@@ -16,6 +16,7 @@ import yaml
 
 from inference.card import load_card
 from inference.errors import CardError
+from inference.findings import Segmentation
 from inference.registry import Registry
 from inference.samples import write_mask
 from node.app import prepare_database
@@ -68,7 +69,8 @@ def version_in(
     }
     uids = sorted(planes, key=lambda uid: planes[uid])
     with (place / "block.npz").open("wb") as file:
-        write_mask(file, tuple(uids), (hu > 200).astype(np.uint8))
+        mask = (hu > 200).astype(np.uint8)
+        write_mask(file, Segmentation(segments=(), images=tuple(uids), labels=mask))
     sample = {"name": "block", "images": "case", "expect": {"right lung": expect}, "mask": "block.npz", "dice": dice}
     card = place / "card.yaml"
     card.write_text(card.read_text() + yaml.safe_dump({"samples": [sample]}))
@@ -265,7 +267,8 @@ def test_a_mismatch_is_told_in_words_and_holds_a_version_back(
     source = version_in(tmp_path / "new", expect=BLOCK_ML * 1.2)
     with (source / "block.npz").open("wb") as file:
         headers = [one.name for one in (source / "case").iterdir()]
-        write_mask(file, tuple(headers), np.zeros((len(headers), 16, 16), np.uint8))
+        nothing = np.zeros((len(headers), 16, 16), np.uint8)
+        write_mask(file, Segmentation(segments=(), images=tuple(headers), labels=nothing))
     arriving.add(settings, embedded.database, source, by=ANN)
     report = governing.run_test(settings, embedded.database, "blobs@2.0.0", by=ANN)
     assert report["samples"][0]["mismatches"] == (

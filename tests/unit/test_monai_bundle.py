@@ -13,6 +13,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from inference.bring.bundle import describe_bundle
 from inference.bring.codes import open_names, suggest
 from inference.card import Card, load_card
 from inference.engine import ImageFile, Job, open_engine
@@ -20,6 +21,7 @@ from inference.errors import CardError, EngineFailure
 from inference.findings import Findings
 from inference.grid import Grid
 from inference.host import EngineHost
+from inference.marking import Marking
 from node.cli.models import at_work
 from node.errors import ModelRefused
 from node.workflow.models import Models, installed, store_of
@@ -272,27 +274,50 @@ def test_several_channels_become_labels_by_what_the_card_says(home: Path, tmp_pa
     card = load_card(home / "var" / "models" / "two-labels" / "0.2.1")
     assert [(output.label, output.name) for output in card.outputs] == [(1, "necrosis"), (2, "edema")]
     assert card.monai_bundle is not None
-    from inference.engines.monai_bundle import labels_of
+    assert card.monai_bundle.overlap == "keep", "channels without a background are structures for themselves"
+    from inference.engines.monai_bundle import labels_of, marking_of
+
+    def made(scores: np.ndarray, overlap: str) -> tuple[list[int], dict[int, tuple[int, ...]]]:
+        assert card.monai_bundle is not None
+        options = card.monai_bundle.model_copy(update={"overlap": overlap})
+        marking = marking_of(card, options)
+        return labels_of(scores, card, options, marking).ravel().tolist(), marking.together
 
     apart = np.zeros((2, 1, 1, 4), np.float32)
     apart[0, ..., 1] = apart[1, ..., 2] = 1
-    assert labels_of(apart, card, card.monai_bundle).ravel().tolist() == [0, 1, 2, 0]
+    assert made(apart, "refuse") == ([0, 1, 2, 0], {})
     both = apart.copy()
     both[:, ..., 3] = 1
-    with pytest.raises(EngineFailure, match="marked voxels twice"):
-        labels_of(both, card, card.monai_bundle)
-    later = card.monai_bundle.model_copy(update={"overlap": "last"})
-    assert labels_of(both, card, later).ravel().tolist() == [0, 1, 2, 2]
+    with pytest.raises(EngineFailure, match=r"monai_bundle\.overlap: keep"):
+        made(both, "refuse")
+    assert made(both, "last") == ([0, 1, 2, 2], {})
+    assert made(both, "keep") == ([0, 1, 2, 3], {3: (1, 2)})
     with pytest.raises(EngineFailure, match="not numbers"):
-        labels_of(apart * np.nan, card, later)
+        made(apart * np.nan, "last")
     with pytest.raises(EngineFailure, match="scores without a background"):
-        labels_of(apart * 0.5, card, later)
+        made(apart * 0.5, "last")
     with pytest.raises(EngineFailure, match="does not name"):
-        labels_of(np.full((1, 1, 1, 2), 3, np.float32), card, later)
+        made(np.full((1, 1, 1, 2), 3, np.float32), "last")
+
+
+@pytest.mark.parametrize(("activation", "overlap"), [("softmax", None), ("sigmoid", "keep")])
+def test_channels_of_a_sigmoid_are_kept_over_one_another_though_one_is_the_background(
+    tmp_path: Path, activation: str, overlap: str | None
+) -> None:
+    config = inference_config()
+    config["postprocessing"]["transforms"][0] = {"_target_": "Activationsd", "keys": "pred", activation: True}
+    source = build_bundle(tmp_path / "ball", config=config)
+    files = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
+    described = describe_bundle(source, files, folder="bundle", name=None, codes=(), modality=None)
+    assert described.values["monai_bundle"]["background"]
+    assert described.values["monai_bundle"].get("overlap") == overlap
 
 
 def test_a_mask_that_has_lost_its_place_is_a_failure_and_not_an_empty_mask() -> None:
-    from inference.engines.monai_bundle import on_source
+    from inference.engines.monai_bundle import on_source as placed
+
+    def on_source(labels: np.ndarray, affine: np.ndarray, grid: Grid) -> np.ndarray:
+        return placed(labels, affine, grid, Marking((1,)))
 
     place = np.diag([2.0, 2.0, 3.0, 1.0])
     place[:3, 3] = (-400.0, -350.0, 120.0)

@@ -83,10 +83,14 @@ def findings(image: str, probability: float = 0.25) -> Findings:
 def masked(image: str) -> Findings:
     labels = np.zeros((1, 64, 64), np.uint8)
     labels[0, 8:20, 8:20] = 1
-    segment = Segment(label=1, name="lung", code=CODE, category=CODE, volume_ml=3.5)
+    labels[0, 10:14, 10:14] = 3
+    segments = tuple(
+        Segment(label=label, name=name, code=CODE, category=CODE, volume_ml=3.5)
+        for label, name in ((1, "tumour"), (2, "its core"))
+    )
     return Findings(
         images=(image,),
-        segmentation=Segmentation(segments=(segment,), images=(image,), labels=labels),
+        segmentation=Segmentation(segments=segments, images=(image,), labels=labels, together={3: (1, 2)}),
         provider="onnxruntime:CPU",
         precision="fp32",
     )
@@ -109,6 +113,7 @@ def test_what_was_found_is_found_again_across_processes_with_its_mask(
     assert again.cached
     np.testing.assert_array_equal(again.segmentation.labels, first.segmentation.labels)  # type: ignore[union-attr]
     assert again.segmentation.segments == first.segmentation.segments  # type: ignore[union-attr]
+    assert again.segmentation.together == {3: (1, 2)}
     assert (again.provider, again.precision) == ("onnxruntime:CPU", "fp32")
     assert recalled(way, key, inputs, ("onnxruntime:CPU", "fp32")) is not None
     assert recalled(way, key, inputs, ("onnxruntime:CUDA", "fp32")) is None

@@ -13,7 +13,8 @@ from onnx.onnx_ml_pb2 import ModelProto
 from inference.card import load_card
 from inference.engine import ImageFile, Job, open_engine
 from inference.errors import EngineFailure
-from inference.findings import Findings
+from inference.findings import Findings, Segmentation
+from inference.marking import planes_of
 from tests.dicom_factory import ct_series
 from tests.model_factory import segmentation_card, write_model
 
@@ -148,18 +149,31 @@ def test_a_voxel_that_several_channels_reach_is_given_to_none_unless_the_card_sa
     # The first reaches 0.45 in both boxes, the second in the denser alone, where the first's score is larger.
     nested.graph.initializer[0].CopyFrom(helper.make_tensor("centres", TensorProto.FLOAT, [1, 2, 1, 1, 1], [0.8, 1.3]))
 
-    def labels(overlap: dict[str, str]) -> np.ndarray:
-        after = [{"activation": {"kind": "sigmoid"}}, {"threshold": {"value": 0.45, **overlap}}]
+    def marked(overlap: dict[str, str]) -> Segmentation:
+        after = [
+            {"activation": {"kind": "sigmoid"}},
+            {"threshold": {"value": 0.45, **overlap}},
+            {"keep_components": {"minimum_ml": 0.5}},
+        ]
         findings = run(
             tmp_path / "-".join(("m", *overlap.values())), files, card_of(preprocess=steps, postprocess=after), nested
         )
         assert findings.segmentation is not None
-        return findings.segmentation.labels
+        return findings.segmentation
 
-    with pytest.raises(EngineFailure, match=r"threshold\.overlap"):
+    def labels(overlap: dict[str, str]) -> np.ndarray:
+        return marked(overlap).labels
+
+    with pytest.raises(EngineFailure, match=r"threshold\.overlap: keep"):
         labels({})
     assert (labels({"overlap": "largest"}) == np.where(two_boxes() > -1000, 1, 0)).all()
     assert (labels({"overlap": "last"}) == np.select([two_boxes() == 200, two_boxes() == 1000], [1, 2], 0)).all()
+    kept = marked({"overlap": "keep"})
+    for label, where in ((1, two_boxes() > -1000), (2, two_boxes() == 1000)):
+        planes = planes_of(kept, label)
+        assert all((planes.get((str(number), 0), False) == plane).all() for number, plane in enumerate(where))
+        # All of the outer one, with what lies in it: 2.5 mm3 a voxel.
+        assert kept.segments[label - 1].volume_ml == pytest.approx(where.sum() * 0.0025)
 
 
 def test_scores_for_labels_that_the_card_does_not_name_are_refused(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from inference.card import Card, load_card
 from inference.engine import ImageFile, Job, open_engine
 from inference.errors import CardError, EngineFailure
 from inference.explain import Frame
-from inference.findings import Findings
+from inference.findings import Findings, Segmentation
+from inference.marking import planes_of
 from inference.preprocess import centre_crop, padded_square
 from inference.radiograph import Radiograph, Turn
 from inference.samples import run_samples, values_of, write_mask
@@ -236,7 +237,7 @@ def test_a_sample_with_overlapping_masks_is_judged_in_the_engines_own_process(tm
     samples = []
     for name, labels in masks.items():
         with (file.parent.parent / f"{name}.npz").open("wb") as kept:
-            write_mask(kept, (uid, uid), labels)
+            write_mask(kept, Segmentation(segments=(), images=(uid, uid), labels=labels))
         area = found.segmentation.segments[0].area_mm2
         samples.append({"name": name, "images": "case", "expect": {"lung": area}, "mask": f"{name}.npz"})
     path = write_model(tmp_path / "models", card_of(samples=samples), levels())
@@ -251,5 +252,5 @@ def test_two_versions_are_compared_by_area_and_by_where_each_has_marked_a_struct
     assert comparing._sized(one | {"area_mm2": None}) == ("pixels", "pixels")
     labels = np.zeros((2, 2, 3), np.uint8)
     labels[0, 0], labels[1, :, 0] = 1, 2
-    marked = comparing._marked(("x", "x"), labels, 1)
-    assert (marked["x"] == (labels[0] == 1)).all()
+    marked = planes_of(Segmentation(segments=(), images=("x", "x"), labels=labels), 1)
+    assert (marked["x", 0] == (labels[0] == 1)).all()

@@ -1,0 +1,148 @@
+"""Structures that lie over one another keep each its own voxels, in one byte a voxel, whatever is done to a mask."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inference.errors import EngineFailure
+from inference.findings import Segmentation
+from inference.grid import Grid, labels_on
+from inference.marking import Marking, checked_together, dice, planes_of
+from inference.postprocess import fill_holes, keep_components, marked_ml, volumes_ml
+from inference.samples import read_mask, write_mask
+
+Structures = dict[int, npt.NDArray[np.bool_]]
+
+
+def nested(*radii: float, shape: Sequence[int] = (20, 24, 22)) -> Structures:
+    """Balls around one centre, from label 1 on: each smaller one lies in all that are larger."""
+    axes = np.ogrid[tuple(slice(count) for count in shape)]
+    away = sum((axis - count / 2) ** 2 for axis, count in zip(axes, shape, strict=True))
+    return {label: away <= radius**2 for label, radius in enumerate(radii, start=1)}
+
+
+def written(structures: Structures, **options: Any) -> tuple[npt.NDArray[np.uint8], Marking]:
+    marking = Marking(structures, "keep", **options)
+    mask = np.zeros(next(iter(structures.values())).shape, np.uint8)
+    for label, where in structures.items():
+        marking.put(mask, where, label)
+    return mask, marking
+
+
+@settings(max_examples=30, deadline=None)
+@given(labels=st.lists(st.integers(1, 255), min_size=1, max_size=8, unique=True), seed=st.integers(0, 2**32 - 1))
+def test_whatever_is_put_in_comes_out_and_what_is_taken_leaves_the_others(labels: list[int], seed: int) -> None:
+    random = np.random.default_rng(seed)
+    structures = {label: random.random((3, 12, 11)) < random.random() for label in labels}
+    mask, marking = written(structures)
+    assert all((marking.of(mask, label) == where).all() for label, where in structures.items())
+    assert marking.voxels(mask) == {label: int(where.sum()) for label, where in structures.items()}
+    assert marking.labels_in(mask) == sorted(label for label, where in structures.items() if where.any())
+    assert checked_together(marking.together, labels) == marking.together
+    gone = np.nonzero(random.random(mask.shape) < 0.4)
+    marking.take(mask, gone, labels[0])
+    structures[labels[0]][gone] = False
+    assert all((marking.of(mask, label) == where).all() for label, where in structures.items())
+
+
+def test_a_mask_without_overlap_is_what_it_would_be_anyway() -> None:
+    (ball,) = nested(5).values()
+    mask, marking = written({7: ball, 3: ~ball})
+    assert (mask == np.where(ball, 7, 3)).all()
+    assert marking.together == {}
+
+
+def test_more_ways_to_overlap_than_a_byte_tells_apart_are_refused() -> None:
+    random = np.random.default_rng(1)
+    with pytest.raises(EngineFailure, match="255 at most"):
+        written({label: random.random((4, 40, 40)) < 0.5 for label in range(1, 13)})
+
+
+@pytest.mark.parametrize(
+    "together",
+    [{1: (2, 3)}, {0: (1, 2)}, {256: (1, 2)}, {9: (1,)}, {9: (1, 1)}, {9: (1, 8)}, {9: (1, -2)}],
+    ids=["a label", "background", "no byte", "one", "one twice", "no structure", "below zero"],
+)
+def test_a_table_of_overlaps_that_is_none_is_refused(together: dict[int, tuple[int, ...]]) -> None:
+    with pytest.raises(ValueError, match="not of its structures"):
+        checked_together(together, (1, 2, 3))
+
+
+def test_each_structure_is_filled_freed_of_fragments_and_measured_for_itself() -> None:
+    structures = nested(9, 6, 3)
+    # A hole in the outermost that only the middle one fills, and a fragment of the innermost inside the others.
+    structures[1] &= ~nested(4)[1]
+    structures[3][10, 7, 11] = True
+    mask, marking = written(structures)
+    assert fill_holes(mask, (1, 2, 3), marking) is mask
+    spacing = (2.0, 1.0, 1.0)
+    keep_components(mask, spacing, minimum_fraction=0.5, marking=marking)
+    truth = nested(9, 6, 3)
+    assert all((marking.of(mask, label) == where).all() for label, where in truth.items())
+    volumes = volumes_ml(mask, spacing, (1, 2, 3), marking)
+    assert volumes == {label: pytest.approx(where.sum() * 0.002) for label, where in truth.items()}
+    assert marked_ml(mask, spacing) == pytest.approx(volumes[1]), "what lies in another is not marked twice"
+
+
+def test_brought_from_a_coarser_turned_grid_each_structure_is_where_it_would_be_alone() -> None:
+    structures = nested(9, 6, 3)
+    mask, marking = written(structures)
+    turn = np.array([[0, 2.0, 0, 5], [0, 0, -2.5, 60], [3.0, 0, 0, -9], [0, 0, 0, 1]])
+    coarse = Grid((20, 24, 22), turn)
+    fine = coarse.oriented("LPS").with_spacing((1.1, 0.9, 1.3))
+    for smooth in (False, True):
+        back = labels_on(mask, coarse, fine, smooth=smooth, marking=marking)
+        for label, where in structures.items():
+            alone = labels_on(where.astype(np.uint8), coarse, fine, smooth=smooth, marking=Marking((1,), "keep"))
+            assert (marking.of(back, label) == (alone == 1)).all()
+        outer, middle, inner = (marking.of(back, label) for label in structures)
+        assert not (inner & ~middle).any()
+        assert not (middle & ~outer).any()
+        # The share of voxels is the volume: 22 x 24 x 20 voxels of 15 mm3.
+        assert outer.sum() * fine.voxel_ml == pytest.approx(structures[1].sum() * coarse.voxel_ml, rel=0.03)
+
+
+def test_a_mask_file_holds_the_overlaps_and_gives_dice_structure_by_structure(tmp_path: Path) -> None:
+    structures = nested(9, 6, 3)
+    mask, marking = written(structures)
+    images = tuple("abcdefghijklmnopqrst")
+    ours = Segmentation(segments=(), images=images, labels=mask, together=marking.together)
+    with (tmp_path / "mask.npz").open("wb") as file:
+        write_mask(file, ours)
+    read = read_mask(tmp_path / "mask.npz")
+    # Another allocation of values, and another order of the planes: the same structures in the same places.
+    other_mask, other = written(dict(reversed(structures.items())))
+    turned = Segmentation(segments=(), images=images[::-1], labels=other_mask[::-1], together=other.together)
+    assert other.together != marking.together
+    assert [dice(planes_of(read, label), planes_of(turned, label)) for label in structures] == [1.0, 1.0, 1.0]
+    smaller = Segmentation(segments=(), images=images, labels=written(nested(9, 6, 2))[0], together=marking.together)
+    alike = [dice(planes_of(read, label), planes_of(smaller, label)) for label in structures]
+    assert alike[:2] == [1.0, 1.0]
+    assert 0.1 < (alike[2] or 0) < 0.9
+    np.savez(tmp_path / "wrong.npz", labels=mask, images=np.array(images), together=np.array([[9, 1]], np.uint8))
+    with pytest.raises(ValueError, match="not of its structures"):
+        read_mask(tmp_path / "wrong.npz")
+
+
+def test_overlaps_are_written_into_one_byte_a_voxel_and_next_to_nothing_beside_it() -> None:
+    structures = nested(60, 40, 20, shape=(48, 160, 160))
+    mask = np.zeros((48, 160, 160), np.uint8)
+    marking = Marking(structures, "keep")
+    tracemalloc.start()
+    try:
+        for label, where in structures.items():
+            marking.put(mask, where, label)
+        marking.voxels(mask)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < mask.nbytes / 2
