@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from inference.card import Card, load_card
 from node.settings import load_settings
 from node.workflow import arriving, governing
 from storage.headers import Header, read_header
+from tests.databases import PostgreSQL
 from tests.dicom_factory import ct_series
 from tests.model_factory import poisoned, segmentation_card, thresholding, write_model
 from tests.system import SEG, SR, Node, push
@@ -120,10 +121,9 @@ def cards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Card]:
     return {version: load_card(place) for version, place in made.items()}
 
 
-@pytest.fixture(scope="module")
-def ward(tmp_path_factory: pytest.TempPathFactory, cards: dict[str, Card]) -> Iterator[Ward]:
-    """Give a running node whose shipped model is version 1.0.0."""
-    folder = tmp_path_factory.mktemp("ward")
+@contextmanager
+def ward_in(folder: Path, cards: dict[str, Card], **more: Any) -> Iterator[Ward]:
+    """Run a node whose shipped model is version 1.0.0."""
     shipped = folder / "models" / "blobs"
     shipped.parent.mkdir()
     shipped.symlink_to(cards["1.0.0"].directory)
@@ -136,10 +136,18 @@ def ward(tmp_path_factory: pytest.TempPathFactory, cards: dict[str, Card]) -> It
             "routes": [route],
             "destinations": {"out": {"kind": "folder", "path": str(folder / "out")}},
             "completion": {"quiet_seconds": 0.4},
+            **more,
         }
         node = Node(folder=folder / "node", emr=emr, options=options)
         stack.callback(node.stop)
         yield Ward(node.start(), emr, folder)
+
+
+@pytest.fixture(scope="module")
+def ward(tmp_path_factory: pytest.TempPathFactory, cards: dict[str, Card]) -> Iterator[Ward]:
+    """Give one on the embedded database."""
+    with ward_in(tmp_path_factory.mktemp("ward"), cards) as made:
+        yield made
 
 
 def device_uids(documents: list[Header]) -> set[str]:
@@ -195,26 +203,11 @@ def test_studies_carry_the_version_that_was_live_when_they_were_judged(ward: War
     ]
 
 
-def test_what_runs_while_a_model_is_turned_back_ends_with_its_version_and_its_engine_goes(
+def test_what_is_scheduled_for_a_version_that_is_retired_is_canceled_with_the_reason(
     ward: Ward, cards: dict[str, Card]
 ) -> None:
     ward.bring(cards["3.0.0"])
     assert ward.test("3.0.0")
-    ward.promote("3.0.0")
-    study = ward.push()
-    ward.wait(study, lambda found: found[0]["state"] == "IN PROGRESS", "the slow version to be at it")
-    ward.post("blobs/rollback")
-    assert ward.workitems(study)[0]["state"] == "IN PROGRESS"
-    assert cards["3.0.0"].device_uid in device_uids(ward.result(study))
-    assert cards["1.0.0"].device_uid in device_uids(ward.result(ward.push()))
-
-    def engines() -> list[str]:
-        return [one for one in ward.node.members() if one.startswith("engine-")]
-
-    wait_until(lambda: len(engines()) == 1, 20, f"one engine to be left of {engines()}")
-
-
-def test_what_is_scheduled_for_a_version_that_is_retired_is_canceled_with_the_reason(ward: Ward) -> None:
     ward.promote("3.0.0")
     study = ward.push()
     ward.wait(study, lambda found: found[0]["state"] == "IN PROGRESS", "the slow version to be at it")
@@ -228,3 +221,27 @@ def test_what_is_scheduled_for_a_version_that_is_retired_is_canceled_with_the_re
     assert "it is too slow" in ward.messages(study)[0]
     # The engine's work on it is dropped, and whoever comes next is read by what is live.
     assert [one["model_version"] for one in ward.wait(ward.push(), bool, "the next")] == ["1.0.0"]
+
+
+def test_on_postgresql_what_runs_while_a_model_is_turned_back_ends_with_its_version_and_its_engine_goes(
+    tmp_path: Path, cards: dict[str, Card], postgresql: PostgreSQL
+) -> None:
+    with ward_in(tmp_path, cards, database={"url": postgresql.new_database()}) as ward:
+        process = ward.node.process.pid
+        ward.bring(cards["3.0.0"])
+        assert ward.test("3.0.0")
+        assert ward.promote("3.0.0") == ["blobs@3.0.0: candidate -> live", "blobs@1.0.0: live -> candidate"]
+        study = ward.push()
+        ward.wait(study, lambda found: found[0]["state"] == "IN PROGRESS", "the slow version to be at it")
+        assert ward.post("blobs/rollback") == ["blobs@3.0.0 is turned back, and candidate", "blobs@1.0.0 is live"]
+        assert ward.workitems(study)[0]["state"] == "IN PROGRESS"
+        assert cards["3.0.0"].device_uid in device_uids(ward.result(study))
+        assert cards["1.0.0"].device_uid in device_uids(ward.result(ward.push()))
+
+        def engines() -> list[str]:
+            return [one for one in ward.node.members() if one.startswith("engine-")]
+
+        wait_until(lambda: len(engines()) == 1, 20, f"one engine to be left of {engines()}")
+        with closing(ward.node.database()) as database:
+            assert database.url.startswith("postgresql")
+        assert (ward.node.process.pid, ward.node.process.running) == (process, True)
