@@ -26,7 +26,7 @@ from inference.steps import GEOMETRIC, PROJECTION, PostprocessStep, PreprocessSt
 __all__ = ["Batch", "Card", "Explain", "Output", "Resources", "Sample", "load_card"]
 
 #: Raised whenever code of this package changes what an unchanged card answers, so that digests change with it.
-BEHAVIOUR_REVISION = 2
+BEHAVIOUR_REVISION = 3
 
 #: Engines that take tensors and give tensors; the others read the images and say what they found themselves.
 TENSOR_ENGINES = frozenset({"onnx", "openvino", "torchxrayvision", "kserve"})
@@ -51,6 +51,7 @@ _BEHAVIOUR = {
     "preprocess",
     "postprocess",
     "outputs",
+    "boxes",
     "not_analysed",
     "explain",
 }
@@ -96,6 +97,16 @@ class Output(Strict):
     threshold: float | None = Field(default=None, gt=0, lt=1)
     unit: CodeField | None = None
     limits: OutputLimits = OutputLimits()
+
+
+class BoxForm(Strict):
+    """How a detector writes its boxes over its input: corners, or a corner or the middle and a size.
+
+    In pixels of the input, from its outer edge on, or ``normalised``: in shares of it, 0 to 1.
+    """
+
+    form: Literal["xyxy", "xywh", "cxcywh"] = "xyxy"
+    normalised: bool = False
 
 
 class Statement(Strict):
@@ -212,6 +223,7 @@ class Card(Strict):
     preprocess: tuple[PreprocessStep, ...] = ()
     postprocess: tuple[PostprocessStep, ...] = ()
     outputs: tuple[Output, ...] = Field(min_length=1)
+    boxes: BoxForm = BoxForm()
     not_analysed: dict[str, Statement] = Field(default_factory=dict)
     explain: Explain | None = None
     batch: Batch = Batch()
@@ -243,6 +255,8 @@ class Card(Strict):
             self._check_segmentation()
         else:
             self._check_vector()
+        if self.boxes != BoxForm() and "boxes" not in self.tensors:
+            raise ValueError("boxes: only a model whose tensors are boxes answers with them")
         for step in self.postprocess:
             if step.require_volume and step.require_volume.otherwise not in self.not_analysed:
                 raise ValueError(f"postprocess: {step.require_volume.otherwise!r} does not stand under not_analysed")

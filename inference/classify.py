@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inference.admission import Admitted
-from inference.detect import detections_of
+from inference.detect import detections_of, in_padding
 from inference.errors import EngineFailure
 from inference.explain import Frame, heat_maps
 from inference.findings import Classification, Detection, Findings, HeatMap, Measurement
 from inference.fingerprint import fingerprint
-from inference.postprocess import calibrated, probabilities_of
+from inference.postprocess import as_probabilities, calibrated, probabilities_of
 from inference.preprocess import centre_crop, padded_square, radiograph_input, torchxrayvision_input
 from inference.statistics import of_radiograph
 
@@ -50,6 +50,7 @@ def classify(card: Card, model: Model, files: Sequence[ImageFile]) -> Findings:
     hashes: dict[str, str] = {}
     images: list[str] = []
     seconds = 0.0
+    padding = 0
     # One series may hold a frontal and a lateral view: only what the card means is read.
     admitted = Admitted(role, files)
     inputs: list[Features] = []
@@ -76,7 +77,9 @@ def classify(card: Card, model: Model, files: Sequence[ImageFile]) -> Findings:
                     )
                 )
         elif card.task == "detection":
-            detections.extend(detections_of(card, answers, len(pixels), Frame(radiograph, square), file.key))
+            found, beside = detections_of(card, answers, len(pixels), Frame(radiograph, square), file.key)
+            detections.extend(found)
+            padding += beside
         else:
             measurements.extend(_measurements(card, answers["output"], file.key))
     return Findings(
@@ -85,7 +88,7 @@ def classify(card: Card, model: Model, files: Sequence[ImageFile]) -> Findings:
         measurements=tuple(measurements),
         detections=tuple(detections),
         heat_maps=tuple(maps),
-        warnings=admitted.warnings(),
+        warnings=(*admitted.warnings(), *in_padding(padding)),
         fingerprints=hashes,
         statistics={"inputs": inputs},
         seconds=seconds,
@@ -113,11 +116,7 @@ def _probabilities_of_one(card: Card, probabilities: Vector) -> Vector:
             probabilities = probabilities_of(probabilities, step.activation.kind, axis=0)
         elif step.calibrate:
             probabilities = calibrated(probabilities, step.calibrate.thresholds)
-    if not ((probabilities >= 0) & (probabilities <= 1)).all():
-        raise EngineFailure(
-            "broke", "the model answered values that are no probabilities (not a number, or not 0 to 1)"
-        )
-    return probabilities
+    return as_probabilities(probabilities)
 
 
 def _classifications(card: Card, answer: npt.NDArray[Any], image: str) -> list[Classification]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from inference.errors import EngineFailure
 from inference.findings import Detection
+from inference.postprocess import as_probabilities
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -16,28 +17,36 @@ if TYPE_CHECKING:
     from inference.card import Card
     from inference.explain import Frame
 
-__all__ = ["box_on_source", "detections_of"]
+__all__ = ["box_on_input", "box_on_source", "detections_of", "in_padding"]
 
 
 def detections_of(
     card: Card, answers: Mapping[str, npt.NDArray[Any]], size: int, frame: Frame, image: str
-) -> list[Detection]:
+) -> tuple[list[Detection], int]:
     """Return what reaches its output's threshold, the likeliest first; overlapping boxes are the model's own affair.
 
     Parameters
     ----------
     answers
-        ``boxes`` (n, 4) as left, top, right, bottom in pixels of the input, from its outer edge on; ``scores`` (n,),
-        0 to 1; ``classes`` (n,), each the ``index`` of an output. A leading axis of one image is allowed.
+        ``boxes`` (n, 4) over the input, in the card's form; ``scores`` (n,), 0 to 1; ``classes`` (n,), each the
+        ``index`` of an output. A leading axis of one image is allowed.
     size
         Of the square input, in pixels.
     frame
         Where the input lies in the image.
 
+    Returns
+    -------
+    list of Detection
+        On the pixels of the image as it stores them.
+    int
+        How many more boxes reach their threshold and lie wholly in the padding around the picture.
+
     Raises
     ------
     EngineFailure
-        ``broke``, if the shapes do not fit, a value is not a number, or a class has no output.
+        ``broke``, if the shapes do not fit, a value is not a number, a class has no output, or a box that reaches its
+        threshold is none of the form that the card means, or lies outside the input.
     """
     boxes, scores, classes = (_without_batch(answers[role], rank) for role, rank in _RANKS.items())
     if boxes.shape != (len(scores), 4) or classes.shape != scores.shape:
@@ -46,10 +55,11 @@ def detections_of(
             f"the model answered boxes {boxes.shape}, scores {scores.shape} and classes {classes.shape}; its card "
             "means (n, 4), (n,) and (n,)",
         )
-    if not (np.isfinite(boxes).all() and ((scores >= 0) & (scores <= 1)).all()):
-        raise EngineFailure("broke", "the model answered boxes or scores that are not numbers, or scores beyond 0 to 1")
+    if not np.isfinite(boxes).all():
+        raise EngineFailure("broke", "the model answered boxes that are not numbers")
+    scores = as_probabilities(scores.astype(np.float64))
     outputs = {output.index: output for output in card.outputs}
-    found = []
+    found, padding = [], 0
     for number in np.argsort(-scores, kind="stable"):
         output = outputs.get(int(classes[number]))
         if output is None:
@@ -59,19 +69,29 @@ def detections_of(
         assert output.threshold is not None
         if scores[number] < output.threshold:
             continue
-        box = box_on_source(boxes[number].astype(np.float64), size, frame)
-        if box is not None:
-            found.append(
-                Detection(
-                    name=output.name,
-                    code=output.code,
-                    probability=float(scores[number]),
-                    threshold=output.threshold,
-                    image=image,
-                    box=box,
-                )
+        box = box_on_source(box_on_input(card, boxes[number].astype(np.float64), size), size, frame)
+        if box is None:
+            padding += 1
+            continue
+        found.append(
+            Detection(
+                name=output.name,
+                code=output.code,
+                probability=float(scores[number]),
+                threshold=output.threshold,
+                image=image,
+                box=box,
             )
-    return found
+        )
+    return found, padding
+
+
+def in_padding(count: int) -> tuple[str, ...]:
+    """Say how many boxes were left out, since there is nothing but padding in them; nothing where there are none."""
+    if not count:
+        return ()
+    which = "a box that lies" if count == 1 else f"{count} boxes that lie"
+    return (f"The model answered {which} wholly in the padding around the picture: that is no finding.",)
 
 
 _RANKS = {"boxes": 2, "scores": 1, "classes": 1}
@@ -79,6 +99,58 @@ _RANKS = {"boxes": 2, "scores": 1, "classes": 1}
 
 def _without_batch(answer: npt.NDArray[Any], rank: int) -> npt.NDArray[Any]:
     return answer[0] if answer.ndim == rank + 1 and len(answer) == 1 else answer
+
+
+def box_on_input(card: Card, box: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:
+    """Return a box as left, top, right, bottom in pixels of the input, cut at its edges, from the card's form.
+
+    A box of another form than the card's would lie, plausible, in the wrong place; so what shows it is refused: corners
+    that are reversed, edges far beyond the input, and a box that is no pixel large where the others count in shares.
+
+    Parameters
+    ----------
+    box
+        Four numbers, as the model answered them.
+    size
+        Of the square input, in pixels.
+
+    Raises
+    ------
+    EngineFailure
+        ``broke``, if the box has no area, lies outside the input, or reaches beyond it by more than a tenth of it.
+    """
+    form = card.boxes
+    first, second, third, fourth = box * (size if form.normalised else 1)
+    if form.form == "cxcywh":
+        first, second = first - third / 2, second - fourth / 2
+    if form.form != "xyxy":
+        third, fourth = first + third, second + fourth
+    edges = np.array([first, second, third, fourth])
+    unit = "in shares of the input" if form.normalised else "in pixels of the input"
+    said = f"a box ({', '.join(f'{one:.6g}' for one in box)})"
+    meant = f"the card means {_FORMS[form.form]}, {unit} (boxes.form, boxes.normalised)"
+    if third <= first or fourth <= second:
+        raise EngineFailure("broke", f"the model answered {said} whose corners are reversed or the same; {meant}")
+    outside = third <= 0 or fourth <= 0 or first >= size or second >= size
+    if outside or edges.min() < -_BEYOND * size or edges.max() > (1 + _BEYOND) * size:
+        raise EngineFailure(
+            "broke", f"the model answered {said} that lies outside its input of {size} x {size} pixels; {meant}"
+        )
+    if not form.normalised and max(third, fourth) <= 1 + _BEYOND:
+        raise EngineFailure(
+            "broke", f"the model answered {said} within the first pixel of its input, as shares of it would; {meant}"
+        )
+    edges.clip(0, size, out=edges)
+    return edges
+
+
+_FORMS = {
+    "xyxy": "left, top, right, bottom",
+    "xywh": "left, top, width, height",
+    "cxcywh": "middle across, middle down, width, height",
+}
+#: A box is guessed, not measured, and may reach beyond the input by this share of it.
+_BEYOND = 0.1
 
 
 def box_on_source(box: npt.NDArray[np.float64], size: int, frame: Frame) -> tuple[float, float, float, float] | None:
@@ -96,12 +168,13 @@ def box_on_source(box: npt.NDArray[np.float64], size: int, frame: Frame) -> tupl
     Returns
     -------
     tuple of float or None
-        Top, left, bottom, right in stored pixels, cut at the image's edges; None where nothing of it is left.
+        Top, left, bottom, right in stored pixels, cut at the image's edges; None where nothing of it is left, as it
+        lies in the padding around the picture.
     """
     square, (rows, columns) = frame.square, frame.radiograph.pixels.shape
     left, top, right, bottom = box * (square.edge / size)
-    top, bottom = np.clip(sorted((top + square.row, bottom + square.row)), 0, rows)
-    left, right = np.clip(sorted((left + square.column, right + square.column)), 0, columns)
+    top, bottom = np.clip((top + square.row, bottom + square.row), 0, rows)
+    left, right = np.clip((left + square.column, right + square.column), 0, columns)
     turn = frame.radiograph.turn
     if turn.rows_mirrored:
         top, bottom = rows - bottom, rows - top

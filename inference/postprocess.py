@@ -16,7 +16,15 @@ from inference.marking import Marking
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["calibrated", "fill_holes", "keep_components", "marked_ml", "probabilities_of", "volumes_ml"]
+__all__ = [
+    "as_probabilities",
+    "calibrated",
+    "fill_holes",
+    "keep_components",
+    "marked_ml",
+    "probabilities_of",
+    "volumes_ml",
+]
 
 F = TypeVar("F", np.float32, np.float64)
 
@@ -28,6 +36,27 @@ def probabilities_of(scores: npt.NDArray[F], activation: str | None, axis: int) 
     if activation == "sigmoid":
         return cast("npt.NDArray[F]", expit(scores))
     return cast("npt.NDArray[F]", softmax(scores, axis=axis)) if activation == "softmax" else scores
+
+
+def as_probabilities(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return what a model answered as probabilities, without the rounding of its last steps.
+
+    A softmax of 32-bit floats, or a sigmoid that a server computes in 16 bits, may end a step above 1 or below 0.
+
+    Raises
+    ------
+    EngineFailure
+        ``broke``, if a value is not a number, or beyond 0 to 1 by more than rounding.
+    """
+    if not ((values >= -_ROUNDING) & (values <= 1 + _ROUNDING)).all():
+        raise EngineFailure(
+            "broke", "the model answered values that are no probabilities (not a number, or not 0 to 1)"
+        )
+    clipped: npt.NDArray[np.float64] = np.clip(values, 0.0, 1.0)
+    return clipped
+
+
+_ROUNDING = 1e-5
 
 
 def calibrated(probabilities: npt.NDArray[np.float64], thresholds: Sequence[float | None]) -> npt.NDArray[np.float64]:

@@ -51,9 +51,12 @@ def detector(boxes: list[list[float]], scores: list[float], classes: list[int]) 
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
-def run(tmp_path: Path, model: ModelProto, pixels: np.ndarray, **attributes: Any) -> Findings:
+def run(
+    tmp_path: Path, model: ModelProto, pixels: np.ndarray, boxes: dict[str, Any] | None = None, **attributes: Any
+) -> Findings:
     card = classification_card(
         task="detection",
+        boxes=boxes or {},
         tensors={"image": "image", "boxes": "boxes", "scores": "scores", "classes": "classes"},
         outputs=[{"index": 1, "name": "nodule", "code": code("27925004", "Nodule"), "threshold": 0.5}],
     )
@@ -80,17 +83,44 @@ def test_boxes_that_reach_their_threshold_come_back_on_the_stored_pixels(tmp_pat
     assert (found[0].image, found[0].name) == ("one", "nodule")
 
 
-def test_what_is_not_likely_enough_or_wholly_in_the_padding_is_no_finding(tmp_path: Path) -> None:
-    model = detector([[16, 24, 32, 40], [0, 0, 64, 10]], [0.4, 0.9], [1, 1])
-    assert run(tmp_path, model, picture()).detections == ()
+def test_what_is_not_likely_enough_is_no_finding_and_what_lies_in_the_padding_is_told(tmp_path: Path) -> None:
+    model = detector([[16, 24, 32, 40], [0, 0, 64, 10], [0, 55, 64, 66]], [0.4, 0.9, 0.8], [1, 1, 1])
+    findings = run(tmp_path, model, picture())
+    assert findings.detections == ()
+    assert [words for words in findings.warnings if "padding" in words] == [
+        "The model answered 2 boxes that lie wholly in the padding around the picture: that is no finding."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("form", "box"),
+    [
+        ({"form": "xywh"}, [16, 24, 16, 16]),
+        ({"form": "cxcywh"}, [24, 32, 16, 16]),
+        ({"normalised": True}, [0.25, 0.375, 0.5, 0.625]),
+        ({"form": "cxcywh", "normalised": True}, [0.375, 0.5, 0.25, 0.25]),
+    ],
+)
+def test_boxes_are_read_in_the_form_that_the_card_says(tmp_path: Path, form: dict[str, Any], box: list[float]) -> None:
+    found = run(tmp_path, detector([box], [1 + 1e-7], [1]), picture(), boxes=form).detections
+    assert found[0].box == pytest.approx((25, 50, 75, 100), abs=1e-3)
+    # What rounding put above 1 is 1.
+    assert found[0].probability == 1
 
 
 @pytest.mark.parametrize(
     ("boxes", "scores", "classes", "words"),
     [
         ([[0, 0, 1, float("nan")]], [0.9], [1], "not numbers"),
-        ([[0, 0, 1, 1]], [1.5], [1], "beyond 0 to 1"),
-        ([[0, 0, 1, 1]], [0.9], [7], "class 7, which its card does not name"),
+        ([[0, 0, 9, 9]], [1.5], [1], "not 0 to 1"),
+        ([[0, 0, 9, 9]], [0.9], [7], "class 7, which its card does not name"),
+        ([[32, 24, 16, 40]], [0.9], [1], "reversed"),
+        ([[16, 40, 32, 24]], [0.9], [1], "reversed"),
+        ([[16, 24, 16, 40]], [0.9], [1], "the same"),
+        ([[70, 24, 74, 40]], [0.9], [1], "lies outside its input of 64 x 64"),
+        ([[-5, 24, -1, 40]], [0.9], [1], "card means left, top, right, bottom, in pixels"),
+        ([[-1e9, -1e9, 1e9, 1e9]], [0.9], [1], "lies outside"),
+        ([[0.1, 0.4, 0.5, 0.6]], [0.9], [1], "as shares of it"),
     ],
 )
 def test_an_answer_that_makes_no_sense_is_the_models_failure(
