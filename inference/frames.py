@@ -8,7 +8,7 @@ C.7.6.16). Everything is LPS in mm.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -182,7 +182,7 @@ def read_planes(index: int, file: ImageFile) -> list[Plane]:
                 orientation=orientation,
                 pixel_spacing=(float(spacing[0]), float(spacing[1])),
                 matrix=matrix,
-                values=modality_values(_holder(groups, "PixelValueTransformationSequence"), modality),
+                values=_values(groups, modality),
                 localizer="LOCALIZER" in _image_type(groups),
                 frame_of_reference="".join(texts_of(dataset, "FrameOfReferenceUID")),
             )
@@ -225,6 +225,12 @@ def _numbers(groups: Sequence[Dataset], sequence: str, keyword: str, count: int)
     if values.shape != (count,) or not np.isfinite(values).all():
         raise InputRefused("missing-geometry", f"{keyword} is absent or is not {count} numbers")
     return values
+
+
+def _values(groups: Sequence[Dataset], modality: str) -> ModalityValues:
+    values = modality_values(_holder(groups, "PixelValueTransformationSequence"), modality)
+    units = texts_of(groups[-1], "Units") if modality == "PT" else ()
+    return replace(values, unit=units[0]) if units else values
 
 
 def _image_type(groups: Sequence[Dataset]) -> tuple[str, ...]:

@@ -37,7 +37,12 @@ __all__ = [
 _DEFER = 2048
 #: Rescale Types (0028,1054) whose output is Hounsfield units; absent means so for CT (PS3.3 C.8.2.1).
 _HOUNSFIELD = frozenset({"", "HU", "HU_MOD"})
-
+#: Without these (PS3.3 C.7.6.3, Type 1) nobody knows what a pixel's bits mean.
+_BITS = {
+    "BitsAllocated": "Bits Allocated (0028,0100)",
+    "BitsStored": "Bits Stored (0028,0101)",
+    "PixelRepresentation": "Pixel Representation (0028,0103)",
+}
 #: No CT's stored value stands for more Hounsfield units: 100 would leave ten shades between air and water.
 _CT_SLOPE = 100.0
 
@@ -80,11 +85,14 @@ def require_pixels(dataset: Dataset) -> tuple[int, int]:
     samples = count_of(dataset, "SamplesPerPixel", default=1)
     if samples != 1:
         raise InputRefused("multi-sample", f"an image has {samples} samples a pixel; greyscale has 1")
+    for keyword, words in _BITS.items():
+        if value_of(dataset, keyword) is None:
+            raise InputRefused("unsupported-bits", f"an image does not say its {words}")
     photometric = texts_of(dataset, "PhotometricInterpretation")
     if photometric not in (("MONOCHROME1",), ("MONOCHROME2",)):
         known = photometric[0] if photometric in (("PALETTE COLOR",), ("RGB",)) else "another value or none"
         raise InputRefused("unsupported-photometric", f"Photometric Interpretation is not MONOCHROME1 or 2 ({known})")
-    allocated, stored = count_of(dataset, "BitsAllocated", default=16), count_of(dataset, "BitsStored", default=16)
+    allocated, stored = count_of(dataset, "BitsAllocated"), count_of(dataset, "BitsStored")
     if count_of(dataset, "HighBit", default=stored - 1) != stored - 1 or not 0 < stored <= allocated:
         raise InputRefused(
             "unsupported-bits", "Bits Stored, Bits Allocated and High Bit do not say where a pixel's value lies"
@@ -187,11 +195,27 @@ def _whole(dataset: Dataset, path: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ModalityValues:
-    """From stored values to what they measure (PS3.3 C.11.1): a linear rescale, or a look-up table in its place."""
+    """From stored values to what they measure (PS3.3 C.11.1): a linear rescale, or a look-up table in its place.
+
+    Attributes
+    ----------
+    given
+        Whether the image says so; where it does not, values are as stored.
+    unit
+        What they are measured in, as the image says it: Rescale Type (0028,1054), Modality LUT Type (0028,3004) or a
+        PET's Units (0054,1001); "" where that is not said or unspecified. Of a CT it is always Hounsfield units, "HU".
+    """
 
     slope: float
     intercept: float
     table: Dataset | None = None
+    given: bool = True
+    unit: str = ""
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether values stay what is stored, said or unsaid."""
+        return self.table is None and self.slope == 1.0 and self.intercept == 0.0
 
     def of(self, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the values: int32 where the rescale keeps whole numbers whole, else float32.
@@ -238,10 +262,10 @@ def modality_values(dataset: Dataset, modality: str) -> ModalityValues:
             raise InputRefused("missing-rescale", "the Modality LUT Sequence does not hold one table")
         if modality == "CT" and texts_of(table[0], "ModalityLUTType") != ("HU",):
             raise InputRefused("not-hounsfield", "a CT image's Modality LUT does not give Hounsfield units")
-        return ModalityValues(1.0, 0.0, dataset)
+        return ModalityValues(1.0, 0.0, dataset, unit=_unit(table[0], "ModalityLUTType"))
     given = [value_of(dataset, keyword) for keyword in ("RescaleSlope", "RescaleIntercept")]
     if given == [None, None] and modality not in ("CT", "PT"):
-        return ModalityValues(1.0, 0.0)
+        return ModalityValues(1.0, 0.0, given=False)
     try:
         slope, intercept = (float(value) for value in given)
     except (TypeError, ValueError, OverflowError) as problem:
@@ -251,7 +275,13 @@ def modality_values(dataset: Dataset, modality: str) -> ModalityValues:
         raise InputRefused("missing-rescale", "Rescale Slope or Intercept is not a possible one")
     if modality == "CT" and not _HOUNSFIELD.issuperset(texts_of(dataset, "RescaleType")):
         raise InputRefused("not-hounsfield", "Rescale Type says that the values are no Hounsfield units")
-    return ModalityValues(slope, intercept)
+    return ModalityValues(slope, intercept, unit="HU" if modality == "CT" else _unit(dataset, "RescaleType"))
+
+
+def _unit(dataset: Dataset, keyword: str) -> str:
+    """Return a defined term of what values are measured in; "US" is the standard's word for unspecified."""
+    unit = "".join(texts_of(dataset, keyword)[:1])
+    return "" if unit == "US" else unit
 
 
 def _looked_up(stored: npt.NDArray[Any], table: Dataset) -> npt.NDArray[Any]:

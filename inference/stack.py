@@ -99,7 +99,8 @@ def require_uniform(planes: list[Plane]) -> None:
     Raises
     ------
     InputRefused
-        ``mixed-modalities``, ``mixed-frames-of-reference``, ``varying-matrix`` or ``varying-pixel-spacing``.
+        ``mixed-modalities``, ``mixed-frames-of-reference``, ``missing-rescale``, ``mixed-units``, ``varying-matrix`` or
+        ``varying-pixel-spacing``.
     """
     modalities = {plane.modality for plane in planes}
     if len(modalities) > 1:
@@ -108,6 +109,19 @@ def require_uniform(planes: list[Plane]) -> None:
     if len(frames) > 1:
         raise InputRefused(
             "mixed-frames-of-reference", f"the images lie in {len(frames)} frames of reference; one is needed"
+        )
+    bare = sum(not plane.values.given for plane in planes)
+    if bare and not all(plane.values.as_stored for plane in planes):
+        raise InputRefused(
+            "missing-rescale",
+            f"{bare} of {len(planes)} images have no Rescale Slope and Intercept, and the others have: two scales in "
+            "one volume",
+        )
+    units = {plane.values.unit for plane in planes}
+    if len(units) > 1:
+        raise InputRefused(
+            "mixed-units",
+            f"the images' values are in {len(units)} units (Rescale Type, Modality LUT Type or Units); one is needed",
         )
     matrices = sorted({plane.matrix for plane in planes})
     if len(matrices) > 1:

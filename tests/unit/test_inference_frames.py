@@ -384,6 +384,52 @@ def test_positron_emission_is_rescaled_slice_by_slice_and_refused_without(tmp_pa
     assert refusal(*(file.path for file in bare)).reason == "missing-rescale"
 
 
+@pytest.mark.parametrize(
+    ("modality", "first", "others", "reason"),
+    [
+        ("MR", {"RescaleSlope": None, "RescaleIntercept": None}, {}, "missing-rescale"),
+        ("MR", {"RescaleType": "MGML"}, {"RescaleType": "OD"}, "mixed-units"),
+        ("MR", {"RescaleType": "US"}, {}, None),
+        ("MR", {"RescaleSlope": None, "RescaleIntercept": None}, {"RescaleSlope": "1", "RescaleIntercept": "0"}, None),
+        ("PT", {"Units": "BQML"}, {"Units": "GML"}, "mixed-units"),
+        ("PT", {"Units": "BQML"}, {"Units": "BQML"}, None),
+    ],
+    ids=str,
+)
+def test_planes_whose_values_are_on_two_scales_are_no_volume(
+    tmp_path: Path, modality: str, first: dict[str, Any], others: dict[str, Any], reason: str | None
+) -> None:
+    sop_class = MRImageStorage if modality == "MR" else PositronEmissionTomographyImageStorage
+    rescale = {"RescaleSlope": "0.25", "RescaleIntercept": "-3"}
+    values = np.full((4, 4, 4), 8)
+    rest = single(tmp_path, values[1:], sop_class, modality, SeriesInstanceUID="2.25.1", **rescale | others)
+    shared = {"SeriesInstanceUID": "2.25.1", "FrameOfReferenceUID": pydicom.dcmread(rest[0].path).FrameOfReferenceUID}
+    paths = ct_series(
+        tmp_path / "first",
+        values[:1],
+        origin=(-100, -100, -302),
+        slope=1,
+        intercept=0,
+        SOPClassUID=sop_class,
+        Modality=modality,
+        **{"RescaleType": None} | rescale | shared | first,
+    )
+    files = (*paths, *(file.path for file in rest))
+    if reason is None:
+        read_volume([ImageFile(path.stem, path) for path in files])
+    else:
+        assert refusal(*files).reason == reason
+
+
+def test_frames_with_and_without_a_rescale_are_no_volume(tmp_path: Path) -> None:
+    rescaled = {"PixelValueTransformationSequence": {"RescaleSlope": "0.25", "RescaleIntercept": "0"}}
+    groups = [rescaled, {}, rescaled, rescaled]
+    path = enhanced(tmp_path, np.zeros((4, 4, 4)), TWICE[:4], modality="MR", rescale=None, groups=groups)
+    refused = refusal(path)
+    assert refused.reason == "missing-rescale"
+    assert "1 of 4 images" in refused.text
+
+
 @pytest.mark.parametrize(("kind", "reason"), [("HU", None), ("OD", "not-hounsfield"), (None, "not-hounsfield")])
 def test_a_modality_table_gives_hounsfield_units_or_is_refused(
     tmp_path: Path, kind: str | None, reason: str | None

@@ -300,6 +300,20 @@ def test_an_image_without_its_place_is_refused_by_the_attributes_name(tmp_path: 
 
 
 @pytest.mark.parametrize(
+    ("keyword", "words"),
+    [("PixelRepresentation", "Pixel Representation"), ("BitsStored", "Bits Stored"), ("BitsAllocated", "Allocated")],
+)
+def test_an_image_that_does_not_say_what_its_bits_mean_is_refused_by_the_attributes_name(
+    tmp_path: Path, keyword: str, words: str
+) -> None:
+    files = series(tmp_path, np.zeros((4, 4, 4)))
+    edit(files[1], **{keyword: None})
+    refused = refusal(files)
+    assert refused.reason == "unsupported-bits"
+    assert words in refused.text
+
+
+@pytest.mark.parametrize(
     ("values", "reason"),
     [
         ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "missing-geometry"),
