@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Select, exists, func, select
 
-from storage import chores, damage, schema, studies
+from storage import chores, damage, results, schema, studies
 from storage.blobs import Blobs
 from storage.damage import Kind
 from storage.database import Database
@@ -124,6 +124,7 @@ def verify(
                     # Asked again: meanwhile it may have been deleted, or have got other bytes.
                     wrong = {row: kind for row, kind in wrong.items() if _is_named(connection, source, row)}
                     damage.note(connection, {row.blob: kind for row, kind in wrong.items()})
+                    _forget_results(connection, wrong)
                     damage.forget(connection, noted & {row.blob for row in rows if row not in wrong})
                     if whole:
                         state = {"source": source, "after": rows[-1].id, "wrong": len(report.findings) + len(wrong)}
@@ -205,6 +206,12 @@ def _batches(database: Database, query: Select[Any], after: int) -> Iterator[lis
 def _is_named(connection: Connection, source: str, row: _Row) -> bool:
     c = getattr(schema, source).c
     return connection.execute(select(c.blob).where(c.id == row.id)).scalar_one_or_none() == row.blob
+
+
+def _forget_results(connection: Connection, wrong: Iterable[_Row]) -> None:
+    """Forget what models have said of these studies: nobody knows when a file changed."""
+    for uid in {row.study_instance_uid for row in wrong} - {""}:
+        results.forget_study(connection, studies.by_uid(connection, uid).id)
 
 
 def _look(blobs: Blobs, row: _Row) -> tuple[Kind | None, int]:

@@ -18,6 +18,7 @@ from node.errors import EvidenceError, WorkitemUnfit
 from node.workflow import heatmaps, shadows
 from node.workflow.lease import Lease
 from node.workflow.remembering import key_of, recalled, remember
+from node.workflow.soundness import require_sound
 from node.workflow.way import Way
 from storage import attempts, drift, studies, worklist
 from storage.database import now
@@ -56,6 +57,7 @@ def attempt_workitem(way: Way, workitem: Workitem, attempt: Attempt, run: Run, i
         try:
             card = _card(way, workitem)
             job, instances = _job(way, workitem, card)
+            require_sound(way, workitem.study_id, instances, lease.check)
             key = key_of(card, instances, way.engine_cache)
             findings = recalled(way, key, instances, identity(card))
             if findings is None:

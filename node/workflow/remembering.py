@@ -1,10 +1,10 @@
 """What a model has said of an input before is not computed again, and a picture that came before is pointed out.
 
 The key of a result is all that it is a function of: the digests of the instances as recorded at receipt, which cover
-every header value that a card can read and all geometry, with their transfer syntaxes, roles and order; the digest of
-the card, which covers its files and its engine with all options; and the versions of the software and the processor.
-What is stored is what the engine said the first time: computing it again on several threads would not give the same
-last bits.
+every header value that a card can read and all geometry, and against which the files were held just before
+(:mod:`node.workflow.soundness`), with their transfer syntaxes, roles and order; the digest of the card, which covers
+its files and its engine with all options; and the versions of the software and the processor. What is stored is what
+the engine said the first time: computing it again on several threads would not give the same last bits.
 """
 
 from __future__ import annotations

@@ -15,13 +15,14 @@ from inference.card import Card, load_card
 from inference.engine import Job
 from inference.findings import Classification, Code, Findings, HeatMap, Segment, Segmentation
 from inference.registry import Registry
+from node.ops.verify import verify
 from node.settings import Settings
 from node.workflow import heatmaps, steps
 from node.workflow.leftovers import remove_leftovers
 from node.workflow.models import Models, register
 from node.workflow.remembering import _kind, key_of, recalled, remember
 from node.workflow.way import Way
-from storage import attempts, drift, fingerprints, flags, results, schema, studies, worklist
+from storage import attempts, damage, drift, fingerprints, flags, results, schema, studies, worklist
 from storage.records import Instance, Study, Workitem
 from tests.dicom_factory import radiograph
 from tests.model_factory import classification_card, mean_brightness, segmentation_card, thresholding, write_model
@@ -231,6 +232,51 @@ def test_the_engine_is_not_asked_about_what_it_has_answered(
     assert first is not None
     assert second is not None
     assert first["classifications"] == second["classifications"]
+
+
+def test_pixels_that_changed_on_the_disk_are_not_analysed_nor_answered_for_and_can_be_sent_again(
+    holding: Holding, way: Way, models: Path, tmp_path: Path
+) -> None:
+    of = card(models, "levels")
+    paths = [radiograph(tmp_path / "sent", np.full((8, 8), 1000))]
+    study = holding.again(holding.receive(paths)[0].study_instance_uid)
+    asked: list[Job] = []
+
+    def run(_card: Card, job: Job, _heartbeat: object) -> Findings:
+        asked.append(job)
+        return findings(job.input_set["radiograph"][0].key)
+
+    def performed() -> Workitem:
+        holding.schedule_all(study, of)
+        taken = steps.take(way, "worker", attempts.Choice())
+        assert taken is not None
+        steps.perform(way, taken, run)
+        with holding.database.read() as connection:
+            return worklist.get(connection, taken[0].id)
+
+    def kept() -> int:
+        with holding.database.read() as connection:
+            return results.totals(connection).results
+
+    assert performed().state == "COMPLETED"
+    assert (len(asked), kept()) == (1, 1)
+    file = holding.blobs.path(instances(holding, study)["radiograph"][0].blob)
+    content = bytearray(file.read_bytes())
+    content[-10] ^= 1
+    file.write_bytes(content)
+    study = holding.reopened(study)
+    parked = performed()
+    assert (parked.state, parked.parked, len(asked), kept()) == ("CANCELED", True, 1, 0)
+    assert "1 of 1 images are not what was received (1 changed on the disk; overread verify)" in parked.outcome
+    with holding.database.read() as connection:
+        assert damage.counts(connection)["changed"] == 1
+    assert [one.outcome for one in holding.receive(paths)] == ["restored"]
+    study = holding.reopened(study)
+    again = performed()
+    assert (again.state, len(asked), kept()) == ("COMPLETED", 2, 1)
+    holding.blobs.delete(instances(holding, study)["radiograph"][0].blob)
+    verify(holding.database, holding.blobs, holding.refused)
+    assert kept() == 0
 
 
 def test_heat_maps_and_masks_go_with_their_images_and_with_the_attempt_that_was_lost(
