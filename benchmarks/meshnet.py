@@ -1,15 +1,16 @@
 """Trained MeshNets over a whole real head: what they cost, and whether every voxel is where their own makers put it.
 
 Run it as ``python -m benchmarks.meshnet`` (``--nets model5_gw_ae model11_gw_ae ...`` for others, ``--all`` for all
-nine). Each net is converted, the sample head is written as a DICOM MR series, and the card's whole way runs over it in
-an engine's process. Its voxels are compared with the bare graph over the file's own array, and model5_gw_ae's with the
-counts that its first check gave. Then it is given a scanner's series of a wrist, which its card refuses. Exit status 1
-where voxels differ.
+nine; ``--memory`` for time and memory alone). Each net is converted, the sample head is written as a DICOM MR series,
+and the card's whole way runs over it in an engine's process. Its voxels are compared with the bare graph over the
+file's own array, and model5_gw_ae's with the counts that its first check gave. Then it is given a scanner's series of
+a wrist, which its card refuses. Exit status 1 where voxels differ.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import tempfile
 import time
 from collections.abc import Sequence
@@ -48,9 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nets", nargs="+", choices=NETS, default=["model5_gw_ae"])
     parser.add_argument("--all", action="store_true")
+    parser.add_argument("--memory", action="store_true", help="Leave out the bare graph, the documents and the wrist.")
     chosen = parser.parse_args(arguments)
     console = Console()
-    table = Table("net", "whole way, s", "of it the net, s", "bare graph, s", "voxels that differ", "mL of each label")
+    table = Table(
+        *("net", "whole way, s", "of it the net, s", "bare graph, s", "peak MB", "card's MB", "voxels that differ"),
+        "mL of each label",
+    )
     wrong = False
     with tempfile.TemporaryDirectory(prefix="meshnet-") as held:
         folder = Path(held)
@@ -63,19 +68,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 host.load()
                 began = time.perf_counter()
                 findings = host.run(Job(card.path, {"t1": images}))
-            whole = time.perf_counter() - began
+                whole = time.perf_counter() - began
+                peak = _peak_mb(host)
             assert findings.segmentation is not None, findings.not_analysed
+            console.print(f"{net}: {whole:.1f} s, at most {peak:.0f} MB of {card.resources.memory_mb}", highlight=False)
+            if chosen.memory:
+                continue
             bare, seconds = _bare(card, head)
             differ = int((findings.segmentation.labels[order] != bare).sum())
             counts = tuple(int((bare == label).sum()) for label in (1, 2))
             wrong |= differ > bare.size // 10_000 or counts != KNOWN.get(net, counts)
             told = ", ".join(f"{s.name} {s.volume_ml:.0f}" for s in findings.segmentation.segments[:3])
-            table.add_row(net, f"{whole:.1f}", f"{findings.seconds:.1f}", f"{seconds:.1f}", str(differ), told)
+            memory = (f"{peak:.0f}", str(card.resources.memory_mb))
+            table.add_row(net, f"{whole:.1f}", f"{findings.seconds:.1f}", f"{seconds:.1f}", *memory, str(differ), told)
             console.print(f"{net}: {findings.provider}, {findings.precision}; classes 1, 2: {counts}", highlight=False)
             _documents(console, card, findings, images)
+        if chosen.memory:
+            return 0
         console.print(table)
         _wrist(console, _converted(folder, "model5_gw_ae"))
     return int(wrong)
+
+
+def _peak_mb(host: EngineHost) -> float:
+    """Return the most that the engine's process has held: the kernel's own record, which misses no moment."""
+    status = Path(f"/proc/{host.pid}/status").read_text(encoding="utf-8")
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1024
 
 
 def _converted(folder: Path, net: str) -> Card:

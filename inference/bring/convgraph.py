@@ -117,7 +117,12 @@ def _same(layer: Convolution) -> dict[str, Any]:
 
 
 def _labels(nodes: list[Any], constant: Any, final: Convolution, value: str) -> None:
-    """Score some classes at a time, and keep the best score and its class so far."""
+    """Score some classes at a time, and keep the best score and its class so far.
+
+    A runtime may compute all scores first, since nothing in them needs the best so far, and would hold them all. So
+    each bias after the first has 0 added to it, which is what the sizes of the two results before differ by: these are
+    known only once they have been computed.
+    """
     from onnx import TensorProto, helper
 
     many = final.kernel.shape[0] > CLASSES_AT_ONCE
@@ -126,8 +131,17 @@ def _labels(nodes: list[Any], constant: Any, final: Convolution, value: str) -> 
     for start in range(0, final.kernel.shape[0], CLASSES_AT_ONCE):
         name = f"classes{start}"
         some = slice(start, start + CLASSES_AT_ONCE)
-        inputs = [value, constant(f"{name}.kernel", final.kernel[some]), constant(f"{name}.bias", final.bias[some])]
-        nodes.append(helper.make_node("Conv", inputs, [f"{name}.scores"], **_same(final)))
+        bias = constant(f"{name}.bias", final.bias[some])
+        if best:
+            for result in (best, label):
+                nodes.append(helper.make_node("Shape", [result], [f"{name}.after.{result}"], start=0, end=1))
+            sizes = [f"{name}.after.{result}" for result in (best, label)]
+            nodes.append(helper.make_node("Sub", sizes, [f"{name}.nothing"]))
+            nodes.append(helper.make_node("Cast", [f"{name}.nothing"], [f"{name}.zero"], to=TensorProto.FLOAT))
+            nodes.append(helper.make_node("Add", [bias, f"{name}.zero"], [f"{name}.waited"]))
+            bias = f"{name}.waited"
+        inputs = [value, constant(f"{name}.kernel", final.kernel[some]), bias]
+        nodes.append(helper.make_node("Conv", inputs, [f"{name}.scores"], name=f"{name}.score", **_same(final)))
         nodes.append(helper.make_node("ArgMax", [f"{name}.scores"], [f"{name}.place"], axis=1, keepdims=1))
         nodes.append(helper.make_node("Cast", [f"{name}.place"], [f"{name}.small"], to=TensorProto.INT32))
         shift = constant(f"{name}.first", np.array(start, np.int32))
@@ -138,7 +152,9 @@ def _labels(nodes: list[Any], constant: Any, final: Convolution, value: str) -> 
             best, label = f"{name}.best", f"{name}.label"
             continue
         nodes.append(helper.make_node("Greater", [f"{name}.best", best], [f"{name}.better"]))
-        nodes.append(helper.make_node("Where", [f"{name}.better", f"{name}.label", label], [f"{name}.kept"]))
+        nodes.append(
+            helper.make_node("Where", [f"{name}.better", f"{name}.label", label], [f"{name}.kept"], name=f"{name}.keep")
+        )
         nodes.append(helper.make_node("Max", [f"{name}.best", best], [f"{name}.highest"]))
         best, label = f"{name}.highest", f"{name}.kept"
     nodes.append(helper.make_node("Cast", [label], ["labels"], to=TensorProto.UINT8))

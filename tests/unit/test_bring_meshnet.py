@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from inference.bring.convgraph import chain_to_onnx
-from inference.bring.tfjs import read_chain
+from inference.bring.tfjs import Convolution, read_chain
 from inference.errors import CardError
 
 MODELS = Path(__file__).resolve().parents[2].parent / "shared" / "models" / "brainchop_meshnet"
@@ -76,11 +77,9 @@ def test_a_converted_net_computes_what_torch_does_from_the_same_weights(net: str
     assert (best - chosen).max() <= 2e-5 * np.abs(expected).max()
 
 
-def test_labels_of_many_classes_are_those_of_the_highest_score() -> None:
-    from inference.bring.tfjs import Convolution
-
+def _many_classes(classes: int) -> list[Convolution]:
     rng = np.random.default_rng(1)
-    layers = [
+    return [
         Convolution(
             name=str(number),
             kernel=rng.normal(size=(out, into, size, size, size)).astype(np.float32),
@@ -89,13 +88,36 @@ def test_labels_of_many_classes_are_those_of_the_highest_score() -> None:
             normalised=False,
             activation=activation,
         )
-        for number, (into, out, size, activation) in enumerate([(1, 6, 3, "tanh"), (6, 21, 1, "linear")])
+        for number, (into, out, size, activation) in enumerate([(1, 6, 3, "tanh"), (6, classes, 1, "linear")])
     ]
-    image = rng.random((1, 1, 12, 13, 14), dtype=np.float32)
+
+
+def test_labels_of_many_classes_are_those_of_the_highest_score() -> None:
+    layers = _many_classes(21)
+    image = np.random.default_rng(2).random((1, 1, 12, 13, 14), dtype=np.float32)
     labels = _run(chain_to_onnx(layers), image)
     assert len(np.unique(labels)) >= 8
     assert labels.max() > 16
     np.testing.assert_array_equal(labels[:, 0], _run(chain_to_onnx(layers, answer="scores"), image).argmax(axis=1))
+
+
+def test_a_hundred_classes_take_no_more_memory_than_a_few() -> None:
+    edge, mb = 80, 2**20
+    image = np.zeros((1, 1, edge, edge, edge), np.float32)
+
+    def held() -> int:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
+
+    def taken(classes: int) -> int:
+        # Makes what the process holds now the most that it has held (proc(5)).
+        Path("/proc/self/clear_refs").write_text("5")
+        before = held()
+        _run(chain_to_onnx(_many_classes(classes)), image)
+        return held() - before
+
+    # All scores at once would be 208 MB.
+    assert 10 * mb < taken(104) < taken(24) + 20 * mb < 100 * mb
 
 
 @pytest.mark.parametrize(
