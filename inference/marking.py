@@ -140,7 +140,7 @@ class Marking:
             if len(self._sets) > _FEW:
                 counts += np.bincount(plane.reshape(-1), minlength=256)
             elif plane.any():
-                for value in self._sets:
+                for value in filter(None, self._sets):
                     counts[value] += np.count_nonzero(plane == value)
         for value, those in self._sets.items():
             for label in those:

@@ -16,6 +16,7 @@ from inference.findings import Code, Coverage, Findings, Segment, Segmentation
 from inference.marking import Marking, dice, planes_of
 from inference.samples import read_mask, write_mask
 from inference.volume import Volume, read_volume
+from node.evidence import segmentation
 from node.workflow import comparing
 from tests.dicom_factory import ct_series
 from tests.enhanced_factory import enhanced
@@ -93,6 +94,15 @@ def test_structures_that_lie_in_one_another_have_their_own_frames_and_whole_volu
         assert findings.segmentation is not None
         kept = [Marking(together=findings.segmentation.together).of(findings.segmentation.labels, n) for n in (1, 2, 3)]
         assert (np.moveaxis(read, -1, 0) == kept).all()
+
+
+def test_structures_are_told_apart_for_the_writer_without_eight_bytes_a_voxel(tmp_path: Path) -> None:
+    findings, volume = tumours_on(ct_series(tmp_path, np.zeros(SHAPE)))
+    assert findings.segmentation is not None
+    apart = segmentation._apart(findings.segmentation, [1, 2, 3], [[plane] for plane in range(SHAPE[0])])
+    assert (np.moveaxis(apart, -1, 0) == [volume.to_source(one.astype(np.uint8)) for one in nested().values()]).all()
+    deep = apart.sum(axis=-1)
+    assert (deep.dtype, deep.max()) == (np.uint8, 3)
 
 
 @pytest.mark.parametrize("kind", ["series", "enhanced"])
