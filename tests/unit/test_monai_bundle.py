@@ -313,6 +313,35 @@ def test_channels_of_a_sigmoid_are_kept_over_one_another_though_one_is_the_backg
     assert described.values["monai_bundle"].get("overlap") == overlap
 
 
+def test_structures_that_a_bundle_lays_over_one_another_come_back_whole_on_the_received_images(
+    home: Path, tmp_path: Path
+) -> None:
+    from inference.engines.monai_bundle import BundleEngine
+
+    about, config = metadata(), inference_config()
+    about["network_data_format"]["outputs"]["pred"]["channel_def"] = {"0": "edema", "1": "necrosis"}
+    after = config["postprocessing"]["transforms"]
+    after[0] = {"_target_": "Activationsd", "keys": "pred", "sigmoid": True}
+    # The first channel is nearly everything but the ball, the second the ball: so low, they share its rim.
+    after[2] = {"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.02}
+    source = build_bundle(tmp_path / "rims", about=about, config=config)
+    assert _add(home, source, "--no-check", "--name", "rims").exit_code == 0
+    card = load_card(home / "var" / "models" / "rims" / "0.2.1")
+    images, ball, _ = _series(tmp_path / "ct", order=-1)
+    assert card.monai_bundle is not None
+    findings = BundleEngine(card, card.monai_bundle, card.directory / card.monai_bundle.root).run(
+        Job(card.path, {"ct": images})
+    )
+    made = findings.segmentation
+    assert made is not None
+    assert made.images == tuple(image.key for image in images)
+    around, inside = (Marking(together=made.together).of(made.labels, label) for label in (1, 2))
+    assert (inside & ball).sum() > 0.95 * ball.sum()
+    assert (around & inside).sum() > 100
+    for one, where in zip(made.segments, (around, inside), strict=True):
+        assert one.volume_ml == pytest.approx(where.sum() * 2.5 * 1.8 * 1.6 / 1000)
+
+
 def test_a_mask_that_has_lost_its_place_is_a_failure_and_not_an_empty_mask() -> None:
     from inference.engines.monai_bundle import on_source as placed
 
