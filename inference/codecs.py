@@ -31,7 +31,8 @@ _PADDING = 64
 def ends_whole(stream: BinaryIO) -> bool:
     """Whether encapsulated Pixel Data (PS3.5 A.4) is there to its end, and its JPEG codestream closed by EOI.
 
-    GDCM fills with invented pixels what a codestream lacks, and says that it has succeeded.
+    GDCM fills with invented pixels what a codestream lacks, and says that it has succeeded. A wrong byte within is not
+    found: most end on the same bit, and no decoder tells (docs/geometry.md).
 
     Parameters
     ----------
