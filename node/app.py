@@ -36,6 +36,7 @@ from node.ops.reconciling import reconciling
 from node.ops.rooms import watching
 from node.settings import Settings
 from node.web.application import Services, run_web
+from node.workflow import leaving
 from node.workflow.models import Models, installed, register, store_of
 from node.workflow.way import Way
 from node.workflow.workers import run_performer, run_workflow
@@ -109,6 +110,8 @@ def _prepare(settings: Settings, directory: DataDirectory, registry: Registry) -
             receiving.restart_quiet_periods(connection)
             studies.device_uid(connection)
             register(connection, registry, store_of(settings))
+        if swept := leaving.sweep(settings, database):
+            _log.info("files of removed versions taken away", versions=swept)
     finally:
         database.close()
 

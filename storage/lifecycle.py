@@ -49,6 +49,8 @@ SHADOW: Final = "shadow"
 CANARY: Final = "canary"
 LIVE: Final = "live"
 RETIRED: Final = "retired"
+#: Its files are gone; its number, its Device UID and its history stay.
+REMOVED: Final = "removed"
 
 #: kind -> state -> the states that may follow. A state with nothing behind it is final.
 TRANSITIONS: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
@@ -103,11 +105,12 @@ TRANSITIONS: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
         DISCONTINUED: frozenset(),
     },
     "model": {
-        CANDIDATE: frozenset({SHADOW, CANARY, LIVE, RETIRED}),
+        CANDIDATE: frozenset({SHADOW, CANARY, LIVE, RETIRED, REMOVED}),
         SHADOW: frozenset({CANDIDATE, CANARY, LIVE, RETIRED}),
         CANARY: frozenset({CANDIDATE, SHADOW, LIVE, RETIRED}),
         LIVE: frozenset({CANDIDATE, RETIRED}),
-        RETIRED: frozenset({CANDIDATE}),  # taken back it has to be promoted like any other
+        RETIRED: frozenset({CANDIDATE, REMOVED}),  # taken back it has to be promoted like any other
+        REMOVED: frozenset({CANDIDATE}),  # the same bytes were added again
     },
 }
 

@@ -13,11 +13,11 @@ from sqlalchemy import Connection, select, update
 
 from storage import lifecycle, models, schema, worklist
 from storage.errors import AlreadyThere, IllegalTransition, Unknown
-from storage.lifecycle import CANARY, CANDIDATE, LIVE, RETIRED
+from storage.lifecycle import CANARY, CANDIDATE, LIVE, REMOVED, RETIRED
 from storage.models import Found
 from storage.records import ModelVersion, Workitem
 
-__all__ = ["move", "newest", "register", "rollback", "turned_back"]
+__all__ = ["bring_back", "move", "newest", "register", "remove", "rollback", "turned_back"]
 
 
 def register(connection: Connection, found: Iterable[Found], *, by: str) -> None:
@@ -38,8 +38,12 @@ def register(connection: Connection, found: Iterable[Found], *, by: str) -> None
         known = {one.version: one for one in models.versions(connection, model, lock=True)}
         fresh = [one for one in offered if one.version not in known]
         for one in offered:
-            if one.version in known:
+            if one.version in known and known[one.version].state != REMOVED:
                 _seen_again(connection, known[one.version], one, by)
+            elif one.version in known and one.origin == models.SHIPPED:
+                _seen_again(connection, known[one.version], one, by)
+                why = "shipped with this version of the software"
+                bring_back(connection, known[one.version], by=by, why=why, origin=models.SHIPPED)
         shipped = [one for one in fresh if one.origin == models.SHIPPED]
         for one in fresh:
             models.insert_version(
@@ -93,6 +97,44 @@ def move(
     return models.get(connection, version.model, version.version)
 
 
+def remove(connection: Connection, version: ModelVersion, *, by: str, why: str = "") -> None:
+    """Note that a version that was added is gone; its files go after this is committed.
+
+    Raises
+    ------
+    IllegalTransition
+        Where it was not added, something runs on it, or the live version would be turned back to it.
+    """
+    there = models.versions(connection, version.model, lock=True)
+    if version.origin != models.ADDED:
+        raise IllegalTransition(
+            f"{version.name} was not added, it lies among the configured models: overread models retire {version.name} "
+            "takes it out, and who has put its folder there may take that away"
+        )
+    if version.state not in (CANDIDATE, RETIRED):
+        raise IllegalTransition(
+            f"{version.name} is {version.state}: overread models retire {version.name} first, or promote another"
+        )
+    live = next((one for one in there if one.state == LIVE), None)
+    if version.state == CANDIDATE and live is not None and live.instead_of == version.version:
+        raise IllegalTransition(
+            f"overread models rollback {version.model} goes back to {version.name}: retire it first, where it shall not"
+        )
+    if waiting := len(_scheduled(connection, version)):
+        raise IllegalTransition(
+            f"{waiting} workitems are scheduled for {version.name}: wait for them, or overread models retire "
+            f"{version.name}, which cancels them"
+        )
+    # To take a candidate away is no choice of what is to run.
+    _transition(connection, version, REMOVED, by=by, why=why, action="removed", chosen=version.chosen)
+
+
+def bring_back(connection: Connection, version: ModelVersion, *, by: str, why: str, origin: str = "") -> None:
+    """Make a version a candidate whose files are here again; ``origin`` where they have come from now."""
+    origin = origin or version.origin
+    _transition(connection, version, CANDIDATE, by=by, why=why, action="added", chosen=version.chosen, origin=origin)
+
+
 def rollback(
     connection: Connection, model: str, *, by: str, why: str = "", to: str | None = None
 ) -> tuple[ModelVersion, ModelVersion | None]:
@@ -136,6 +178,8 @@ def turned_back(connection: Connection, model: str, to: str | None = None) -> tu
     before = models.get(connection, model, target)
     if before.state == LIVE:
         raise IllegalTransition(f"{before.name} is live already")
+    if before.state == REMOVED:
+        raise IllegalTransition(f"{before.name} was removed: overread models add brings it back, to be promoted")
     # To go back needs no new test, so it leads only to what has been live; anything else has to be promoted.
     if not models.was_live(connection, before):
         raise IllegalTransition(f"{before.name} has never been live: overread models promote {before.name} makes it so")
@@ -205,6 +249,11 @@ def _transition(
 
 
 def _cancel_scheduled(connection: Connection, version: ModelVersion, reason: str) -> None:
+    for one in _scheduled(connection, version):
+        worklist.cancel(connection, one, reason)
+
+
+def _scheduled(connection: Connection, version: ModelVersion) -> list[Workitem]:
     w = schema.workitem.c
     rows = connection.execute(
         select(schema.workitem).where(
@@ -213,8 +262,7 @@ def _cancel_scheduled(connection: Connection, version: ModelVersion, reason: str
             w.state.in_((lifecycle.SCHEDULED, lifecycle.IN_PROGRESS)),
         )
     ).mappings()
-    for row in rows.all():
-        worklist.cancel(connection, Workitem(**row), reason)
+    return [Workitem(**row) for row in rows.all()]
 
 
 def _seen_again(connection: Connection, known: ModelVersion, found: Found, by: str) -> None:

@@ -97,7 +97,8 @@ def _started(
     blobs = FileBlobs(folder / "objects")
     archive = Archive(database, blobs, FileBlobs(folder / "refused"))
     stack.callback(archive.close)
-    settings = Settings(data_dir=folder, routes=(), http={"port": 1, **http})
+    more = services.pop("settings", {})
+    settings = Settings(data_dir=folder, routes=(), http={"port": 1, **http}, **more)
     listening = listen("http", settings.http.bind, 0)
     port = listening.getsockname()[1]
     wired = Services(

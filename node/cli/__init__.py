@@ -104,13 +104,13 @@ def explain(
         from node.workflow import story
 
         with database.read() as connection:
-            told = story.tell(connection, study)
+            told = story.tell(connection, study, settings.data_dir.absolute() / "heat-maps")
     if as_json:
         print_json(story.Story, told)
     else:
         from node.cli.terminal import show_story
 
-        show_story(console(), told, events=events, heat_maps=settings.data_dir.absolute() / "heat-maps")
+        show_story(console(), told, events=events)
 
 
 @app.command()

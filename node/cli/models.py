@@ -35,7 +35,7 @@ class _CardByDefault(TyperGroup):
 
 app = typer.Typer(
     name="models",
-    help="Models and their versions: list, look at, add, verify, test, promote, turn back, compare, retire. "
+    help="Models and their versions: list, look at, add, verify, test, promote, turn back, compare, retire, remove. "
     "A version is named as lung-ct@1.0.0; what changes is seen by the running node at once, and stays in its history.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -68,8 +68,12 @@ WhyOption = Annotated[str, typer.Option("--why", help="Why, for the history.")]
 
 
 @app.command("list")
-def list_models(config: ConfigOption = CONFIG, as_json: JsonOption = False) -> None:
-    """List every version of every model with its stage: live, canary, shadow, candidate or retired.
+def list_models(
+    config: ConfigOption = CONFIG,
+    as_json: JsonOption = False,
+    removed: Annotated[bool, typer.Option("--all", help="Also versions that were removed.")] = False,
+) -> None:
+    """List every version of every model: its stage, its test, what runs it here, and why it reads nothing if so.
 
     Examples: **overread models list**, **overread models list --json**
     """
@@ -77,7 +81,7 @@ def list_models(config: ConfigOption = CONFIG, as_json: JsonOption = False) -> N
     from node.workflow import overview
 
     with at_work(config) as (settings, database):
-        found = overview.versions(settings, database)
+        found = overview.versions(settings, database, removed=removed)
     if as_json:
         print_json(list[overview.VersionShown], found)
     else:
@@ -294,6 +298,21 @@ def retire(version: VersionArgument, config: ConfigOption = CONFIG, by: ByOption
 
     with at_work(config) as (settings, database):
         show(governing.retire(settings, database, version, by=asker(by), why=why))
+
+
+@app.command()
+def remove(version: VersionArgument, config: ConfigOption = CONFIG, by: ByOption = "", why: WhyOption = "") -> None:
+    """Take away the files of a version that was added and that nothing needs: a candidate, or one that is retired.
+
+    Example: **overread models remove lung-ct@2.0.0-rc1 --why "a trial"**
+
+    Its number stays taken, and its Device UID and history stay known. Adding the same bytes again brings it back as a
+    candidate. Refused where it is live, a canary or a shadow, a route needs it, or a rollback would go back to it.
+    """
+    from node.workflow import leaving
+
+    with at_work(config) as (settings, database):
+        show(leaving.remove(settings, database, version, by=asker(by), why=why))
 
 
 @app.command()

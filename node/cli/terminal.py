@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -29,7 +28,7 @@ _TOLD_APART = frozenset({"reason", "weighed", "missing", "flags"})
 _BAD = frozenset({"PARKED", "FAILED", "LOST", "CANCELED"})
 
 
-def show_story(console: Console, story: Story, *, events: bool, heat_maps: Path | None = None) -> None:
+def show_story(console: Console, story: Story, *, events: bool) -> None:
     """Print a story as a tree, in the order in which things happen."""
     tree = Tree(f"[bold]study[/] {escape(story.study_instance_uid)}  {_state(story.state)}")
     tree.add(f"[bold]{escape(story.summary)}[/]")
@@ -64,7 +63,7 @@ def show_story(console: Console, story: Story, *, events: bool, heat_maps: Path 
         when = f"asked {counted.asked}x, {_at(counted.at)}" if counted.at else "about to be asked"
         tree.add(escape(f"count at peer {counted.peer}: {when}  {counted.answer}".rstrip()))
     for revision in story.revisions:
-        _add_revision(tree, revision, story.workitems, heat_maps)
+        _add_revision(tree, revision, story.workitems)
     if events:
         branch = tree.add("events")
         for event in story.events:
@@ -73,9 +72,7 @@ def show_story(console: Console, story: Story, *, events: bool, heat_maps: Path 
     console.print(tree, soft_wrap=True)
 
 
-def _add_revision(
-    tree: Tree, revision: RevisionTold, workitems: Sequence[WorkitemTold], heat_maps: Path | None
-) -> None:
+def _add_revision(tree: Tree, revision: RevisionTold, workitems: Sequence[WorkitemTold]) -> None:
     asked = bool(revision.verdict.get("rerun"))
     how = f"rerun asked for by {revision.verdict.get('by') or 'an operator'}" if asked else "judged complete"
     title = f"revision {revision.number}: {how} {_at(revision.opened_at)} with {revision.instances} instances"
@@ -90,9 +87,9 @@ def _add_revision(
         uses = [use for use in workitem.uses if use.revision == revision.number]
         if uses:
             leaf = _add_workitem(branch, workitem, [(use.route, use.reason) for use in uses])
-            kept = heat_maps / f"{workitem.uid}.npz" if heat_maps else None
-            if kept and kept.is_file():
-                leaf.add(escape(f"heat maps: {kept} (docs/models.md says what is in it)"))
+            if workitem.heat_maps is not None:
+                of = ", ".join(one.name for one in workitem.heat_maps.maps)
+                leaf.add(escape(f"heat maps of {of}: {workitem.heat_maps.file} (docs/models.md says what is in it)"))
     for message in revision.notifications:
         text = f"{message.target} to {message.receiver}, {message.control_id}"
         _add_tries(branch.add(f"{escape(text)}  {_state(message.state)}  {_outgoing(message)}"), message)

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from node.settings import Settings
-from node.workflow import control, governing, overview, story
+from node.workflow import control, governing, leaving, overview, story
 from storage import changefeed, quarantine
 from storage import control as holds
 from storage import models as model_rows
@@ -146,7 +146,7 @@ class ModelChanged(_Model):
     at: datetime
     model: str
     version: str
-    action: Annotated[str, Field(examples=["promoted", "rolled-back", "retired", "tested"])]
+    action: Annotated[str, Field(examples=["promoted", "rolled-back", "retired", "removed", "tested", "tuned"])]
     before: str | None
     after: str | None
     by: str
@@ -187,7 +187,7 @@ def router(services: Services) -> APIRouter:
     @api.get("/studies/{study_instance_uid}/story", summary="What became of a study, and why")
     def tell(study_instance_uid: StudyUID) -> story.Story:
         with database.read() as connection:
-            return story.tell(connection, study_instance_uid)
+            return story.tell(connection, study_instance_uid, settings.data_dir.absolute() / "heat-maps")
 
     @api.post("/studies/{study_instance_uid}/retry", summary="Try again everything of a study that is parked")
     def retry(study_instance_uid: StudyUID, body: By | None = None) -> control.Done:
@@ -312,6 +312,11 @@ def router(services: Services) -> APIRouter:
     def retire(model: ModelName, version: ModelName, body: Because | None = None) -> control.Done:
         body = body or Because()
         return governing.retire(settings, database, f"{model}@{version}", by=body.by, why=body.why)
+
+    @api.post("/models/{model}/versions/{version}/remove", summary="Take away the files of a version that was added")
+    def remove(model: ModelName, version: ModelName, body: Because | None = None) -> control.Done:
+        body = body or Because()
+        return leaving.remove(settings, database, f"{model}@{version}", by=body.by, why=body.why)
 
     @api.post("/models/{model}/rollback", summary="Turn a model back by one step, without a restart")
     def rollback(model: ModelName, body: Rollback | None = None) -> control.Done:

@@ -93,7 +93,7 @@ def create_application(services: Services) -> FastAPI:
     )
     weighing = Weighing(services.settings)
     application.include_router(api.router(services))
-    application.include_router(pages.router(services.database, weighing))
+    application.include_router(pages.router(services.settings, services.database, weighing))
     _include_operations(application, services, weighing)
     if http.token is not None:
         application.add_middleware(RequireToken, token=http.token.get_secret_value())

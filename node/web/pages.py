@@ -1,4 +1,6 @@
-"""What a model's inputs and answers are like, then and now: as pages for people and as JSON for tools.
+"""Which versions of models there are, what each reads, and whether inputs and answers are still what they were.
+
+As pages for people, and what is measured as JSON for tools too (the versions are in :mod:`node.web.api`).
 
 The pages are plain HTML with drawings in SVG: no script, nothing from elsewhere, so that they work where a browser may
 load nothing but this node.
@@ -14,6 +16,9 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from node.ops.stability import MODERATE, MUCH, Feature, Stability, Weighing
+from node.settings import Settings
+from node.workflow import overview
+from node.workflow.overview import VersionShown
 from storage.database import Database
 from storage.errors import Unknown
 
@@ -69,14 +74,17 @@ class StabilityShown(BaseModel):
     features: list[FeatureShown]
 
 
-def router(database: Database, weighing: Weighing) -> APIRouter:
+def router(settings: Settings, database: Database, weighing: Weighing) -> APIRouter:
     """Return the pages under ``/models`` and their JSON under ``/api/v1``."""
     api = APIRouter()
 
     def found(model: str | None = None) -> list[Stability]:
         with database.read() as connection:
-            there = [one for one in weighing.weigh(connection) if model in (None, one.model)]
-        if model is not None and not there:
+            return [one for one in weighing.weigh(connection) if model in (None, one.model)]
+
+    def read(model: str) -> list[Stability]:
+        there = found(model)
+        if not there:
             raise Unknown(f"no model {model} has read anything here yet")
         return there
 
@@ -86,16 +94,18 @@ def router(database: Database, weighing: Weighing) -> APIRouter:
 
     @api.get("/api/v1/models/{model}/stability", tags=["operators"], summary="Drift of one model's inputs and answers")
     def one_model(model: ModelName) -> list[StabilityShown]:
-        return [_shown(one) for one in found(model)]
+        return [_shown(one) for one in read(model)]
 
     @api.get("/models", include_in_schema=False)
     def models_page() -> HTMLResponse:
-        return _page("Models", _overview(found()))
+        return _page("Models", _overview(overview.versions(settings, database), found()))
 
     @api.get("/models/{model}", include_in_schema=False)
     def model_page(model: ModelName) -> HTMLResponse:
-        there = found(model)
-        return _page(model, "".join(_version(one) for one in there))
+        known = [one for one in overview.versions(settings, database) if one.name == model]
+        there = found(model) if known else read(model)
+        facts = _facts(known) if known else ""
+        return _page(model, facts + "".join(_version(one) for one in there))
 
     return api
 
@@ -135,18 +145,49 @@ def _page(title: str, body: str) -> HTMLResponse:
     return HTMLResponse(html, headers={"Content-Security-Policy": _POLICY})
 
 
-def _overview(there: list[Stability]) -> str:
-    if not there:
-        return "<p>No model has read anything here yet.</p>"
+def _overview(versions: list[VersionShown], there: list[Stability]) -> str:
+    """Show every version that is registered, and below what each has read, with those that no row is left of."""
+    if not versions and not there:
+        return "<p>No model is registered. No model has read anything here yet.</p>"
+    observed = {(one.model, one.version): one for one in there}
+    shown = {(one.name, one.version): one for one in versions}
     rows = []
-    for one in there:
-        worst = one.features[0] if one.features else None
-        most = "" if worst is None or worst.psi is None else f"{escape(worst.name)} {worst.psi:.2f}"
-        rows.append(
-            f"<tr><td><a href='models/{escape(one.model)}'>{escape(one.model)}</a><td>{escape(one.version)}"
-            f"<td class=number>{one.observations}<td class={one.level}>{_WORDS[one.level]}<td>{most}"
-        )
-    return f"<table><tr><th>model<th>version<th>inputs<th>inputs and answers<th>most changed{''.join(rows)}</table>"
+    for name, version in sorted({*observed, *shown}):
+        one, read = shown.get((name, version)), observed.get((name, version))
+        link = f"<a href='models/{escape(name)}'>{escape(name)}</a>"
+        facts = _cells(one) if one is not None else "<td class=unknown>no more registered<td><td><td>"
+        rows.append(f"<tr><td>{link}<td>{escape(version)}{facts}{_drift(read)}")
+    names = ("model", "version", "stage", "reads", "tested", "runs by", "inputs", "inputs and answers", "most changed")
+    head = "<tr>" + "".join(f"<th>{each}" for each in names)
+    note = "" if there else "<p class=note>No model has read anything here yet.</p>"
+    return f"<table>{head}{''.join(rows)}</table>{note}"
+
+
+def _drift(read: Stability | None) -> str:
+    if read is None:
+        return "<td class=number>0<td class=unknown>nothing read yet<td>"
+    worst = read.features[0] if read.features else None
+    most = "" if worst is None or worst.psi is None else f"{escape(worst.name)} {worst.psi:.2f}"
+    return f"<td class=number>{read.observations}<td class={read.level}>{_WORDS[read.level]}<td>{most}"
+
+
+def _cells(one: VersionShown) -> str:
+    """Say of a version its stage, what it reads or why nothing, its test, and what runs it here."""
+    share = f" {100 * one.share:g} %" if one.share else ""
+    reads = f"<span class=unknown>nothing: {escape(one.idle)}</span>" if one.idle else escape(", ".join(one.routes))
+    if one.test_passed is None:
+        tested = "<span class=moderate>no</span>"
+    else:
+        when = f"{one.tested_at:%Y-%m-%d}" if one.tested_at else ""
+        tested = f"passed {when}" if one.test_passed else f"<span class=much>failed {when}</span>"
+    todo = f"<br><code>{escape(one.todo)}</code>" if one.todo else ""
+    return f"<td>{escape(one.stage)}{share}<td>{reads}<td>{tested}<td>{escape(one.way) or 'as its card says'}{todo}"
+
+
+def _facts(versions: list[VersionShown]) -> str:
+    rows = "".join(f"<tr><td>{escape(one.version)}<td>{escape(one.title)}{_cells(one)}" for one in versions)
+    head = "<tr><th>version<th>what it is<th>stage<th>reads<th>tested<th>runs by"
+    return f"<table>{head}{rows}</table><p class=note>overread models show {escape(versions[0].name)} tells more.</p>"
 
 
 def _version(one: Stability) -> str:

@@ -24,13 +24,14 @@ from node.settings import Settings
 from node.workflow.control import Done
 from node.workflow.governing import locate
 from node.workflow.models import found_of, store_of
-from storage import models
+from storage import models, stages
 from storage.blobs.files import fsync_directory
 from storage.database import Database
 from storage.errors import AlreadyThere
+from storage.lifecycle import REMOVED
 from storage.records import ModelVersion
 
-__all__ = ["add"]
+__all__ = ["add", "alone"]
 
 Progress = Callable[[int, int], None]
 
@@ -64,7 +65,7 @@ def add(
     """
     store = store_of(settings)
     store.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _alone(store):
+    with alone(store):
         coming = store / f".coming-{uuid.uuid4().hex}"
         try:
             take_in(source, coming, progress=progress)
@@ -80,7 +81,7 @@ def add(
 
 
 @contextmanager
-def _alone(store: Path) -> Iterator[None]:
+def alone(store: Path) -> Iterator[None]:
     """Let one after the other bring something in; what one has left that was killed is taken away."""
     with (store / ".lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -96,20 +97,23 @@ def _add(settings: Settings, database: Database, source: Path, coming: Path, *, 
     place = version_folder(store, card.name, card.version)
     known = _known(database, card)
     same_words = known is not None and known.card_sha256 == card_sha256(card)
-    if known is not None and same_words and _is_whole(settings, known):
+    removed = known is not None and known.state == REMOVED
+    if known is not None and same_words and not removed and _is_whole(settings, known):
         return Done(unchanged=[f"{name} is here already, with the same bytes"])
     check_samples(card)
-    problem = why_not_loaded(card) if check and known is None else ""
+    problem = why_not_loaded(card) if check and (known is None or removed) else ""
     if problem:
         raise CardError(f"{name} cannot be loaded, and was not added: {problem} (--no-check adds it as it is)")
     _put(coming, place)
     found = found_of(card_of(place / "card.yaml", store), store)
     with database.write() as connection:
+        if known is not None and removed:
+            stages.bring_back(connection, known, by=by, why=why or f"again, from {source.name}")
         if known is not None and not same_words:
             models.reword(connection, known, found, by=by, why=why or f"words and samples from {source.name}")
         else:
             models.add(connection, found, by=by, why=why or f"from {source.name}")
-    if known is not None and not same_words:
+    if known is not None and not same_words and not removed:
         return Done(
             changed=[f"{name} has new words and samples; what decides its answers is the same"],
             hint=f"overread models test {name}",

@@ -26,7 +26,7 @@ from node.workflow.models import store_of
 from storage import models, stages, worklist
 from storage.database import Database
 from storage.errors import IllegalTransition
-from storage.lifecycle import CANARY, CANDIDATE, LIVE, RETIRED, SHADOW
+from storage.lifecycle import CANARY, CANDIDATE, LIVE, REMOVED, RETIRED, SHADOW
 from storage.records import ModelVersion
 
 __all__ = ["Stage", "Verified", "locate", "promote", "retire", "rollback", "run_test", "verify", "version_named"]
@@ -251,11 +251,13 @@ def _forget_masks(settings: Settings, database: Database, version: ModelVersion)
 def _named(database: Database, reference: str | None) -> list[ModelVersion]:
     with database.read() as connection:
         if reference is None:
-            return models.versions(connection)
+            return [one for one in models.versions(connection) if one.state != REMOVED]
         model, version = parted(reference)
         if version is not None:
             return [models.get(connection, model, version)]
-        return models.versions(connection, model) or [models.get(connection, model)]
+        return [one for one in models.versions(connection, model) if one.state != REMOVED] or [
+            models.get(connection, model)
+        ]
 
 
 def version_named(database: Database, reference: str) -> ModelVersion:
@@ -274,6 +276,8 @@ def version_named(database: Database, reference: str) -> ModelVersion:
 
 
 def _as_registered(settings: Settings, one: ModelVersion) -> Card:
+    if one.state == REMOVED:
+        raise ModelRefused(f"{one.name} was removed: overread models add with the same bytes brings it back")
     card = locate(settings, one.model, one.version)
     if card.digest != one.digest:
         raise CardError(

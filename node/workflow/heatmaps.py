@@ -9,10 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from node.workflow.told import HeatMapsTold, HeatMapTold
+
 if TYPE_CHECKING:
     from inference.findings import Findings, HeatMap
 
-__all__ = ["keep", "kept"]
+__all__ = ["keep", "kept", "listed"]
 
 
 def keep(folder: Path, workitem_uid: str, findings: Findings) -> None:
@@ -55,3 +57,22 @@ def kept(folder: Path, workitem_uid: str) -> tuple[HeatMap, ...]:
             )
     except FileNotFoundError:
         return ()
+
+
+def listed(folder: Path, workitem_uid: str) -> HeatMapsTold | None:
+    """Return which heat maps a workitem has and where, without reading a pixel; None where it has none."""
+    import zipfile
+
+    import numpy as np
+
+    path = folder / f"{workitem_uid}.npz"
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            about = json.loads(file["index"].tobytes())
+        maps = [HeatMapTold(array=f"map_{number}", **one) for number, one in enumerate(about)]
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        # The file is named all the same: somebody may want to look what is wrong with it.
+        maps = []
+    return HeatMapsTold(file=str(path), maps=maps)

@@ -22,7 +22,7 @@ from node.errors import ConfigurationError
 from node.settings import Route, Settings
 from storage import models, stages
 from storage.database import Database
-from storage.lifecycle import CANARY, CANDIDATE, LIVE, RETIRED, SHADOW
+from storage.lifecycle import CANARY, CANDIDATE, LIVE, REMOVED, RETIRED, SHADOW
 from storage.records import ModelVersion
 
 __all__ = ["Chosen", "Models", "View", "check_routes", "found_of", "fraction_of", "installed", "register", "store_of"]
@@ -116,8 +116,8 @@ class View:
         """Return why what was scheduled with a digest must not run now; "" where it may."""
         for key, one in self.versions.items():
             if one.digest == digest:
-                if one.state == RETIRED:
-                    return f"{one.name} is retired"
+                if one.state in (RETIRED, REMOVED):
+                    return f"{one.name} is {one.state}"
                 return "" if key in self.cards else self._why_absent(one)
         return "is not installed any more, or has changed since this was scheduled; rerun the study to use what is live"
 
@@ -132,8 +132,8 @@ class View:
         one = self.versions.get((model, version))
         if one is None:
             return (), f"{reference} is not registered here"
-        if one.state == RETIRED:
-            return (), f"{reference} is retired"
+        if one.state in (RETIRED, REMOVED):
+            return (), f"{reference} is {one.state}"
         released = one.is_tested or (model, version) in self.released or one.origin == models.SHIPPED
         if one.state == CANDIDATE and (one.has_failed or not released):
             return (), f"{reference} is a candidate that has not passed its test (overread models test {reference})"
@@ -180,7 +180,7 @@ class Models:
                 revision = models.revision(connection)
                 if revision == self._prepared:
                     return
-                versions = models.versions(connection)
+                versions = [one for one in models.versions(connection) if one.state != REMOVED]
             wrong: dict[_Exact, str] = {}
             for one in versions:
                 exact = _exactly(one)
@@ -206,6 +206,8 @@ class Models:
         problems: dict[_Key, str] = {}
         for one in versions:
             key, exact = (one.model, one.version), _exactly(one)
+            if one.state == REMOVED:
+                continue
             try:
                 card = self._hashed.get(exact) or self._read.get(exact)
                 if exact in self._wrong:

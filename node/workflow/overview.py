@@ -16,7 +16,7 @@ from node.settings import Settings
 from node.workflow import governing, measuring
 from storage import control, models
 from storage.database import Database
-from storage.lifecycle import CANDIDATE, RETIRED
+from storage.lifecycle import CANDIDATE, REMOVED, RETIRED
 from storage.records import ModelChange, ModelVersion
 
 __all__ = ["VersionShown", "VersionTold", "version", "versions"]
@@ -63,12 +63,13 @@ class VersionTold:
     history: list[ModelChange]
 
 
-def versions(settings: Settings, database: Database) -> list[VersionShown]:
-    """Return every version that is registered."""
+def versions(settings: Settings, database: Database, *, removed: bool = False) -> list[VersionShown]:
+    """Return every version that is registered; those that were removed only where they are asked for."""
     with database.read() as connection:
         found, held = models.versions(connection), control.paused(connection, "model")
         released = models.released(connection)
-    return [_shown(settings, one, held, released)[0] for one in found]
+    shown = [one for one in found if removed or one.state != REMOVED]
+    return [_shown(settings, one, held, released)[0] for one in shown]
 
 
 def version(settings: Settings, database: Database, reference: str) -> VersionTold:
@@ -93,6 +94,8 @@ def _shown(
 ) -> tuple[VersionShown, Card | None]:
     card, problem = None, ""
     try:
+        if one.state == REMOVED:
+            raise CardError("removed: its files are gone")
         card = governing.locate(settings, one.model, one.version, hashed=False)
         if card.digest != one.digest:
             problem = f"{card.path} has digest {card.digest[:12]}, not the one that was registered"

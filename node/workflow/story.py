@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from sqlalchemy import Connection, func, select
 
+from node.workflow import heatmaps
 from node.workflow.told import (
     AttemptTold,
     CountTold,
@@ -18,6 +20,7 @@ from node.workflow.told import (
     DocumentTold,
     Event,
     FlagTold,
+    HeatMapsTold,
     NotificationTold,
     ProcedureStepTold,
     Received,
@@ -49,6 +52,7 @@ __all__ = [
     "DeliveryTold",
     "DocumentTold",
     "Event",
+    "HeatMapsTold",
     "NotificationTold",
     "Received",
     "RevisionTold",
@@ -65,8 +69,13 @@ __all__ = [
 _SWITCHED_OFF = "demonstration_models is false"
 
 
-def tell(connection: Connection, study_instance_uid: str) -> Story:
+def tell(connection: Connection, study_instance_uid: str, heat_maps: Path | None = None) -> Story:
     """Tell a study's story.
+
+    Parameters
+    ----------
+    heat_maps
+        The folder where heat maps are kept; without it the story is told without them.
 
     Raises
     ------
@@ -78,7 +87,7 @@ def tell(connection: Connection, study_instance_uid: str) -> Story:
     revisions = studies.revisions(connection, study.id)
     numbers = {one.id: one.number for one in revisions}
     histories = _histories(changes)
-    workitems = _workitems(connection, study.id, numbers, histories)
+    workitems = _workitems(connection, study.id, numbers, histories, heat_maps)
     revisions_told = [_revision(connection, study, one, changes, histories) for one in revisions]
     return Story(
         target=f"study:{study.id}",
@@ -231,7 +240,11 @@ def _revision(
 
 
 def _workitems(
-    connection: Connection, study_id: int, numbers: Mapping[int, int], histories: _Histories
+    connection: Connection,
+    study_id: int,
+    numbers: Mapping[int, int],
+    histories: _Histories,
+    heat_maps: Path | None,
 ) -> list[WorkitemTold]:
     w = schema.workitem.c
     rows = connection.execute(select(schema.workitem).where(w.study_id == study_id).order_by(w.id)).mappings()
@@ -278,6 +291,7 @@ def _workitems(
             documents=[
                 _document(connection, document, histories) for document in worklist.documents(connection, one.id)
             ],
+            heat_maps=heatmaps.listed(heat_maps, one.uid) if heat_maps is not None else None,
         )
         for one in found
     ]

@@ -168,6 +168,25 @@ class DocumentTold:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeatMapTold:
+    """One heat map: the finding that it explains, and the array of its file; on the pixels of one image."""
+
+    array: str
+    name: str
+    code: dict[str, str]
+    #: Its SOP Instance UID.
+    image: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeatMapsTold:
+    """The heat maps of a workitem, and the file (NumPy's .npz) that they lie in."""
+
+    file: str
+    maps: list[HeatMapTold]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkitemTold:
     """One model on one input set."""
 
@@ -191,6 +210,7 @@ class WorkitemTold:
     uses: list[UseTold]
     attempts: list[AttemptTold]
     documents: list[DocumentTold]
+    heat_maps: HeatMapsTold | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

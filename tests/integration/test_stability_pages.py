@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 
+from node.workflow.models import installed, register, store_of
 from storage import drift
+from tests.model_factory import segmentation_card, thresholding, write_model
 from tests.web import WebNode
 
 
@@ -64,6 +68,25 @@ def test_a_shifted_population_is_told_in_the_metrics_the_api_and_on_the_page(web
     assert len(drawings[0].findall(".//rect")) == 20
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert "models/chest" in web.http.get("/models").text
+
+
+def test_the_page_of_models_tells_what_each_version_is_and_why_it_reads_nothing(
+    start_web: Callable[..., WebNode], tmp_path: Path
+) -> None:
+    place = write_model(tmp_path / "models", segmentation_card(title="<b>Bright</b>"), thresholding()).parent
+    web = start_web(settings={"models": place.parent})
+    settings = web.services.settings
+    with web.services.database.write() as connection:
+        register(connection, installed(settings, routed=False), store_of(settings))
+    page = web.http.get("/models").text
+    assert "<td>live<td><span class=unknown>nothing: no route names it</span>" in page
+    assert "not measured on this machine" in page
+    assert "overread models tune blobs@1.0.0" in page
+    assert "No model has read anything" in page
+    # A model that has read nothing has a page too, and what a card says is text on it.
+    page = web.http.get("/models/blobs").text
+    assert "&lt;b&gt;Bright" in page
+    assert "<b>" not in page
 
 
 def _quoted(html: str) -> str:

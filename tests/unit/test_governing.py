@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from sqlalchemy import update
 
 from inference.card import load_card
 from inference.errors import CardError
@@ -25,9 +26,9 @@ from node.ops.backup import backup
 from node.ops.check import check_route, why_idle
 from node.ops.restore import MEMBER, restore
 from node.settings import Route, Settings
-from node.workflow import arriving, comparing, governing, overview
+from node.workflow import arriving, comparing, governing, leaving, overview
 from node.workflow.models import Models, installed, register, store_of
-from storage import models
+from storage import models, schema, stages
 from storage.blobs import FileBlobs
 from storage.database import Database
 from storage.errors import AlreadyThere, IllegalTransition
@@ -395,3 +396,86 @@ def test_versions_of_two_models_are_not_compared(embedded: Holding, settings: Se
         first, second = models.get(connection, "blobs", "1.0.0"), models.get(connection, "other", "1.0.0")
     with pytest.raises(ModelRefused, match="not two versions of one model"):
         comparing.compare(embedded.database, FileBlobs(tmp_path), tmp_path, first, second)
+
+
+def test_a_version_that_nothing_needs_is_removed_and_its_number_stays_taken(
+    embedded: Holding, settings: Settings, tmp_path: Path
+) -> None:
+    source = version_in(tmp_path / "new")
+    place = store_of(settings) / "blobs" / "2.0.0"
+    arriving.add(settings, embedded.database, source, by=ANN)
+    with embedded.database.read() as connection:
+        device = models.get(connection, "blobs", "2.0.0").device_uid
+    done = leaving.remove(settings, embedded.database, "blobs@2.0.0", by=ANN, why="a trial")
+    assert done.changed == ["blobs@2.0.0: candidate -> removed; its files are gone"]
+    assert [one.name for one in store_of(settings).iterdir()] == [".lock"]
+    with embedded.database.read() as connection:
+        newest = models.history(connection)[0]
+        assert (newest.action, newest.before, newest.after, newest.why) == (
+            "removed",
+            "candidate",
+            "removed",
+            "a trial",
+        )
+        # What it has made is still known for this node's own, and what is shipped later still becomes live.
+        assert device in models.device_uids(connection)
+        assert not any(one.chosen for one in models.versions(connection))
+        seen = Models(installed(settings), store_of(settings)).view(connection)
+    assert seen.chosen("blobs@2.0.0", "1.2")[1] == "blobs@2.0.0 is removed"
+    assert [one.version for one in overview.versions(settings, embedded.database)] == ["1.0.0"]
+    assert [one.idle for one in overview.versions(settings, embedded.database, removed=True)][1].startswith("removed")
+    assert all(one.passed for one in governing.verify(settings, embedded.database))
+    with pytest.raises(ModelRefused, match="was removed: overread models add"):
+        governing.promote(settings, embedded.database, "blobs@2.0.0", "shadow", by=ANN)
+    other = write_model(tmp_path / "other", segmentation_card(version="2.0.0", slab=None), thresholding()).parent
+    with pytest.raises(AlreadyThere, match="a version of its own"):
+        arriving.add(settings, embedded.database, other, by=ANN)
+    arriving.add(settings, embedded.database, source, by=ANN)
+    assert (stage_of(embedded.database, "2.0.0"), place.is_dir()) == ("candidate", True)
+    # Killed after the row and before the files: both the next start and the same command end it.
+    for finish in (
+        lambda: prepare_database(settings),
+        lambda: leaving.remove(settings, embedded.database, "blobs@2.0.0", by=ANN),
+    ):
+        with embedded.database.write() as connection:
+            stages.remove(connection, models.get(connection, "blobs", "2.0.0"), by=ANN)
+        assert place.is_dir()
+        finish()
+        assert (stage_of(embedded.database, "2.0.0"), place.exists()) == ("removed", False)
+        arriving.add(settings, embedded.database, source, by=ANN)
+
+
+def test_what_is_needed_is_not_removed_and_it_is_said_what_to_do(
+    embedded: Holding, settings: Settings, tmp_path: Path
+) -> None:
+    def refused(reference: str, kind: type[Exception], routes: tuple[Route, ...] = ()) -> str:
+        routed = settings.model_copy(update={"routes": routes})
+        with pytest.raises(kind) as problem:
+            leaving.remove(routed, embedded.database, reference, by=ANN)
+        return str(problem.value)
+
+    for version in ("2.0.0", "3.0.0"):
+        source = version_in(tmp_path / version, version, expect=None)
+        arriving.add(settings, embedded.database, source, by=ANN)
+    other = write_model(tmp_path / "new", segmentation_card("other"), thresholding()).parent
+    arriving.add(settings, embedded.database, other, by=ANN)
+    assert "was not added" in refused("blobs@1.0.0", IllegalTransition)
+    pinned = Route(name="pin", match={"Modality": "CT"}, models=("blobs@2.0.0",))
+    assert "route pin names blobs@2.0.0" in refused("blobs@2.0.0", ModelRefused, (pinned,))
+    last = Route(name="last", match={"Modality": "CT"}, models=("other",))
+    assert "the only version of other" in refused("other@1.0.0", ModelRefused, (last,))
+    for version in ("2.0.0", "3.0.0"):
+        governing.promote(settings, embedded.database, f"blobs@{version}", by=ANN, untested=True, why="by hand")
+    assert "retire blobs@3.0.0 first" in refused("blobs@3.0.0", IllegalTransition)
+    assert "rollback blobs goes back to blobs@2.0.0" in refused("blobs@2.0.0", IllegalTransition)
+    study = embedded.study(tmp_path / "study")
+    item = embedded.schedule(study, embedded.judge(study))
+    with embedded.database.write() as connection:
+        connection.execute(
+            update(schema.workitem).where(schema.workitem.c.id == item.id).values(model="other", model_version="1.0.0")
+        )
+    assert "1 workitems are scheduled for other@1.0.0" in refused("other@1.0.0", IllegalTransition)
+    governing.retire(settings, embedded.database, "blobs@2.0.0", by=ANN)
+    leaving.remove(settings, embedded.database, "blobs@2.0.0", by=ANN)
+    with pytest.raises(IllegalTransition, match="was removed"):
+        governing.rollback(settings, embedded.database, "blobs", by=ANN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ from pydantic import TypeAdapter
 from rich.console import Console
 
 from inference.card import load_card
+from inference.findings import Code, Findings, HeatMap
 from node.cli.terminal import show_status, show_story
 from node.settings import Route
-from node.workflow import control, routing, story
+from node.workflow import control, heatmaps, routing, story
 from storage import attempts, lifecycle, outbox, studies
 from storage.errors import Unknown
 from tests.dicom_factory import ct_series
@@ -70,20 +72,27 @@ def test_the_story_of_a_finished_study_is_whole(holding: Holding, tmp_path: Path
     assert not any(event.after == "STORED" for event in one.events), "storing is summed up, not listed"
 
 
-def test_a_story_names_the_file_of_its_heat_maps(embedded: Holding, tmp_path: Path) -> None:
+def test_a_story_lists_its_heat_maps_for_people_and_for_programs(embedded: Holding, tmp_path: Path) -> None:
     study, _, workitem, _ = embedded.finished(tmp_path)
-    one = told(embedded, study.study_instance_uid)
-    texts = []
-    for maps in ([], [f"{workitem.uid}.npz"]):
-        folder = tmp_path / f"maps-{len(maps)}"
-        folder.mkdir()
-        for name in maps:
-            (folder / name).write_bytes(b"")
-        out = io.StringIO()
-        show_story(Console(file=out, width=300), one, events=False, heat_maps=folder)
-        texts.append(out.getvalue())
-    assert "heat maps" not in texts[0]
-    assert f"heat maps: {tmp_path / 'maps-1' / workitem.uid}.npz" in texts[1]
+    finding = HeatMap(
+        name="nodule",
+        code=Code(value="27925004", scheme="SCT", meaning="Nodule"),
+        image="1.2.3",
+        values=np.zeros((2, 2), np.uint8),
+    )
+    folder = tmp_path / "maps"
+    heatmaps.keep(folder, workitem.uid, Findings(images=("1.2.3",), heat_maps=(finding,)))
+    file = folder / f"{workitem.uid}.npz"
+    with embedded.database.read() as connection:
+        assert story.tell(connection, study.study_instance_uid, tmp_path / "none").workitems[0].heat_maps is None
+        one = story.tell(connection, study.study_instance_uid, folder)
+        file.write_bytes(b"damaged")
+        damaged = story.tell(connection, study.study_instance_uid, folder)
+    assert f"heat maps of nodule: {file}" in shown(one)
+    told = json.loads(TypeAdapter(story.Story).dump_json(one))["workitems"][0]["heat_maps"]
+    code = {"value": "27925004", "scheme": "SCT", "meaning": "Nodule"}
+    assert told == {"file": str(file), "maps": [{"array": "map_0", "name": "nodule", "code": code, "image": "1.2.3"}]}
+    assert damaged.workitems[0].heat_maps == story.HeatMapsTold(file=str(file), maps=[])
 
 
 def test_a_story_is_json_and_back(holding: Holding, tmp_path: Path) -> None:
