@@ -137,6 +137,6 @@ def test_what_is_wrong_is_a_problem_with_its_status(
 def test_openapi_teaches_every_operation(http: httpx.Client) -> None:
     document = http.get("/openapi.json").json()
     paths = {path: operations for path, operations in document["paths"].items() if path.startswith("/api/v1")}
-    assert len(paths) == 19
+    assert len(paths) == 20
     assert all(one.get("summary") for operations in paths.values() for one in operations.values())
     assert "Story" in document["components"]["schemas"]

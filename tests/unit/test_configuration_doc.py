@@ -72,3 +72,9 @@ def test_the_routes_in_the_documentation_load() -> None:
     for block in blocks:
         for route in yaml.safe_load(block):
             Route.model_validate(route)
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    pages = {f"docs/{page.relative_to(DOC.parent)}" for page in DOC.parent.rglob("*.md")}
+    linked = set(re.findall(r"\]\((docs/[^)#]+\.md)", (DOC.parents[1] / "README.md").read_text(encoding="utf-8")))
+    assert linked == pages
