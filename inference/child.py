@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +32,18 @@ from inference.wire import findings_to, job_from
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 #: The number of what is not a job: loading the model.
 _LOADING = 0
+#: What the machine lacks for the moment, whatever the job is: no try is lost by it.
+_LACKING = {
+    errno.ENOSPC: "no space is left on the disk that the engine writes to",
+    errno.EDQUOT: "the quota of the disk that the engine writes to is used up",
+    errno.EROFS: "the disk that the engine writes to takes nothing (it is read-only)",
+    errno.EIO: "a disk answers with errors",
+    errno.EMFILE: "the engine can open no more files",
+    errno.ENFILE: "the machine can open no more files",
+    errno.ENOMEM: "the machine has no memory free for the engine",
+}
+#: A disk with less free is full, where an error does not say what it is (numpy's, when it cannot write).
+_FULL_BYTES = 1 << 20
 
 
 def main(arguments: list[str]) -> int:
@@ -37,6 +52,8 @@ def main(arguments: list[str]) -> int:
     card_path, digest, parent, concurrency = Path(arguments[0]), arguments[1], int(arguments[2]), int(arguments[3])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with(parent)
+    # Also when that is full: what is written anywhere else would stay there.
+    tempfile.tempdir = os.environ.get("TMPDIR")
     _be_first_out_of_memory()
     # Answers get a descriptor of their own: what a library prints must not end up among them.
     answers = _Answers(os.fdopen(os.dup(1), "w", encoding="utf-8"))
@@ -87,6 +104,9 @@ class _Answers:
 
 def _failure(problem: Exception) -> list[str]:
     """Return (reason, text); an unforeseen error gives its type and place only, since its words may name a patient."""
+    lacking = _lacking(problem)
+    if lacking is not None:
+        return ["no-room", f"{lacking}; it is tried again later"]
     if isinstance(problem, EngineFailure):
         return [problem.reason, problem.text]
     if isinstance(problem, InferenceError):
@@ -100,6 +120,27 @@ def _failure(problem: Exception) -> list[str]:
         trace = trace.tb_next
     where = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "an unknown place"
     return ["broke", f"{type(problem).__name__} at {where}"]
+
+
+def _lacking(problem: BaseException | None) -> str | None:
+    """Say what the machine lacks, where that is behind an error; None where it is another one."""
+    seen: set[int] = set()
+    while problem is not None and id(problem) not in seen:
+        seen.add(id(problem))
+        if isinstance(problem, OSError):
+            if problem.errno in _LACKING:
+                return _LACKING[problem.errno]
+            if problem.errno is None and _is_full(tempfile.gettempdir()):
+                return _LACKING[errno.ENOSPC]
+        problem = problem.__cause__ or problem.__context__
+    return None
+
+
+def _is_full(folder: str) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < _FULL_BYTES
+    except OSError:
+        return False
 
 
 def _end_with(parent: int) -> None:

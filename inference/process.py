@@ -109,7 +109,7 @@ class EngineProcess:
     Raises
     ------
     EngineFailure
-        ``died``, if it cannot be started.
+        ``no-room``, if it cannot be started: the machine lacks memory, processes or space for it now.
     """
 
     def __init__(
@@ -141,7 +141,8 @@ class EngineProcess:
         self._owner.start()
         self._started.wait()
         if self._problem is not None:
-            raise EngineFailure("died", "the engine's process could not be started") from self._problem
+            text = f"the engine's process could not be started ({self._problem.strerror})"
+            raise EngineFailure("no-room", text) from self._problem
         self._watcher = threading.Thread(target=self._watch, name=f"watch-{card.name}", daemon=True)
         self._watcher.start()
 

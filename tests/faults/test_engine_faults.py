@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from inference.card import load_card
+from inference.child import _failure
 from inference.engine import ImageFile, Job
 from inference.environment import environment_of
 from inference.errors import EngineFailure
@@ -25,6 +27,7 @@ from inference.processtree import resident_bytes
 from node.workflow.engines import Engines
 from tests.dicom_factory import ct_series
 from tests.model_factory import constant_label, endless, greedy, poisoned, segmentation_card, thresholding, write_model
+from tests.small_disk import small_disk
 
 LIMITS = {"seconds": 30, "memory_mb": 2048, "threads": 1}
 
@@ -191,6 +194,29 @@ def test_an_image_whose_file_is_gone_is_said_to_be_gone(tmp_path: Path, images: 
         host.run(Job(host.card.path, {"ct": (*images, gone)}))
     assert failure.value.reason == "broke"
     assert "not there" in failure.value.text
+
+
+def test_a_disk_that_is_full_costs_no_try_and_is_said_in_words(tmp_path: Path) -> None:
+    hu = np.full((12, 200, 200), -1000)
+    hu[3:9, 50:150, 40:120] = 500
+    files = tuple(ImageFile(p.stem, p) for p in ct_series(tmp_path / "ct", hu))
+    card = load_card(write_model(tmp_path / "m", segmentation_card(resources=LIMITS), thresholding()))
+    with small_disk(tmp_path / "disk", size="256k") as disk, EngineHost(card, folder=disk) as host:
+        with pytest.raises(EngineFailure) as failure:
+            host.run(Job(card.path, {"ct": files}))
+        host.close()
+    assert failure.value.reason == "no-room"
+    assert not failure.value.counts
+    assert "no space is left on the disk" in failure.value.text
+
+
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENOMEM])
+def test_what_the_machine_lacks_is_not_laid_to_the_job_also_where_another_error_came_of_it(number: int) -> None:
+    wrapped = EngineFailure("broke", "the copies could not be made")
+    wrapped.__cause__ = OSError(number, "a name")
+    assert [_failure(one)[0] for one in (OSError(number, "a name"), wrapped)] == ["no-room", "no-room"]
+    assert "a name" not in _failure(wrapped)[1]
+    assert _failure(PermissionError(errno.EACCES, "a name"))[0] == "broke"
 
 
 def test_a_label_that_the_card_does_not_name_is_no_finding(tmp_path: Path, images: tuple[ImageFile, ...]) -> None:
