@@ -130,7 +130,7 @@ class EngineProcess:
         self._over = threading.Event()
         self._reaping = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._problem: OSError | None = None
+        self._problems: list[OSError] = []
         self._buffer = bytearray()
         self._lock = threading.Lock()
         self._pending: dict[int, Pending] = {}
@@ -140,9 +140,9 @@ class EngineProcess:
         self._owner = threading.Thread(target=self._own, name=f"engine-{card.name}", daemon=True)
         self._owner.start()
         self._started.wait()
-        if self._problem is not None:
-            text = f"the engine's process could not be started ({self._problem.strerror})"
-            raise EngineFailure("no-room", text) from self._problem
+        for problem in self._problems:
+            text = f"the engine's process could not be started ({problem.strerror})"
+            raise EngineFailure("no-room", text) from problem
         self._watcher = threading.Thread(target=self._watch, name=f"watch-{card.name}", daemon=True)
         self._watcher.start()
 
@@ -240,7 +240,7 @@ class EngineProcess:
                     process_group=0,
                 )
         except OSError as problem:
-            self._problem = problem
+            self._problems.append(problem)
             return
         finally:
             self._started.set()
