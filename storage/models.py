@@ -35,7 +35,7 @@ __all__ = [
     "revision",
     "reword",
     "versions",
-    "was_live",
+    "were_live",
 ]
 
 SHIPPED = "shipped"
@@ -171,11 +171,13 @@ def released(connection: Connection) -> frozenset[tuple[str, str]]:
     return frozenset((model, version) for model, version in rows)
 
 
-def was_live(connection: Connection, version: ModelVersion) -> bool:
-    """Whether a version has ever been live, by the trail."""
+def were_live(connection: Connection, model: str) -> list[str]:
+    """Return the versions of a model that have ever been live, by the trail, the last one first."""
     c = schema.model_change.c
-    query = select(c.id).where(c.model == version.model, c.version == version.version, c.after == LIVE).limit(1)
-    return connection.execute(query).first() is not None
+    query = (
+        select(c.version).where(c.model == model, c.after == LIVE).group_by(c.version).order_by(func.max(c.id).desc())
+    )
+    return list(connection.execute(query).scalars())
 
 
 def history(connection: Connection, model: str | None = None, limit: int = 200) -> list[ModelChange]:

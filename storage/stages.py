@@ -140,6 +140,8 @@ def rollback(
 ) -> tuple[ModelVersion, ModelVersion | None]:
     """Undo the last step: a canary becomes a candidate again, else the version that was live before is live again.
 
+    It does so too where none is live any more, since somebody has retired or withdrawn the one that was.
+
     Returns
     -------
     ModelVersion, ModelVersion or None
@@ -171,21 +173,46 @@ def turned_back(connection: Connection, model: str, to: str | None = None) -> tu
     if canary is not None and to is None:
         # It has to be stopped also where nothing is live beside it.
         return canary, next((one for one in there if one.state == LIVE), None)
-    live = models.get(connection, model)
-    target = to or live.instead_of
+    live = next((one for one in there if one.state == LIVE), None)
+    if live is None:
+        live = _last_live(connection, model, there)
+        target = to or _step_back(there, live)
+    else:
+        target = to or live.instead_of
     if target is None:
-        raise Unknown(f"{live.name} is the first that was live here: there is nothing to go back to")
+        raise Unknown(
+            f"{live.name} is the first that was live here: there is nothing to go back to but by --to VERSION"
+        )
     before = models.get(connection, model, target)
     if before.state == LIVE:
         raise IllegalTransition(f"{before.name} is live already")
     if before.state == REMOVED:
         raise IllegalTransition(f"{before.name} was removed: overread models add brings it back, to be promoted")
     # To go back needs no new test, so it leads only to what has been live; anything else has to be promoted.
-    if not models.was_live(connection, before):
+    if before.version not in models.were_live(connection, model):
         raise IllegalTransition(f"{before.name} has never been live: overread models promote {before.name} makes it so")
     if before.has_failed:
         raise IllegalTransition(f"{before.name} has failed its test since it was live")
     return live, before
+
+
+def _last_live(connection: Connection, model: str, there: Sequence[ModelVersion]) -> ModelVersion:
+    """Find which version was live before somebody retired or withdrew it; raises Unknown where none has ever been."""
+    by_version = {one.version: one for one in there}
+    last = next((by_version[one] for one in models.were_live(connection, model) if one in by_version), None)
+    return last or models.get(connection, model)
+
+
+def _step_back(there: Sequence[ModelVersion], gone: ModelVersion) -> str | None:
+    """Follow what stood in for what, past versions that are retired or have failed, to one that may run again."""
+    by_version = {one.version: one for one in there}
+    seen, step = {gone.version}, gone.instead_of
+    while step in by_version and step not in seen:
+        if by_version[step].state != RETIRED and not by_version[step].has_failed:
+            return step
+        seen.add(step)
+        step = by_version[step].instead_of
+    return None
 
 
 def _make_live(

@@ -221,7 +221,7 @@ def rollback(
             gone, live = stages.rollback(connection, model, by=by, why=why, to=to)
             if (gone.id, live and live.id) != (turned.id, expected and expected.id):
                 raise IllegalTransition(f"another version of {model} was promoted meanwhile; look again")
-            if retired:
+            if retired and gone.state != RETIRED:
                 gone = stages.move(connection, gone, RETIRED, by=by, why=why)
     except IntegrityError:
         raise IllegalTransition(f"another version of {model} was promoted at the same moment; look again") from None
@@ -238,7 +238,12 @@ def retire(settings: Settings, database: Database, reference: str, *, by: str, w
         now = models.get(connection, one.model, one.version)
         stages.move(connection, now, RETIRED, by=by, why=why)
     _forget_masks(settings, database, one)
-    hint = f"no version of {one.model} is live now: its routes say so of every study" if now.state == LIVE else ""
+    hint = ""
+    if now.state == LIVE:
+        hint = (
+            f"no version of {one.model} is live now, and its routes say so of every study: overread models rollback "
+            f"{one.model} goes back to the one before"
+        )
     return Done(changed=[f"{one.name}: {now.state} -> {RETIRED}"], hint=hint)
 
 

@@ -117,6 +117,26 @@ def test_a_rollback_leads_only_to_what_has_been_live_and_has_not_failed_its_test
     assert states(database) == {"1.0.0": CANDIDATE, "2.0.0": CANDIDATE, "3.0.0": LIVE}
 
 
+def test_a_rollback_leads_back_also_after_the_live_version_was_retired(database: Database) -> None:
+    start(database, found("1.0.0"))
+    start(database, found("2.0.0", shipped=False), found("3.0.0", shipped=False))
+    move(database, "2.0.0", LIVE)
+    move(database, "3.0.0", LIVE)
+    move(database, "2.0.0", RETIRED)
+    move(database, "3.0.0", RETIRED)
+    with database.write() as connection:
+        gone, live = stages.rollback(connection, MODEL, by=ANN)
+    assert live is not None
+    assert (gone.version, gone.state, live.version) == ("3.0.0", RETIRED, "1.0.0")  # past the one that is retired too
+    move(database, "1.0.0", CANDIDATE)
+    with database.write() as connection, pytest.raises(Unknown, match="first that was live here"):
+        stages.rollback(connection, MODEL, by=ANN)
+    with database.write() as connection:
+        _, live = stages.rollback(connection, MODEL, by=ANN, to="1.0.0")
+    assert live is not None
+    assert live.state == LIVE
+
+
 def test_a_canary_is_turned_back_also_where_nothing_is_live(database: Database) -> None:
     start(database, found("1.0.0"))
     start(database, found("2.0.0", shipped=False))
