@@ -57,6 +57,8 @@ def detections_of(
         )
     if not np.isfinite(boxes).all():
         raise EngineFailure("broke", "the model answered boxes that are not numbers")
+    if not np.array_equal(classes, np.rint(classes)):
+        raise EngineFailure("broke", "the model answered classes that are no whole numbers")
     scores = as_probabilities(scores.astype(np.float64))
     outputs = {output.index: output for output in card.outputs}
     found, padding = [], 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from inference.engines.command_outputs import Images, classification, measurement
+from inference.engines.command_outputs import Images, classification, measurement, whole
 from inference.errors import EngineFailure
 from inference.findings import Classification, Findings, Measurement
 
@@ -313,7 +313,7 @@ def _said(card: Card, groups: list[list[Dataset]], images: Images) -> Findings:
     classifications: list[Classification] = []
     for items in groups:
         image = _image(items)
-        probability = next((_value(item)[0] for item in items if _concept(item) == _PROBABILITY), None)
+        probabilities = [_value(item)[0] for item in items if _concept(item) == _PROBABILITY]
         for item in items:
             output = by_code.get(_concept(item) or ("", ""))
             if output is None:
@@ -321,14 +321,18 @@ def _said(card: Card, groups: list[list[Dataset]], images: Images) -> Findings:
             if item.ValueType == "NUM" and card.task == "measurement":
                 measurements.append(_measured(output, item, images.named(image)))
             elif item.ValueType == "CODE" and card.task == "classification":
+                if len(probabilities) > 1:
+                    raise broke(f"the program's SR gives {len(probabilities)} probabilities of {output.name}")
+                probability = probabilities[0] if probabilities else None
                 classifications.append(_classified(output, item, probability, images.named(image)))
     if not measurements and not classifications:
         raise broke(f"the program's SR holds no {card.task} that its card names")
-    return Findings(
+    findings = Findings(
         images=tuple(images.true.values()),
         measurements=tuple(measurements),
         classifications=tuple(classifications),
     )
+    return whole(card, findings)
 
 
 def _concept(item: Dataset) -> tuple[str, str] | None:

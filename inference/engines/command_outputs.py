@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import math
 import os
 import stat
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from inference.errors import EngineFailure
 from inference.fields import Strict
@@ -167,7 +170,10 @@ def _mm(grid: Grid) -> str:
     return " x ".join(f"{one:.3g}" for one in grid.spacing_mm)
 
 
-Probability = Annotated[float, Field(ge=0, le=1)]
+#: JSON's numbers alone: no text that looks like one, and neither true nor false.
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+#: As with a model that the node runs itself, a rounding step beyond 0 to 1 is none.
+Probability = Annotated[Number, Field(ge=-1e-5, le=1 + 1e-5), AfterValidator(lambda one: min(max(one, 0.0), 1.0))]
 
 
 class _Said(Strict):
@@ -180,12 +186,12 @@ class _SaidClass(_Said):
 
 
 class _SaidValue(_Said):
-    value: float = Field(allow_inf_nan=False)
+    value: Number
 
 
 class _SaidBox(_Said):
     probability: Probability
-    box: tuple[float, float, float, float]
+    box: tuple[Number, Number, Number, Number]
 
 
 class _SaidNothing(Strict):
@@ -195,9 +201,9 @@ class _SaidNothing(Strict):
 class Answer(Strict):
     """What a program may say in JSON; everything else is refused."""
 
-    classifications: tuple[_SaidClass, ...] = ()
-    measurements: tuple[_SaidValue, ...] = ()
-    detections: tuple[_SaidBox, ...] = ()
+    classifications: tuple[_SaidClass, ...] | None = None
+    measurements: tuple[_SaidValue, ...] | None = None
+    detections: tuple[_SaidBox, ...] | None = None
     not_analysed: _SaidNothing | None = None
 
 
@@ -211,40 +217,93 @@ def read_json(card: Card, path: Path, images: Images) -> Findings:
     """
     if path.stat().st_size > _MOST_JSON:
         raise EngineFailure("broke", f"the program's answer is longer than {_MOST_JSON >> 20} MB")
-    try:
-        said = Answer.model_validate_json(path.read_bytes())
-    except (ValidationError, RecursionError) as problem:
-        where = ""
-        if isinstance(problem, ValidationError):
-            first = problem.errors(include_input=False, include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])[:100] + f": {first['msg']}"[:200]
-        raise EngineFailure("broke", f"the program's answer is not what is expected: {where or 'no JSON'}") from None
+    said = _parsed(path.read_bytes())
     everything = tuple(images.true.values())
-    if said.not_analysed is not None:
-        return Findings(images=everything, not_analysed=statement(card, said.not_analysed.reason))
     wanted = {"classification": said.classifications, "measurement": said.measurements, "detection": said.detections}
+    if said.not_analysed is not None:
+        if any(wanted.values()):
+            raise EngineFailure("broke", "the program says that it did not analyse, and what it found beside that")
+        return Findings(images=everything, not_analysed=statement(card, said.not_analysed.reason))
     strange = [kind for kind, given in wanted.items() if given and kind != card.task]
     if strange:
         raise EngineFailure("broke", f"the program answered a {strange[0]}; its card says {card.task}")
-    if not wanted[card.task] and card.task != "detection":
+    # An empty list of boxes says that nothing was found; no list says nothing at all.
+    if wanted[card.task] is None or (not wanted[card.task] and card.task != "detection"):
         raise EngineFailure("broke", f"the program answered no {card.task}, and no reason why")
-    return Findings(
+    findings = Findings(
         images=everything,
         classifications=tuple(
             classification(output_of(card, one.name), one.probability, images.named(one.image))
-            for one in said.classifications
+            for one in said.classifications or ()
         ),
         measurements=tuple(
-            measurement(output_of(card, one.name), one.value, images.named(one.image)) for one in said.measurements
+            measurement(output_of(card, one.name), one.value, images.named(one.image))
+            for one in said.measurements or ()
         ),
         detections=tuple(
             found
-            for one in said.detections
+            for one in said.detections or ()
             for found in (_detection(output_of(card, one.name), one, images.named(one.image), images.sizes),)
             # As with a detector that the node runs itself: what does not reach its threshold is not found.
             if found.probability >= found.threshold
         ),
     )
+    return findings if card.task == "detection" else whole(card, findings)
+
+
+def _parsed(data: bytes) -> Answer:
+    """Return what a program says; a key that stands twice says two things, and parsers take either."""
+    try:
+        json.loads(data, object_pairs_hook=_once)
+        return Answer.model_validate_json(data)
+    except ValidationError as problem:
+        first = problem.errors(include_input=False, include_url=False)[0]
+        told = ".".join(str(part) for part in first["loc"])[:100] + f": {first['msg']}"[:200]
+    except _TwiceError:
+        told = "a key stands twice"
+    except (ValueError, RecursionError):
+        told = "no JSON"
+    raise EngineFailure("broke", f"the program's answer is not what is expected: {told}")
+
+
+class _TwiceError(Exception):
+    """A key of an object stands twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _TwiceError
+    return found
+
+
+def whole(card: Card, findings: Findings) -> Findings:
+    """Return classifications or values that say one thing of each output for each image that they are about.
+
+    Images of which nothing was said were not read, as far as anybody knows: they are left out of ``images``, and
+    counted in a warning. A series is read as one, whichever of its images the program names.
+
+    Raises
+    ------
+    EngineFailure
+        ``broke``, if an output of the card has no answer for such an image, or several.
+    """
+    counts = Counter((one.image, one.name) for one in findings.classifications)
+    counts.update((one.image, one.name) for one in findings.measurements)
+    spoken = {image for image, _ in counts}
+    for output in card.outputs:
+        for image in spoken:
+            if counts[image, output.name] != 1:
+                how = f"{counts[image, output.name]} times" if counts[image, output.name] else "not at all"
+                raise EngineFailure(
+                    "broke", f"the program answered {output.name} {how} for an image; once is what its card means"
+                )
+    if card.inputs[0].kind == "volume":
+        return findings
+    read = tuple(image for image in findings.images if image in spoken)
+    left = len(findings.images) - len(read)
+    words = f"Not analysed, {left} of {len(findings.images)} images: the program said nothing of them."
+    return replace(findings, images=read, warnings=(*findings.warnings, words) if left else findings.warnings)
 
 
 def statement(card: Card, reason: str) -> NotAnalysed:

@@ -24,6 +24,7 @@ __all__ = ["OUTPUT_ROLES", "Tensor", "check_tensors", "output_roles"]
 OUTPUT_ROLES = frozenset({"output", "features", "boxes", "scores", "classes"})
 
 _FLOATS = ("float32", "float16")
+_NUMBERS = (*_FLOATS, "float64", "int64", "int32", "uint8", "int8", "int16", "uint16", "uint32", "uint64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ def check_tensors(card: Card, file: str, inputs: Mapping[str, Tensor], outputs: 
 
 
 def _check(card: Card, where: str, found: Tensor, meant: _Meant | None) -> None:
-    size = math.prod(n for n in found.shape or () if n is not None) * np.dtype(found.dtype).itemsize
+    size = math.prod(n for n in found.shape or () if n is not None) * _bytes_of(found.dtype)
     if size > card.resources.memory_mb * 2**20:
         raise EngineFailure(
             "broke",
@@ -113,6 +114,14 @@ def _check(card: Card, where: str, found: Tensor, meant: _Meant | None) -> None:
         )
 
 
+def _bytes_of(dtype: str) -> int:
+    """Return how large a value is; 1 of what is no number (text, a sequence, a map), which is told by its type."""
+    try:
+        return np.dtype(dtype).itemsize
+    except TypeError:
+        return 1
+
+
 def _meant(card: Card, role: str, dtype: str) -> _Meant | None:
     if card.task == "segmentation":
         return _meant_projection(card, role) if card.layout == "nchw" else _meant_volume(card, role, dtype)
@@ -124,7 +133,8 @@ def _meant(card: Card, role: str, dtype: str) -> _Meant | None:
         return _Meant(_FLOATS, (None, -(highest + 1)), f"(images, {highest + 1} or more)")
     if role == "features":
         return _Meant(_FLOATS, (None, None, None, None), "(images, channels, rows, columns)")
-    return None
+    # A detector's: how many axes they have differs from exporter to exporter, and is seen when they are read.
+    return _Meant(_NUMBERS if role == "classes" else (*_FLOATS, "float64"), None, "")
 
 
 def _meant_projection(card: Card, role: str) -> _Meant | None:

@@ -296,11 +296,12 @@ def concept(value: str, scheme: str = "SCT") -> CodedConcept:
         ("261665006", 0.9, "mm", "neither that it is present nor"),
         ("52101004", 0.9, "cm", "another unit"),
         ("52101004", 0.9, "mm", ""),
+        ("52101004", (0.9, 0.1), "mm", "2 probabilities of nodule"),
     ],
-    ids=["present", "absent", "no probability", "unknown", "unit", "true"],
+    ids=["present", "absent", "no probability", "unknown", "unit", "true", "two probabilities"],
 )
 def test_an_sr_that_contradicts_itself_or_its_card_is_not_believed(
-    tmp_path: Path, answer: str, probability: float | None, unit: str, told: str
+    tmp_path: Path, answer: str, probability: float | tuple[float, ...] | None, unit: str, told: str
 ) -> None:
     path = radiograph(tmp_path / "i", np.full((8, 9), 7))
     ours = Pseudonyms()
@@ -308,8 +309,9 @@ def test_an_sr_that_contradicts_itself_or_its_card_is_not_believed(
     images = Images()
     images.add(str(image.SOPInstanceUID), "k", (8, 9))
     said = [Measurement(concept("RATIO", "99TEST"), 12.5, concept(unit, "UCUM"))]
-    if probability is not None:
-        said.append(Measurement(concept("122157", "DCM"), probability, concept("1", "UCUM")))
+    for one in probability if isinstance(probability, tuple) else (probability,):
+        if one is not None:
+            said.append(Measurement(concept("122157", "DCM"), one, concept("1", "UCUM")))
     group = MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(uid=hd.UID(), identifier="x"),
         measurements=said,
@@ -317,8 +319,9 @@ def test_an_sr_that_contradicts_itself_or_its_card_is_not_believed(
         source_images=[SourceImageForMeasurementGroup(image.SOPClassUID, image.SOPInstanceUID)],
     )
     observer = ObserverContext(codes.DCM.Device, DeviceObserverIdentifyingAttributes(uid=hd.UID()))
-    report = MeasurementReport(observer, concept("43468-8", "LN"), imaging_measurements=[group])
-    ComprehensiveSR([image], report, hd.UID(), 1, hd.UID(), 1, "Maker").save_as(tmp_path / "sr.dcm")
+    for groups, name in (([group], "sr"), ([group, group], "twice")):
+        report = MeasurementReport(observer, concept("43468-8", "LN"), imaging_measurements=groups)
+        ComprehensiveSR([image], report, hd.UID(), 1, hd.UID(), 1, "Maker").save_as(tmp_path / f"{name}.dcm")
     task = finding_card(task="measurement", outputs=[RATIO]) if unit == "cm" else finding_card()
     card = program(tmp_path / "m", task, "", output="sr")
     if told:
@@ -329,5 +332,7 @@ def test_an_sr_that_contradicts_itself_or_its_card_is_not_believed(
     measuring = program(tmp_path / "n", finding_card(task="measurement", outputs=[RATIO]), "", output="sr")
     (one,) = read_sr(measuring, tmp_path / "sr.dcm", images, ours).measurements
     assert (one.value, one.image) == (12.5, "k")
+    with pytest.raises(EngineFailure, match="answered nodule 2 times"):
+        read_sr(card, tmp_path / "twice.dcm", images, ours)
     with pytest.raises(EngineFailure, match="another patient or study"):
         read_sr(card, tmp_path / "sr.dcm", images, Pseudonyms())

@@ -170,6 +170,20 @@ def test_probabilities_in_json_come_back_for_the_very_image(tmp_path: Path) -> N
     assert [one.present for one in findings.classifications] == [True, False, False]
 
 
+def test_an_image_of_which_nothing_was_said_was_not_read_and_an_output_that_lacks_is_no_negative(
+    tmp_path: Path,
+) -> None:
+    """The answer to the first image alone; then without one of two outputs."""
+    images = [radiograph(tmp_path / "i", np.full((8, 9), 7)) for _ in range(3)]
+    first = JSON.replace('glob("*"))', 'glob("*"))[:1]')
+    findings = run(program(tmp_path, finding_card(), first), *images)
+    assert findings.images == (images[0].stem,)
+    assert findings.warnings == ("Not analysed, 2 of 3 images: the program said nothing of them.",)
+    more = [*finding_card()["outputs"], {"index": 1, "name": "gas", "code": code("1", "Gas"), "threshold": 0.5}]
+    with pytest.raises(EngineFailure, match="answered gas not at all"):
+        run(program(tmp_path / "two", finding_card(outputs=more), first), *images)
+
+
 SR = """
 import sys
 from pathlib import Path
@@ -233,6 +247,17 @@ LEAVES = {
         nodule("0.5", ', "box": [0, 0, 1, 1]', "detections"),
         "answered a detection",
     ),
+    "two answers about one image": (
+        say('{"classifications": [{"name": "nodule", "probability": 0.9}, {"name": "nodule", "probability": 0.1}]}'),
+        "answered nodule 2 times",
+    ),
+    "a key twice": (nodule("0.9", ', "probability": 0.1'), "a key stands twice"),
+    "a number in text": (nodule('"0.9"'), "probability: .* number"),
+    "a truth": (nodule("true"), "probability: .* number"),
+    "findings and none": (
+        say('{"classifications": [{"name": "nodule", "probability": 0.9}], "not_analysed": {"reason": "no-lung"}}'),
+        "and what it found beside that",
+    ),
     "a reason": (say('{"not_analysed": {"reason": "Mr Quixote moved"}}'), "does not stand under not_analysed"),
 }
 
@@ -284,6 +309,9 @@ def test_boxes_and_values_are_checked_against_image_and_card(tmp_path: Path) -> 
     )
     (one,) = run(program(tmp_path, finding_card(task="detection"), found), image).detections
     assert (one.box, one.image) == ((1, 2, 8, 9), image.stem)
+    assert run(program(tmp_path, finding_card(task="detection"), say('{"detections": []}')), image).detections == ()
+    with pytest.raises(EngineFailure, match="answered no detection"):
+        run(program(tmp_path, finding_card(task="detection"), say("{}")), image)
     beyond = say('{"detections": [{"name": "nodule", "probability": 0.9, "box": [1, 2, 8, 10]}]}')
     with pytest.raises(EngineFailure, match="does not lie in its image of 8 x 9"):
         run(program(tmp_path, finding_card(task="detection"), beyond), image)

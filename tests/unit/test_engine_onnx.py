@@ -168,6 +168,21 @@ def test_a_card_that_lies_about_its_tensors_is_refused_with_the_key(
         opened(card_of(tmp_path, classifier, engine=engine, **changes))
 
 
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+def test_an_answer_in_text_or_in_a_sequence_is_refused_by_its_type(tmp_path: Path, engine: str) -> None:
+    model = convolutions(seed=1)
+    del model.graph.output[:]
+    model.graph.node.append(helper.make_node("Cast", ["probability"], ["words"], to=TensorProto.STRING))
+    model.graph.node.append(helper.make_node("SequenceConstruct", ["probability"], ["several"]))
+    model.graph.output.append(helper.make_tensor_value_info("words", TensorProto.STRING, [None, 3]))
+    model.graph.output.append(helper.make_tensor_sequence_value_info("several", TensorProto.FLOAT, None))
+    for name in ("words", "several"):
+        card = card_of(tmp_path / name, model, engine=engine, tensors={"image": "image", "output": name})
+        with pytest.raises(EngineFailure, match=r"a classification means float32|cannot be loaded: ") as caught:
+            opened(card)
+        assert "TypeError" not in caught.value.text
+
+
 def test_a_card_that_names_more_findings_than_the_file_has_is_refused(tmp_path: Path, classifier: bytes) -> None:
     outputs = [classification_card()["outputs"][0] | {"index": 7}]
     with pytest.raises(EngineFailure, match=r"shape \(any, 3\); its card means \(images, 8 or more\)"):
