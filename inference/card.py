@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from inference.cardfile import read_yaml
+from inference.cardfiles import Stamp, checked_file, require_unchanged
 from inference.errors import CardError
 from inference.fields import CodeField, Limit, Strict
 from inference.inputs import InputRole
@@ -233,6 +234,7 @@ class Card(Strict):
     resources: Resources = Resources()
 
     _directory: Path = PrivateAttr(default=Path())
+    _stamps: dict[str, Stamp] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _sound(self) -> Card:
@@ -359,6 +361,16 @@ class Card(Strict):
         """The card's own file."""
         return self._directory / "card.yaml"
 
+    def require_unchanged(self) -> None:
+        """Ask whether the files are still those that were loaded, for engines that read them again or late.
+
+        Raises
+        ------
+        EngineFailure
+            ``broke``, naming the file.
+        """
+        require_unchanged(self.path, {name: entry.sha256 for name, entry in self.files.items()}, self._stamps)
+
     @property
     def digest(self) -> str:
         """Hex SHA-256 over all that decides the model's answers; titles, documentation and resources do not."""
@@ -399,7 +411,9 @@ def load_card(path: Path, *, hashed: bool = True) -> Card:
         raise CardError("; ".join(_explain(path, error) for error in problem.errors())) from problem
     card._directory = path.parent.resolve()
     for name, entry in card.files.items():
-        _check_file(path, name, entry.sha256 if hashed else None)
+        stamp = checked_file(path, name, entry.sha256 if hashed else None)
+        if hashed:
+            card._stamps[name] = stamp
     return card
 
 
@@ -411,17 +425,3 @@ def _explain(path: Path, error: Any) -> str:
     elif error["type"] == "missing":
         message = "missing; this key is required"
     return f"{path}: {key}: {message}"
-
-
-def _check_file(card_path: Path, name: str, expected: str | None) -> None:
-    folder = card_path.parent.resolve()
-    file = (folder / name).resolve()
-    if not file.is_relative_to(folder):
-        raise CardError(f"{card_path}: files.{name}: leads out of the card's folder")
-    try:
-        with file.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest() if expected else None
-    except OSError as problem:
-        raise CardError(f"{card_path}: files.{name}: cannot be read ({type(problem).__name__})") from problem
-    if found != expected:
-        raise CardError(f"{card_path}: files.{name}.sha256: expected {expected}, the file has {found}")

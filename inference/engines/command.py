@@ -105,6 +105,7 @@ class CommandEngine:
         volumes = self._volumes(given)
         prepared = self._prepare(rooms["input"], given, volumes)
         limits = self._limits(rooms["input"])
+        self._card.require_unchanged()
         began = time.perf_counter()
         run_program(
             [self._argument(number, text, work) for number, text in enumerate(self._command.argv)],
@@ -116,6 +117,8 @@ class CommandEngine:
             writable=self._command.writable,
         )
         seconds = time.perf_counter() - began
+        # What was replaced between the look and the start is seen now.
+        self._card.require_unchanged()
         findings = self._read(rooms["output"], prepared, volumes, limits)
         return replace(findings, seconds=seconds)
 

@@ -113,6 +113,8 @@ class BundleEngine:
         # A role that is optional and was not given is a channel of nothing.
         nothing = np.zeros(volume.grid.shape, np.float32)
         channels = [read.arrays.get(role.role, nothing) for role in self._card.inputs]
+        # A module that is imported late, or a file that a transform opens, is the one that was tested.
+        self._card.require_unchanged()
         with tempfile.TemporaryDirectory(prefix="bundle-") as folder:
             files = [Path(folder) / f"channel-{number}.nii" for number in range(len(channels))]
             for file, array in zip(files, channels, strict=True):
@@ -120,6 +122,7 @@ class BundleEngine:
             began = time.perf_counter()
             scores, affine = self._bundle.predict(files)
             seconds = time.perf_counter() - began
+        self._card.require_unchanged()
         marking = marking_of(self._card, self._options)
         labels = on_source(labels_of(scores, self._card, self._options, marking), affine, volume.grid, marking)
         counts = marking.voxels(labels)

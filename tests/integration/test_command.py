@@ -271,6 +271,22 @@ def test_a_program_that_fails_or_lies_makes_no_finding(tmp_path: Path, lie: str)
     assert "Quixote" not in caught.value.text
 
 
+def test_a_program_that_is_replaced_under_a_running_node_does_not_run(tmp_path: Path) -> None:
+    card = program(tmp_path, finding_card(), nodule("0.1"))
+    image = radiograph(tmp_path / "i", np.full((8, 9), 7))
+    engine, job = open_engine(card), Job(card.path, {"radiograph": files_of([image])})
+    assert engine.run(job).classifications[0].probability == 0.1
+    file = card.directory / "run.py"
+    was, times = file.read_text(), file.stat()
+    # As long, and as old by what its owner may set.
+    file.write_text(was.replace("0.1", "0.9"))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(EngineFailure, match=r"changed since the model was loaded: .*files\.run\.py"):
+        engine.run(job)
+    file.write_text(was)
+    assert engine.run(job).classifications[0].probability == 0.1
+
+
 def test_a_program_may_say_that_it_did_not_analyse_in_the_words_of_its_card(tmp_path: Path) -> None:
     card = program(tmp_path, finding_card(), say('{"not_analysed": {"reason": "no-lung"}}'))
     findings = run(card, radiograph(tmp_path / "i", np.full((8, 9), 7)))
