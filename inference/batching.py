@@ -16,10 +16,12 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inference.detect import RANKS
 from inference.errors import EngineFailure
 from inference.sizing import concurrency_of, cores, threads_of
 
@@ -61,12 +63,22 @@ class BatchingModel:
         How many runs of one there may be at once, for a model that several threads may call; runs of many are alone.
     readers
         How many jobs may read and prepare at once; one that waits for the model leaves its place to the next.
+    ranks
+        The least axes that an answer has, by its role, where the first of them is that of the inputs; one by default.
     """
 
     def __init__(
-        self, model: Model, *, maximum: int = 1, wait_seconds: float = 0.0, lanes: int = 1, readers: int = 64
+        self,
+        model: Model,
+        *,
+        maximum: int = 1,
+        wait_seconds: float = 0.0,
+        lanes: int = 1,
+        readers: int = 64,
+        ranks: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self._model = model
+        self._ranks = ranks
         self._maximum = maximum
         self._wait = wait_seconds
         self._changed = threading.Condition()
@@ -274,7 +286,7 @@ class BatchingModel:
         feeds = {name: np.concatenate([item.feeds[name] for item in batch]) for name in batch[0].feeds}
         answer = self._model.infer(feeds)
         for name, value in answer.items():
-            if value.ndim < 1 or len(value) != sum(rows):
+            if value.ndim < self._ranks.get(name, 1) or len(value) != sum(rows):
                 raise EngineFailure("broke", f"the model's {name} has no item of its own for each of its inputs")
         cuts = np.cumsum(rows)[:-1]
         parts = {name: np.split(value, cuts) for name, value in answer.items()}
@@ -294,6 +306,8 @@ def shared(card: Card, model: Model) -> SharedEngine:
         # Memory is bounded by what one run of a volume takes.
         lanes=min(cores(), concurrency_of(card)) if card.inputs[0].kind == "radiograph" and _is_shared(model) else 1,
         readers=cores() + 1,
+        # Without an axis of images, the boxes of one image would be taken for one box of each.
+        ranks={role: rank + 1 for role, rank in RANKS.items()} if card.task == "detection" else {},
     )
     feeds = _example(card)
     if feeds is not None:

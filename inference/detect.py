@@ -48,7 +48,7 @@ def detections_of(
         ``broke``, if the shapes do not fit, a value is not a number, a class has no output, or a box that reaches its
         threshold is none of the form that the card means, or lies outside the input.
     """
-    boxes, scores, classes = (_without_batch(answers[role], rank) for role, rank in _RANKS.items())
+    boxes, scores, classes = (_without_batch(answers[role], rank) for role, rank in RANKS.items())
     if boxes.shape != (len(scores), 4) or classes.shape != scores.shape:
         raise EngineFailure(
             "broke",
@@ -96,7 +96,8 @@ def in_padding(count: int) -> tuple[str, ...]:
     return (f"The model answered {which} wholly in the padding around the picture: that is no finding.",)
 
 
-_RANKS = {"boxes": 2, "scores": 1, "classes": 1}
+#: The axes of a detector's answers for one image.
+RANKS = {"boxes": 2, "scores": 1, "classes": 1}
 
 
 def _without_batch(answer: npt.NDArray[Any], rank: int) -> npt.NDArray[Any]:

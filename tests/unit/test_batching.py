@@ -127,6 +127,19 @@ def test_an_answer_without_an_item_for_each_input_is_not_shared_out() -> None:
     assert [float(answer.flat[0]) for answer in answers] == [0, 2, 4, 6]
 
 
+def test_as_many_boxes_as_inputs_are_not_taken_for_one_box_of_each() -> None:
+    class Finding(Doubling):
+        """Finds as many boxes as it sees images, all of them in the first."""
+
+        def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+            found = super().infer(feeds)["output"]
+            return {"output": np.repeat(found[:1, 0, 0], len(found), axis=0)}
+
+    model = BatchingModel(Finding(seconds=0.01), maximum=4, wait_seconds=0.05, ranks={"output": 3})
+    answers = all_at_once(model, [values(number) for number in range(1, 5)])
+    assert [answer.tolist() for answer in answers] == [[[2.0 * number] * 4] for number in range(1, 5)]
+
+
 def test_other_shapes_run_by_themselves_and_none_is_passed_over_for_ever() -> None:
     inner = Doubling(seconds=0.002)
     model = BatchingModel(inner, maximum=8, wait_seconds=0.01)
