@@ -19,7 +19,8 @@ import numpy as np
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from inference.errors import InputRefused
-from inference.imagefile import count_of, open_image, texts_of
+from inference.imagefile import count_of, open_image
+from inference.outgoing import require_no_text
 
 if TYPE_CHECKING:
     from pydicom import DataElement, Dataset
@@ -104,10 +105,8 @@ def write_copy(
     from pydicom.dataset import FileMetaDataset
 
     source = open_image(file)
-    if texts_of(source, "BurnedInAnnotation") == ("YES",) and not burned_in:
-        raise InputRefused(
-            "burned-in-annotation", "an image says that text is burned into its pixels, which may name the patient"
-        )
+    if not burned_in:
+        require_no_text(source)
     copy = Dataset()
     with warnings.catch_warnings():
         # What is invalid in a source is not ours to report here.

@@ -114,6 +114,8 @@ class KServe(Strict):
     binary: bool | Literal["auto"] = "auto"
     most_answer_mb: int = Field(default=512, ge=1, le=2047)
     expect: dict[str, TensorExpectation] = Field(default_factory=dict)
+    #: Whether images that say that they have text in their pixels may be sent.
+    burned_in: bool = False
 
     @model_validator(mode="after")
     def _sound(self) -> KServe:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from inference import admission, answers
 from inference.errors import InputRefused
 from inference.findings import Findings, NotAnalysed
+from inference.outgoing import require_that_pixels_may_leave
 from inference.statistics import Features, observed
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class CardEngine:
 
     def _run(self, job: Job) -> Findings:
         _require_roles(self._card, job)
+        require_that_pixels_may_leave(self._card, job)
         if self._card.task == "segmentation" and self._card.layout == "nchw":
             from inference.segment2d import segment_radiograph
 
@@ -76,6 +78,7 @@ class GatedEngine:
                 held = admission.series(role, job.input_set[role.role])
                 words |= dict.fromkeys(held.words)
                 first = first or held.first
+            require_that_pixels_may_leave(self._card, job)
         except InputRefused as refusal:
             return observed(_refused(job, refusal))
         findings = answers.checked(self._card, self._engine.run(job))

@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from inference.engine import Job, open_engine
+from inference.engine import ImageFile, Job, open_engine
 from inference.engines.kserve import KServeModel, open_model
 from inference.errors import CardError, EngineFailure
 from node.workflow.engines import Engines
 from tests.certificates import Authority, Pair, self_signed
+from tests.dicom_factory import radiograph
 from tests.integration.test_kserve import served
 from tests.model_factory import classification_card
 
@@ -305,6 +306,19 @@ def test_a_server_that_is_not_there_costs_no_try_and_its_model_is_left_alone_for
         assert engines.full() == {card.digest}
     finally:
         engines.close()
+
+
+def test_an_image_that_says_that_text_is_burned_in_is_sent_to_no_server(tmp_path: Path) -> None:
+    server = Server(output())
+    try:
+        image = radiograph(tmp_path / "i", np.arange(5600).reshape(80, 70) % 4000, BurnedInAnnotation="YES")
+        for allowed in (False, True):
+            card = served(tmp_path, classification_card(), url=server.url, protocol="http", burned_in=allowed)
+            findings = open_engine(card).run(Job(card.path, {"radiograph": (ImageFile("one", image),)}))
+            assert (findings.not_analysed is None) == allowed
+            assert any(path.endswith("/infer") for path, _, _ in server.requests) == allowed
+    finally:
+        server.close()
 
 
 def test_the_token_comes_from_the_environment_and_goes_with_every_request(

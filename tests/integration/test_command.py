@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -464,11 +465,19 @@ def test_what_old_images_draw_into_the_bits_above_the_pixels_stays_behind(
 
 
 def test_an_image_that_says_that_text_is_burned_in_is_not_handed_out(tmp_path: Path) -> None:
-    image = radiograph(tmp_path / "i", np.full((8, 9), 7), BurnedInAnnotation="YES")
     card = program(tmp_path, finding_card(), say('{"classifications": [{"name": "nodule", "probability": 0.5}]}'))
-    findings = run(card, image)
-    assert findings.not_analysed is not None
-    assert findings.not_analysed.reason == "burned-in-annotation"
+    for number, words in enumerate(("YES", "Y", "true", ["NO", "YES"], "no ", "")):
+        image = radiograph(tmp_path / str(number), np.full((8, 9), 7))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            change(image, BurnedInAnnotation=words)
+        refused = run(card, image).not_analysed
+        assert (refused and refused.reason) == (None if words in ("no ", "") else "burned-in-annotation"), words
+    series = ct_series(tmp_path / "ct", HU, BurnedInAnnotation="YES")
+    for name, options, reason in (("a", {}, "burned-in-annotation"), ("b", {"burned_in": True}, None)):
+        volumes = program(tmp_path / name, mask_card(), NIFTI, input="nifti", output="nifti", **options)
+        refused = run(volumes, *series).not_analysed
+        assert (refused and refused.reason) == reason
 
 
 HANGS = """
