@@ -184,7 +184,8 @@ class Histogram(Strict):
 class Resources(Strict):
     """What one run may take before its process is ended: wall time, resident memory, and the threads that it gets.
 
-    ``concurrency`` is how many jobs may be under way in the process at once; ``gpu_memory_mb`` what is taken of a GPU.
+    ``concurrency`` is how many jobs may be under way in the process at once; ``gpu_memory_mb`` what is taken of a GPU;
+    ``disk_mb`` what the process may hold in its temporary folder.
     """
 
     seconds: float = Field(default=120.0, gt=0, le=7 * 86_400)
@@ -192,6 +193,7 @@ class Resources(Strict):
     threads: int | None = Field(default=None, ge=1, le=1024)
     concurrency: int | None = Field(default=None, ge=1, le=64)
     gpu_memory_mb: int | None = Field(default=None, ge=64, le=1 << 22)
+    disk_mb: int = Field(default=20_480, ge=16, le=1 << 24)
 
 
 class Card(Strict):

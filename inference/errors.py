@@ -50,10 +50,10 @@ class EngineFailure(InferenceError):
     Parameters
     ----------
     reason
-        ``died``, ``overran-time``, ``overran-memory`` or ``broke``; and where it is not the job's doing:
-        ``interrupted`` (the process ended for another reason), ``no-room`` (its device or the machine has no memory for
-        the model now, or its disk no space) or ``unreachable`` (the server that has the model does not answer: it is
-        waited for, like a PACS).
+        ``died``, ``overran-time``, ``overran-memory``, ``overran-disk`` or ``broke``; and where it is not the job's
+        doing: ``interrupted`` (the process ended for another reason), ``no-room`` (its device or the machine has no
+        memory for the model now, or its disk no space) or ``unreachable`` (the server that has the model does not
+        answer: it is waited for, like a PACS).
     text
         One sentence for people.
     """

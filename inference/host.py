@@ -115,8 +115,9 @@ class EngineHost:
         Raises
         ------
         EngineFailure
-            ``died``, ``overran-time``, ``overran-memory`` or ``broke``: by this job's own doing, since one that was
-            interrupted by what happened to another is run again by itself. ``interrupted``, if the engine was closed.
+            ``died``, ``overran-time``, ``overran-memory``, ``overran-disk`` or ``broke``: by this job's own doing,
+            since one that was interrupted by what happened to another is run again by itself. ``interrupted``, if the
+            engine was closed.
         """
         if job.card_path.resolve() not in (self._card.path.resolve(), self._card.directory):
             raise ValueError(f"a job for {job.card_path} came to the engine of {self._card.path}")
@@ -205,7 +206,12 @@ class EngineHost:
             leave()
 
     def _leave(self) -> None:
-        self._door.leave(self._discard_finished)
+        self._door.leave(self._discard_finished, self._tidy)
+
+    def _tidy(self) -> None:
+        child = self._child
+        if child is not None and not child.ended:
+            child.tidy()
 
     def _leave_later(self) -> None:
         # Not in the thread that watches the process: that one may have to be waited for.
@@ -288,12 +294,14 @@ class _Door:
         with self._changed:
             self._clearing = True
 
-    def leave(self, clear: Callable[[], None]) -> None:
-        """Make room; the last one to leave calls ``clear`` where that was asked for."""
+    def leave(self, clear: Callable[[], None], tidy: Callable[[], None]) -> None:
+        """Make room; the last one to leave calls ``clear`` where that was asked for, else ``tidy``."""
         with self._changed:
             if self._inside == 1 and self._clearing:
                 clear()
                 self._clearing = False
+            elif self._inside == 1:
+                tidy()
             self._inside -= 1
             self._one_alone = False
             self._changed.notify_all()

@@ -22,6 +22,7 @@ from inference.engines.machine import CACHE_VARIABLE
 from inference.environment import environment_of
 from inference.errors import EngineFailure
 from inference.processtree import kill_tree, tree_resident_bytes
+from inference.scratch import clear, cut, files_in, size_of
 from inference.sizing import CORES_VARIABLE, concurrency_of, threads_of
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ START_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 _IDLE_POLL_SECONDS = 0.25
 _MOST_ANSWER_BYTES = 64 * 1024 * 1024
+#: How often it is looked how much the process has written, and what one that has nothing to do holds.
+_LOOK_SECONDS = 1.0
+#: Less than so many bytes are left in its folder between jobs.
+_LITTLE_BYTES = 64 << 20
 #: The number of what is not a job: loading the model.
 _LOADING = 0
 
@@ -136,6 +141,9 @@ class EngineProcess:
         self._pending: dict[int, Pending] = {}
         self._end: EngineFailure | None = None
         self._jobs = 0
+        self._look = 0.0
+        #: What has lain in its folder since its model was loaded.
+        self._lasting: frozenset[str] = frozenset()
         self.loading = self._pending[_LOADING] = Pending(START_SECONDS)
         self._owner = threading.Thread(target=self._own, name=f"engine-{card.name}", daemon=True)
         self._owner.start()
@@ -193,6 +201,11 @@ class EngineProcess:
                 pass
         return pending
 
+    def tidy(self) -> None:
+        """Remove what its jobs have left in its folder, where that is much; only while it has none."""
+        if size_of(self.folder, _LITTLE_BYTES) > _LITTLE_BYTES:
+            clear(self.folder, self._lasting)
+
     def kill(self) -> None:
         """End it at once, with all that it has started."""
         with self._reaping:
@@ -230,7 +243,8 @@ class EngineProcess:
             environment[CACHE_VARIABLE] = str(self._cache)
         command = [sys.executable, "-P", "-m", "inference.child", str(self._card.path), self._card.digest]
         try:
-            with self._errors.open("wb") as errors:
+            # Appended to, so that it can be cut while it is written.
+            with self._errors.open("ab") as errors:
                 self._process = subprocess.Popen(
                     [*command, str(os.getpid()), str(concurrency_of(self._card))],
                     stdin=subprocess.PIPE,
@@ -275,6 +289,9 @@ class EngineProcess:
         with self._lock:
             self._end = failure
             left, self._pending = list(self._pending.values()), {}
+        if not left:
+            # Nobody may come for a long time who would remove it.
+            clear(self.folder, frozenset())
         for one in left:
             one.end(failure=failure if len(left) == 1 else _interrupted(failure))
 
@@ -297,28 +314,40 @@ class EngineProcess:
                 pending = self._pending.pop(number, None)
             if pending is None:
                 raise EngineFailure("broke", "the engine answered a job that it does not have")
+            if number == _LOADING:
+                self._lasting = files_in(self.folder)
             if "failure" in answer:
                 pending.end(failure=EngineFailure(*_reason(answer["failure"])))
             else:
                 pending.end(answer=answer)
 
     def _check(self) -> None:
+        """Hold it to its limits; one that has nothing to do has the same ones, but for the time."""
         with self._lock:
             pending = list(self._pending.values())
-        if not pending:
-            return
+        now = time.monotonic()
+        cut(self._errors)
+        look = now >= self._look
+        if pending or look:
+            self._check_memory("" if pending else " while it had nothing to do")
+        if look:
+            self._look = now + _LOOK_SECONDS
+            most = self._card.resources.disk_mb
+            if size_of(self.folder, most << 20) > most << 20:
+                raise EngineFailure("overran-disk", f"the engine wrote more than {most} MB to its temporary folder")
+        late = next((one for one in pending if now > one.deadline), None)
+        if late is not None:
+            raise EngineFailure("overran-time", f"the engine gave no answer within {late.seconds:g} s")
+
+    def _check_memory(self, when: str) -> None:
         said = self._card.resources.memory_mb
         limit = min(said, self._memory_mb)
         resident = tree_resident_bytes(self.pid, limit * 2**20)
         if resident > limit * 2**20:
             whose = "" if limit == said else f" here, less than the {said} MB of its card"
             raise EngineFailure(
-                "overran-memory", f"the engine held {resident // 2**20} MB; its limit is {limit} MB{whose}"
+                "overran-memory", f"the engine held {resident // 2**20} MB{when}; its limit is {limit} MB{whose}"
             )
-        now = time.monotonic()
-        late = next((one for one in pending if now > one.deadline), None)
-        if late is not None:
-            raise EngineFailure("overran-time", f"the engine gave no answer within {late.seconds:g} s")
 
     def _death(self) -> EngineFailure:
         """Say how the process died; its pipe is closed, so its end is a matter of moments."""

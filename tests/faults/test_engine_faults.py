@@ -173,6 +173,35 @@ def test_a_card_lets_no_model_hold_more_than_the_node_does(tmp_path: Path, image
         engines.close()
 
 
+def test_an_idle_engine_is_held_to_its_memory_its_disk_and_the_tail_of_its_words(
+    tmp_path: Path, images: tuple[ImageFile, ...]
+) -> None:
+    with host_of(tmp_path, thresholding(), disk_mb=80) as host:
+        host.run(job_for(host, images))
+        first = host.pid
+        (folder,) = tmp_path.glob("engine-*")
+        with (folder / "stderr").open("ab") as words:
+            words.write(b"a" * (5 << 20) + b"the end")
+        wait_for(lambda: (folder / "stderr").stat().st_size < 1 << 20, 10, "its words are cut")
+        assert (folder / "stderr").read_bytes().endswith(b"aaathe end")
+        # What a job leaves goes once no other is under way, and the process stays.
+        (folder / "below").mkdir()
+        (folder / "below" / "left").write_bytes(bytes(70 << 20))
+        host.run(job_for(host, images))
+        assert host.pid == first
+        assert not list(folder.rglob("left"))
+        (folder / "below" / "left").write_bytes(bytes(90 << 20))
+        wait_for(lambda: host.pid is None, 10, "it is ended for what it has written")
+        wait_for(lambda: not list(folder.rglob("left")), 10, "what it has written is gone")
+        host.run(job_for(host, images))
+        assert host.pid is not None
+        assert host._child is not None
+        host._child._memory_mb = 10
+        wait_for(lambda: host.pid is None, 10, "it is ended for what it holds")
+        assert host._child.ended
+        assert "while it had nothing to do; its limit is 10 MB" in str(host._child._end)
+
+
 def test_an_engine_that_asks_for_more_than_there_is_overran_its_memory(
     tmp_path: Path, images: tuple[ImageFile, ...]
 ) -> None:
