@@ -5,8 +5,8 @@ probabilities and seeded weights, exported once; the inputs are smooth noise of 
 processes of their own, in turn, on all cores; each figure is the median of the rounds with the least and the most. The
 ratio is torch's time over a way's, round by round. The difference is the largest of any probability from torch's, over
 inputs that no way has been calibrated on: with seeded weights it shows that nothing is broken, no more; what a lower
-precision does to a trained model only that model's images can tell. "our default" is what ``overread models tune`` has
-chosen before.
+precision does to a trained model only that model's images can tell. "our default" is what ``overread models test``
+and ``tune`` choose.
 """
 
 from __future__ import annotations

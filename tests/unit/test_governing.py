@@ -17,6 +17,7 @@ from sqlalchemy import update
 
 from inference.card import load_card
 from inference.errors import CardError
+from inference.expected import expected_of
 from inference.findings import Segmentation
 from inference.registry import Registry
 from inference.samples import write_mask
@@ -279,6 +280,27 @@ def test_a_mismatch_is_told_in_words_and_holds_a_version_back(
     for stage in ("live", "shadow"):
         with pytest.raises(ModelRefused, match="has not passed its test: 0 of 1"):
             governing.promote(settings, embedded.database, "blobs@2.0.0", stage, by=ANN)  # type: ignore[arg-type]
+
+
+def test_what_a_model_says_of_a_case_can_stand_in_its_card_with_its_mask(
+    embedded: Holding, settings: Settings, tmp_path: Path
+) -> None:
+    source = version_in(tmp_path / "new", expect=BLOCK_ML * 9)
+    (source / "block.npz").unlink()
+    with pytest.raises(CardError, match="below its own folder"):
+        expected_of(load_card(source), masks=tmp_path / "elsewhere")
+    said = expected_of(load_card(source), masks=source / "masks")
+    values = {
+        "expect": {"right lung": BLOCK_ML, "left lung": 0.0},
+        "tolerance": 0.03,
+        "mask": "masks/block.npz",
+        "dice": 0.97,
+    }
+    assert said == [{"name": "block", "images": "case"} | values]
+    card = source / "card.yaml"
+    card.write_text(yaml.safe_dump(yaml.safe_load(card.read_text()) | {"samples": said}))
+    arriving.add(settings, embedded.database, source, by=ANN)
+    assert governing.run_test(settings, embedded.database, "blobs@2.0.0", by=ANN)["passed"]
 
 
 def test_a_card_without_samples_needs_somebody_who_answers_and_a_rollback_needs_the_files(
