@@ -7,7 +7,7 @@ however it has forked. Where not, this process adopts whatever the program leave
 ``SPEC`` is JSON: ``argv``, ``environment``, ``folder`` (working directory), ``limits`` (resource names to values),
 ``network`` (bool), ``writable`` (folders), ``memory_bytes``, ``processes``, ``status`` (a file descriptor that gets one
 line: ``exit N``, ``signal N`` or ``refused WHY``). Sources: namespaces(7), pid_namespaces(7), user_namespaces(7),
-prctl(2), mount_setattr(2).
+prctl(2), mount_setattr(2), capabilities(7).
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
 _NEWNS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 _MS_NOSUID, _MS_NODEV, _MS_REC, _MS_PRIVATE = 2, 4, 0x4000, 0x40000
 _MS_BIND, _RDONLY = 4096, 1
+_PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_SECUREBITS, _PR_CAP_AMBIENT, _CLEAR_ALL = 23, 24, 28, 47, 4
+#: SECBIT_NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE, each with its lock, and KEEP_CAPS locked at 0.
+_SECUREBITS = 0xEF
+_CAPABILITY_VERSION = 0x20080522
 _MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE = 442, -100, 0x8000
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 
@@ -81,7 +85,11 @@ def _be_first(libc: ctypes.CDLL, spec: dict[str, Any], status: int, alive: int) 
     libc.mount(b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None)
     _write_nowhere_but(libc, spec["writable"])
     # Either may be refused inside a container; then the program sees the outer ones.
-    libc.mount(b"proc", b"/proc", b"proc", ctypes.c_ulong(_MS_NOSUID | _MS_NODEV), None)
+    if libc.mount(b"proc", b"/proc", b"proc", ctypes.c_ulong(_MS_NOSUID | _MS_NODEV), None) == 0:
+        # Root's number alone may write to the settings of the whole machine, whatever it is capable of.
+        for place in ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus"):
+            libc.mount(place.encode(), place.encode(), None, ctypes.c_ulong(_MS_BIND | _MS_REC), None)
+            _set_read_only(libc, place, True)
     size = f"size={int(spec['memory_bytes'])},mode=1777".encode()
     libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", ctypes.c_ulong(_MS_NOSUID | _MS_NODEV), size)
     if not spec["network"]:
@@ -152,7 +160,30 @@ def _become(libc: ctypes.CDLL, spec: dict[str, Any]) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
     os.umask(0o077)
     os.chdir(spec["folder"])
+    _give_up_powers(libc)
     os.execvpe(spec["argv"][0], spec["argv"], spec["environment"])  # noqa: S606 - a list of arguments, and no shell
+
+
+def _give_up_powers(libc: ctypes.CDLL) -> None:
+    """Keep no capability, and no way to one: root in its own world could make its mounts writable again.
+
+    With no_new_privs a file that is executed gives none back either (capabilities(7)). A user who has none to begin
+    with is refused the first two calls, and needs them not.
+
+    Raises
+    ------
+    OSError
+        If the kernel takes them not: then the program must not start.
+    """
+    number = 0
+    while libc.prctl(_PR_CAPBSET_READ, number, 0, 0, 0) >= 0:
+        libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)
+        number += 1
+    libc.prctl(_PR_SET_SECUREBITS, _SECUREBITS, 0, 0, 0)
+    libc.prctl(_PR_CAP_AMBIENT, _CLEAR_ALL, 0, 0, 0)
+    header, nothing = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)()
+    if libc.capset(header, nothing) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 def _own_namespaces(libc: ctypes.CDLL, *, network: bool) -> tuple[bool, bool]:

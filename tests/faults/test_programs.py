@@ -170,6 +170,42 @@ for folder, fails in ((sys.argv[1], 0), (sys.argv[2], errno.EROFS), (sys.argv[3]
     assert not Path("/dev/shm/file").exists()
 
 
+def test_a_program_cannot_make_its_world_writable_again_though_the_node_is_root(tmp_path: Path) -> None:
+    """By a remount as it was started, or in a world of its own making; nor can it write the machine's settings."""
+    if not NAMESPACES:
+        pytest.skip("this system allows no namespaces")
+    own, other = tmp_path / "own", tmp_path / "other"
+    own.mkdir()
+    other.mkdir()
+    code = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+status = open("/proc/self/status").read()
+print([line.split()[1] for line in status.splitlines() if line.startswith(("CapEff", "CapPrm", "CapBnd"))])
+for flags in (0, 0x10020000):
+    if flags and libc.unshare(flags) != 0:
+        break
+    libc.syscall(442, -100, b"/", 0x8000, (ctypes.c_uint64 * 4)(0, 1, 0, 0), ctypes.c_size_t(32))
+    libc.mount(b"none", b"/", None, ctypes.c_ulong(32 | 4096), None)
+    for place in (sys.argv[1], "/proc/sys/kernel/core_pattern"):
+        try:
+            os.close(os.open(place + "/file" * (place == sys.argv[1]), os.O_WRONLY | os.O_CREAT))
+            print("written", place)
+        except OSError:
+            pass
+"""
+    said = run_program(
+        [sys.executable, "-c", code, str(other)],
+        environment={},
+        folder=own,
+        watched=[own],
+        limits=Limits(seconds=20, memory_bytes=512 * MB),
+    )
+    assert "written" not in said
+    if os.getuid() == 0:
+        assert said == str(["0" * 16] * 3)
+
+
 def test_without_namespaces_a_program_that_must_not_reach_the_network_is_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
