@@ -66,7 +66,7 @@ class Choice:
     def without(self, problem: str) -> Choice:
         """Return the next best choice, where the way that was chosen has shown a problem."""
         left = tuple(replace(one, problem=problem) if one.way == self.way else one for one in self.measured)
-        return replace(self, way=best_of(left), measured=left)
+        return replace(self, way=best_of(left) if left else Way(), measured=left)
 
 
 def best_of(measured: tuple[Measured, ...]) -> Way:

@@ -138,7 +138,10 @@ def measured_samples(
             break
         remark = f"on {choice.way} {_UNEXPECTED}, so it is not taken"
         choice = choice.without(_UNEXPECTED)
-    if passed and choice != kept:
+    if not passed:
+        # It is not the way that is at fault, and nothing has been chosen.
+        return results, ""
+    if choice != kept:
         write_choice(card, model_file(card, ".onnx"), choice, cache, count)
     return results, remark
 

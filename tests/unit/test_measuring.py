@@ -151,6 +151,16 @@ def test_a_way_on_which_the_samples_do_not_come_out_is_not_taken(embedded: Holdi
     assert (kept.way, kept.measured[1].problem) == (Way("cpu", "fp32"), "the samples do not come out as expected")
 
 
+def test_the_next_best_way_is_the_fastest_that_has_shown_no_problem() -> None:
+    took = {"cpu/fp32": 9.0, "openvino/fp32": 4.0, "openvino/bf16": 2.0}
+    ways = [Way("cpu", "fp32"), Way("openvino", "fp32"), Way("openvino", "bf16")]
+    choice = Choice(ways[2], tuple(Measured(way, milliseconds=took[str(way)]) for way in ways))
+    second = choice.without("wrong")
+    assert (second.way, [one.problem for one in second.measured]) == (ways[1], ["", "", "wrong"])
+    assert second.without("wrong too").way == ways[0]
+    assert Choice(ways[2]).without("wrong").way == ways[0]
+
+
 def test_measuring_stays_within_the_memory_of_the_card(tmp_path: Path) -> None:
     card = load_card(write_model(tmp_path, classification_card(resources={"memory_mb": 64}), convolutions(seed=3)))
     with pytest.raises(EngineFailure, match="held more than the 64 MB"):
