@@ -2,7 +2,8 @@
 
 One parent binds each port once and forks receivers, the web, the workflow and the performers. It stays
 single-threaded and opens no database while it forks. A process that dies is started anew; when the parent dies,
-its processes end with it.
+its processes end with it. What a process leaves behind that it has started itself (an engine that was killed, with a
+daemon of a model's own) becomes the parent's child on Linux, and is ended.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Final, NoReturn
 
 import structlog
 
+from inference.processtree import children, kill_tree
 from inference.registry import Registry
 from node.delivery.factory import make_destination
 from node.dimse.access import Access
@@ -51,6 +53,7 @@ __all__ = ["prepare_database", "serve"]
 _log = structlog.get_logger("overread.app")
 
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_CHILD_SUBREAPER: Final = 36
 _GRACE_SECONDS: Final = 20.0
 _RESTART_SECONDS: Final = 0.5
 
@@ -232,6 +235,7 @@ class _Parent:
     def run(self, ready: Callable[[], None]) -> int:
         """Keep every process running until a signal says to stop; then end them all."""
         signal.pthread_sigmask(signal.SIG_BLOCK, self._SIGNALS)
+        _adopt()
         self._start_due()
         ready()
         while True:
@@ -239,6 +243,7 @@ class _Parent:
             if received is not None and received.si_signo != signal.SIGCHLD:
                 return self._end()
             self._bury_the_dead()
+            self._end_adopted()
             self._start_due()
 
     def _start_due(self) -> None:
@@ -269,6 +274,13 @@ class _Parent:
                 # Not at once: one that dies at its start must not spin.
                 self._due[name] = time.monotonic() + _RESTART_SECONDS
 
+    def _end_adopted(self) -> None:
+        """End what was left behind below: every other child was started here, and nothing is meant to outlive those."""
+        for pid in children(os.getpid(), depth=1):
+            if pid not in self._running:
+                kill_tree(pid)
+                _log.warning("ended what a process had left behind", pid=pid)
+
     def _end(self) -> int:
         _log.info("stopping", processes=len(self._running))
         for pid in self._running:
@@ -282,6 +294,8 @@ class _Parent:
             _log.warning("process did not end in time; killed", role=name)
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+        self._running.clear()
+        self._end_adopted()
         _log.info("stopped")
         return 0
 
@@ -304,6 +318,12 @@ def _child(name: str, process: Process, parent: int) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def _adopt() -> None:
+    """Become the parent of whatever loses its own below this process (prctl(2)); elsewhere than on Linux init does."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _end_with(parent: int) -> None:
