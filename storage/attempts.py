@@ -180,6 +180,7 @@ def complete(
         outcome=outcome,
         findings=dict(findings),
     )
+    worklist.supersede(connection, workitem)
     for use in worklist.uses(connection, workitem.id):
         outbox.add_deliveries(connection, workitem.study_id, made, use.deliver)
     return made

@@ -29,6 +29,7 @@ __all__ = [
     "replace",
     "schedule",
     "set_parked",
+    "supersede",
     "shadows_of",
     "standing",
     "uses",
@@ -187,6 +188,29 @@ def replace(connection: Connection, workitem: Workitem, reason: str) -> Workitem
     return made
 
 
+def supersede(connection: Connection, workitem: Workitem) -> None:
+    """Have nothing wait for an operator that this completed workitem has done: the same model, over the same series."""
+    w = schema.workitem.c
+    rows = connection.execute(
+        select(schema.workitem).where(
+            w.study_id == workitem.study_id,
+            w.model == workitem.model,
+            w.parked.is_(True),
+            w.shadow.is_(workitem.shadow),
+            w.id < workitem.id,
+        )
+    ).mappings()
+    for row in rows.all():
+        earlier = Workitem(**row)
+        if _series_of(earlier) == _series_of(workitem):
+            reason = f"workitem {workitem.uid} of {workitem.model} {workitem.model_version} has read the same series"
+            set_parked(connection, earlier, False, reason)
+
+
+def _series_of(workitem: Workitem) -> dict[str, str]:
+    return {role: chosen["series_instance_uid"] for role, chosen in workitem.input_set.items()}
+
+
 def set_parked(connection: Connection, workitem: Workitem, parked: bool, reason: str) -> None:
     """Note that a final workitem waits for an operator, or no longer does."""
     connection.execute(update(schema.workitem).where(schema.workitem.c.id == workitem.id).values(parked=parked))
@@ -283,10 +307,8 @@ def earlier_documents(connection: Connection, workitem: Workitem) -> list[Docume
         )
         .order_by(w.id.desc())
     ).scalars()
-    roles = {role: chosen["series_instance_uid"] for role, chosen in workitem.input_set.items()}
     for workitem_id in earlier:
-        before = get(connection, workitem_id).input_set
-        if {role: chosen["series_instance_uid"] for role, chosen in before.items()} == roles:
+        if _series_of(get(connection, workitem_id)) == _series_of(workitem):
             return documents(connection, workitem_id)
     return []
 

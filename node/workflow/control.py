@@ -76,7 +76,8 @@ def retry(database: Database, target: str, *, by: str) -> Done:
 def cancel(database: Database, target: str, *, by: str) -> Done:
     """Stop what is open: a workitem is CANCELED for good; a delivery or notification is parked and can be retried.
 
-    Given a study, everything open of it. A result that comes after the cancelling is not taken.
+    A workitem that is parked is canceled already; it waits for an operator no longer. Given a study, everything open of
+    it. A result that comes after the cancelling is not taken.
 
     Raises
     ------
@@ -96,6 +97,9 @@ def cancel(database: Database, target: str, *, by: str) -> Done:
             elif one.kind in _OUTGOING and state == lifecycle.PENDING:
                 outbox.park(connection, cast(outbox.Kind, one.kind), one.id, study_id=one.study_id, answer=reason)
                 done.changed.append(f"{one}: {state} -> {lifecycle.PARKED}")
+            elif one.kind == "workitem" and (item := worklist.get(connection, one.id)).parked:
+                worklist.set_parked(connection, item, False, reason)
+                done.changed.append(f"{one}: left {state}, and waits for nobody any more")
             else:
                 done.unchanged.append(f"{one} is {state}: nothing to cancel")
         if not targets:

@@ -153,6 +153,41 @@ def test_cancel_stops_what_is_open_and_can_be_asked_twice(holding: Holding, tmp_
     assert "cancelled by operator ann" in reasons(holding, other.id)
 
 
+def test_status_says_why_a_workitem_was_given_back(holding: Holding, tmp_path: Path) -> None:
+    study = holding.study(tmp_path)
+    holding.schedule(study, holding.judge(study))
+    workitem, attempt = holding.claim()
+    with holding.database.write() as connection:
+        attempts.release(connection, workitem, attempt, "the model's server does not answer")
+        [waiting] = control.status(connection).waiting
+    assert waiting.reason == "waits: the model's server does not answer"
+
+
+def test_a_parked_workitem_waits_no_longer_once_the_same_series_were_read_after_it(
+    holding: Holding, tmp_path: Path
+) -> None:
+    uid, first = parked_workitem(holding, tmp_path)
+    with holding.database.read() as connection:
+        assert f"overread rerun {uid}" in control.status(connection).parked[0].todo
+    study = holding.reopened(holding.again(uid))
+    holding.schedule(study, holding.judge(study), inputs="with one image more")
+    workitem, attempt = holding.claim()
+    holding.complete(tmp_path, study, workitem, attempt)
+    with holding.database.read() as connection:
+        assert control.status(connection).parked == []
+        assert worklist.get(connection, first).state == "CANCELED"
+    assert f"workitem {workitem.uid} of lung-ct 1.0 has read the same series" in reasons(holding, study.id)
+
+
+def test_an_operator_may_leave_a_parked_workitem_as_it_is(holding: Holding, tmp_path: Path) -> None:
+    _, first = parked_workitem(holding, tmp_path)
+    done = control.cancel(holding.database, f"workitem:{first}", by="ann")
+    assert done.changed == [f"workitem:{first}: left CANCELED, and waits for nobody any more"]
+    with holding.database.read() as connection:
+        assert control.status(connection).parked == []
+    assert control.cancel(holding.database, f"workitem:{first}", by="ann").changed == []
+
+
 def test_a_cancelled_workitem_can_be_asked_for_again(holding: Holding, tmp_path: Path) -> None:
     study = holding.study(tmp_path)
     workitem = holding.schedule(study, holding.judge(study))
