@@ -18,11 +18,12 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from inference.cardfile import read_yaml
 from inference.cardfiles import Stamp, checked_file, require_unchanged
+from inference.declared import check_steps
 from inference.errors import CardError
 from inference.fields import CodeField, Limit, Strict
 from inference.inputs import InputRole
 from inference.options import Command, KServe, MonaiBundle, Onnx, OpenVino, TorchXRayVision
-from inference.steps import GEOMETRIC, PROJECTION, PostprocessStep, PreprocessStep, Slab, Window
+from inference.steps import PostprocessStep, PreprocessStep, Slab, Window
 
 __all__ = ["Batch", "Card", "Explain", "Output", "Resources", "Sample", "load_card"]
 
@@ -298,29 +299,7 @@ class Card(Strict):
                 raise ValueError("layout: several roles are channels, which zyx has none of; use ncdhw")
         elif len(self.inputs) != 1:
             raise ValueError(f"inputs: a {self.task} on the engine {self.engine} reads exactly one role")
-        self._check_steps()
-
-    def _check_steps(self) -> None:
-        names = [next(iter(step.model_fields_set)) for step in self.preprocess]
-        if self.inputs[0].kind == "volume":
-            if PROJECTION & set(names):
-                raise ValueError("preprocess: a segmentation has no step of a radiograph")
-            if self.layout == "zyx" and (names or self.window):
-                raise ValueError("preprocess, window: a graph of layout zyx takes the images as they are, slab by slab")
-            if self.layout == "ncdhw" and self.slab:
-                raise ValueError("slab: a graph of layout ncdhw is cut by window")
-            geometric = [name in GEOMETRIC for name in names]
-            if geometric != sorted(geometric, reverse=True):
-                raise ValueError("preprocess: orient, resample and crop_or_pad come before the steps on intensities")
-            return
-        if len(names) != 1 or names[0] not in PROJECTION:
-            raise ValueError(f"preprocess: a {self.task} has exactly one step, one of {sorted(PROJECTION)}")
-        after = {next(iter(step.model_fields_set)) for step in self.postprocess}
-        allowed = {"activation", "threshold" if self.task == "segmentation" else "calibrate"}
-        if after - allowed:
-            raise ValueError(f"postprocess: a {self.task} of radiographs has {' and '.join(sorted(allowed))} alone")
-        if self.slab or self.window or "spacing" in self.tensors:
-            raise ValueError(f"slab, window, tensors.spacing: a {self.task} of radiographs has none")
+        check_steps(self)
 
     def _check_segmentation(self) -> None:
         labels = [output.label for output in self.outputs]

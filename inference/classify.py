@@ -110,13 +110,19 @@ def probabilities(card: Card, answer: npt.NDArray[Any]) -> npt.NDArray[np.float6
     return np.stack([_probabilities_of_one(card, _vector(card, one[None])) for one in answer])
 
 
-def _probabilities_of_one(card: Card, probabilities: Vector) -> Vector:
+def _probabilities_of_one(card: Card, scores: Vector) -> Vector:
+    probabilities = _activated(card, scores)
     for step in card.postprocess:
-        if step.activation:
-            probabilities = probabilities_of(probabilities, step.activation.kind, axis=0)
-        elif step.calibrate:
+        if step.calibrate:
             probabilities = calibrated(probabilities, step.calibrate.thresholds)
     return as_probabilities(probabilities)
+
+
+def _activated(card: Card, scores: Vector) -> Vector:
+    for step in card.postprocess:
+        if step.activation:
+            scores = probabilities_of(scores, step.activation.kind, axis=0)
+    return scores
 
 
 def _classifications(card: Card, answer: npt.NDArray[Any], image: str) -> list[Classification]:
@@ -135,7 +141,7 @@ def _classifications(card: Card, answer: npt.NDArray[Any], image: str) -> list[C
 
 
 def _measurements(card: Card, answer: npt.NDArray[Any], image: str) -> list[Measurement]:
-    values = _vector(card, answer)
+    values = _activated(card, _vector(card, answer))
     if not np.isfinite(values).all():
         raise EngineFailure("broke", "the model answered values that are not numbers")
     return [
