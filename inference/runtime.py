@@ -19,6 +19,7 @@ _READING = (
     "overread",
     "numpy",
     "scipy",
+    "SimpleITK",
     "pillow",
     "pydicom",
     "pylibjpeg-openjpeg",

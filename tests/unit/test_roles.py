@@ -24,6 +24,9 @@ ROLES = tuple(InputRole(role=name, kind="volume", minimum_instances=4) for name 
 #: What shows dark in one contrast shows bright in another: background, scalp, brain, ventricle, lesion.
 CONTRASTS = {"t1": (0, 900, 600, 150, 400), "t2": (0, 300, 450, 1000, 800), "flair": (0, 350, 500, 100, 1000)}
 
+#: As large, in few voxels: what takes long is tried on these.
+COARSE: dict[str, Any] = {"spacing": (9.0, 6.0, 6.0), "shape": (20, 33, 28)}
+
 
 def head(points: npt.NDArray[np.float64], contrast: str) -> npt.NDArray[np.float64]:
     """A head that no turn or flip maps on itself, at LPS points (..., 3)."""
@@ -117,9 +120,27 @@ def test_a_series_of_another_frame_of_reference_is_registered_and_that_is_said(t
     assert apart < 0.9
 
 
+def test_where_a_series_lies_hangs_neither_on_the_run_nor_on_the_places_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("SimpleITK")
+    still, moved = (
+        read_roles(ROLES[:1], {"t1": files}).reference
+        for files in (
+            series(tmp_path / "1", "t1", frame="2.25.1", **COARSE),
+            series(tmp_path / "2", "flair", frame="2.25.2", shift=(5, -7, 4), turn=7.0, **COARSE),
+        )
+    )
+    first, again, other = (
+        register(still.array, still.grid, moved.array, moved.grid, "flair", seed=seed).matrix for seed in (1, 1, 3)
+    )
+    assert (first == again).all()
+    around = 60 * np.concatenate([np.eye(3), -np.eye(3)])
+    apart = (first - other)[:3]
+    assert np.linalg.norm(around @ apart[:, :3].T + apart[:, 3], axis=1).max() < 2
+
+
 def test_a_registration_that_does_not_hold_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("SimpleITK")
-    volume = read_roles(ROLES[:1], {"t1": series(tmp_path, "t1", frame="2.25.1")}).reference
+    volume = read_roles(ROLES[:1], {"t1": series(tmp_path, "t1", frame="2.25.1", **COARSE)}).reference
     noise = np.random.default_rng(0).normal(500, 100, volume.array.shape).astype(np.float32)
     with pytest.raises(InputRefused) as caught:
         register(volume.array, volume.grid, noise, volume.grid, "t2")
