@@ -49,6 +49,7 @@ def segment(card: Card, model: Model, input_set: Mapping[str, Sequence[ImageFile
     else:
         channels = [read.arrays.get(role.role) for role in card.inputs]
         labels = label_by_window(card, timed.infer, channels, volume.grid, marking)
+    volume.clear_unscanned(labels)
     refused = _finished(card, labels, volume, marking)
     if refused is not None:
         return Findings(

@@ -69,6 +69,9 @@ class Volume:
         Of a tilted gantry whose stack was resampled; else 0.
     frame_of_reference
         (0020,0052), or "" where the series names none.
+    scanned
+        Of a tilted gantry: which voxels of ``array`` a plane of the source holds; the others are wedges of the upright
+        box, of which nothing is known. None where all are.
     """
 
     array: npt.NDArray[Any]
@@ -81,6 +84,7 @@ class Volume:
     modality: str
     tilt_degrees: float
     frame_of_reference: str
+    scanned: npt.NDArray[np.bool_] | None
     _places: npt.NDArray[np.intp] = field(repr=False)
 
     @property
@@ -97,6 +101,15 @@ class Volume:
     def images(self) -> tuple[str, ...]:
         """The images that make the volume, each once, in the order in which they were given."""
         return tuple(dict.fromkeys(self.keys))
+
+    def clear_unscanned(self, labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Clear, in place, what a mask of this volume marks where nothing was scanned; and return it.
+
+        What is left has as many voxels as :meth:`to_source` brings back: none is counted that no image shows.
+        """
+        if self.scanned is not None:
+            labels *= self.scanned
+        return labels
 
     def to_source(self, labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Bring a mask of this volume back to its images.
@@ -180,7 +193,11 @@ def read_volume(files: Sequence[ImageFile], *, minimum: int = 2, hold: Hold | No
     given = sorted(range(len(planes)), key=lambda place: (planes[place].index, planes[place].frame))
     keys = tuple(planes[place].key for place in given)
     modality = planes[0].modality
-    array, grid = _filled(planes, source) if not lie.tilt_degrees else _upright(planes, lie, source)
+    scanned = None
+    if lie.tilt_degrees:
+        array, grid, scanned = _upright(planes, lie, source)
+    else:
+        array, grid = _filled(planes, source)
     return Volume(
         array=array,
         grid=grid,
@@ -192,6 +209,7 @@ def read_volume(files: Sequence[ImageFile], *, minimum: int = 2, hold: Hold | No
         modality=modality,
         tilt_degrees=lie.tilt_degrees,
         frame_of_reference=planes[0].frame_of_reference,
+        scanned=scanned,
         _places=np.array(given, dtype=np.intp),
     )
 
@@ -214,8 +232,14 @@ def _filled(planes: Sequence[Plane], source: Grid) -> tuple[npt.NDArray[Any], Gr
     return array, grid
 
 
-def _upright(planes: Sequence[Plane], lie: Lie, source: Grid) -> tuple[npt.NDArray[Any], Grid]:
-    """Bring a leaning stack to upright axes: the same planes, moved within themselves, in a box that holds them all."""
+def _upright(planes: Sequence[Plane], lie: Lie, source: Grid) -> tuple[npt.NDArray[Any], Grid, npt.NDArray[np.bool_]]:
+    """Bring a leaning stack to upright axes: the same planes, moved within themselves, in a box that holds them all.
+
+    Returns
+    -------
+    numpy.ndarray, Grid, numpy.ndarray
+        The values, where they lie, and which of them a plane holds.
+    """
     spacing = planes[0].pixel_spacing
     drift = lie.step * (len(planes) - 1)
     along = np.array([float(drift @ lie.column), float(drift @ lie.row)])
@@ -231,7 +255,23 @@ def _upright(planes: Sequence[Plane], lie: Lie, source: Grid) -> tuple[npt.NDArr
     if hounsfield:
         values = np.rint(values, out=values).astype(np.int16)
     grid = upright.oriented(AXES)
-    return np.ascontiguousarray(turned(values, upright, grid)), grid
+    held = _held(source, upright)
+    return np.ascontiguousarray(turned(values, upright, grid)), grid, np.ascontiguousarray(turned(held, upright, grid))
+
+
+def _held(source: Grid, upright: Grid) -> npt.NDArray[np.bool_]:
+    """Return which voxels of the upright box a leaning stack holds: as many as it has itself."""
+    mapping = np.linalg.inv(source.affine) @ upright.affine
+    inside = []
+    for axis in (1, 2):
+        # Planes are moved within themselves: where a row or a column lies hangs on the plane and on itself alone.
+        steps = mapping[axis, 0] * np.arange(upright.shape[0])[:, None] + mapping[axis, axis] * np.arange(
+            upright.shape[axis]
+        )
+        places = steps + mapping[axis, 3]
+        inside.append((places > -0.5) & (places <= source.shape[axis] - 0.5))
+    held: npt.NDArray[np.bool_] = inside[0][:, :, None] & inside[1][:, None, :]
+    return held
 
 
 def _dtype(modality: str) -> type[np.int16] | type[np.float32]:

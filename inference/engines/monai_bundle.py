@@ -125,6 +125,7 @@ class BundleEngine:
         self._card.require_unchanged()
         marking = marking_of(self._card, self._options)
         labels = on_source(labels_of(scores, self._card, self._options, marking), affine, volume.grid, marking)
+        volume.clear_unscanned(labels)
         counts = marking.voxels(labels)
         segments = tuple(
             Segment(

@@ -134,6 +134,24 @@ def test_a_tilted_gantrys_mask_lies_on_the_pixels_that_it_was_drawn_from(tmp_pat
     assert (back[~wanted] == 0).mean() > 0.99
 
 
+def test_of_a_tilted_gantry_only_what_was_scanned_can_be_marked_and_counted(tmp_path: Path) -> None:
+    for number, (row, column) in enumerate((((1, 0, 0), (0, 1, 0)), ((0, 1, 0), (0, 0, -1)))):
+        hu, positions, step = scan(row, column, (2.0, 1.0, 1.1), tilt=20.0)
+        paths = ct_series(
+            tmp_path / str(number),
+            hu,
+            spacing=(2.0, 1.0, 1.1),
+            orientation=(*row, *column),
+            origin=positions[0],
+            step=step,
+        )
+        volume = read_volume([ImageFile(path.stem, path) for path in paths])
+        everything = volume.clear_unscanned(np.full(volume.array.shape, 2, np.uint8))
+        assert 0 < np.count_nonzero(everything) < everything.size
+        assert (volume.to_source(everything) == 2).all()
+        assert np.count_nonzero(everything) == hu.size
+
+
 @pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless], ids=lambda uid: uid.name)
 def test_each_frames_own_rescale_and_spacing_count_wherever_they_stand(tmp_path: Path, syntax: str) -> None:
     hu = np.random.default_rng(0).integers(-1000, 2000, (4, 64, 48))

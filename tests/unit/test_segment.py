@@ -127,6 +127,20 @@ def test_without_geometric_steps_the_mask_is_exact(tmp_path: Path) -> None:
     assert (findings.segmentation.labels == truth).all()
 
 
+def test_the_volumes_of_a_tilted_gantry_are_those_of_the_mask_on_its_images(tmp_path: Path) -> None:
+    """The model marks air too, and with it the wedges that make the box upright, of which no image shows anything."""
+    files = ct_series(tmp_path / "ct", two_boxes(), spacing=SPACING, step=(0, 0.9, 2.5))
+    steps = [{"clip": {"low": -1000, "high": 1000}}, {"scale": {"low": -1000, "high": 1000}}]
+    airy = scoring(3)
+    airy.graph.initializer[0].CopyFrom(helper.make_tensor("centres", TensorProto.FLOAT, [1, 3, 1, 1, 1], [0.6, 0, 1]))
+    segmentation = run(tmp_path, files, card_of(preprocess=steps), airy).segmentation
+    assert segmentation is not None
+    for segment in segmentation.segments:
+        voxels = np.count_nonzero(segmentation.labels == segment.label)
+        assert segment.volume_ml == pytest.approx(voxels * np.prod(SPACING) / 1000)
+        assert voxels > 100
+
+
 def test_channels_over_a_threshold_get_their_own_labels_and_holes_are_filled(tmp_path: Path) -> None:
     hu = two_boxes()
     hu[6:10, 12:15, 10:13] = -1000
