@@ -29,12 +29,17 @@ __all__ = [
     "claimable",
     "complete",
     "fail",
+    "given_back",
+    "held_up",
     "lose",
     "lose_expired",
     "of_workitem",
     "release",
     "renew",
 ]
+
+#: So often may a workitem be given back before that is worth a warning.
+_AGAIN_AND_AGAIN = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +213,37 @@ def release(connection: Connection, workitem: Workitem, attempt: Attempt, reason
     """Give an attempt back: the node's own trouble or its orderly end, which counts as nothing."""
     if _still_owned(connection, attempt):
         lifecycle.end(connection, "attempt", attempt.id, lifecycle.RELEASED, study_id=workitem.study_id, outcome=reason)
+
+
+def given_back(connection: Connection, workitems: Sequence[int]) -> dict[int, str]:
+    """Say of workitems why their last try was given back: the model's server is down, say, or memory is short."""
+    a = schema.attempt.c
+    last = select(func.max(a.id)).where(a.workitem_id.in_(workitems), a.ended_at.is_not(None)).group_by(a.workitem_id)
+    rows = connection.execute(select(a.workitem_id, a.outcome).where(a.id.in_(last), a.state == lifecycle.RELEASED))
+    return {row.workitem_id: row.outcome for row in rows}
+
+
+def held_up(connection: Connection) -> dict[str, tuple[int, str]]:
+    """Return each model whose open workitems were given back again and again: how many, and why the first of them was.
+
+    Once or twice is nothing: a node that stops, another model that has the memory.
+    """
+    w, a = schema.workitem.c, schema.attempt.c
+    rows = connection.execute(
+        select(w.id, w.model)
+        .select_from(schema.workitem.join(schema.attempt))
+        .where(w.state.in_((lifecycle.SCHEDULED, lifecycle.IN_PROGRESS)), a.state == lifecycle.RELEASED)
+        .group_by(w.id, w.model)
+        .having(func.count() >= _AGAIN_AND_AGAIN)
+        .order_by(w.id)
+    ).all()
+    reasons = given_back(connection, [row.id for row in rows])
+    found: dict[str, tuple[int, str]] = {}
+    for row in rows:
+        if row.id in reasons:
+            count, reason = found.get(row.model, (0, reasons[row.id]))
+            found[row.model] = (count + 1, reason)
+    return found
 
 
 def lose(connection: Connection, owner_prefix: str, *, limit: int, reason: str) -> int:

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from node.security.tls import Acceptor, trouble
-from storage import chores, damage
+from storage import attempts, chores, damage
 from storage.database import Database, schema_versions
 from storage.space import Level, Room
 
@@ -57,6 +57,7 @@ class Readiness:
             "disk": self._scarce(),
             "tls": trouble(self._tls) if self._tls is not None else "",
             "bytes": self._damage(),
+            "models": self._held_up(),
         }
         return {name: warning for name, warning in found.items() if warning}
 
@@ -74,6 +75,14 @@ class Readiness:
             return ""  # a complaint already
         counted = ", ".join(f"{count} {kind}" for kind, count in damaged.items())
         return f"files that are not what their rows say: {counted}; see overread status" if counted else ""
+
+    def _held_up(self) -> str:
+        try:
+            with self._database.read() as connection:
+                held = attempts.held_up(connection)
+        except SQLAlchemyError:
+            return ""  # a complaint already
+        return "; ".join(f"{model} waits with {count}: {reason}" for model, (count, reason) in sorted(held.items()))
 
     def background(self) -> dict[str, str]:
         """Return how far work has come that goes on beside everything else."""

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Connection, Table, func, select
 
 from node.ops.stability import Weighing
-from storage import chores, damage, lifecycle, models, schema
+from storage import attempts, chores, damage, lifecycle, models, schema
 from storage.database import Database, now
 from storage.space import Room
 
@@ -138,6 +138,12 @@ class _FromState(Collector):
             select(func.count()).select_from(schema.workitem).where(schema.workitem.c.parked.is_(True))
         ).scalar_one()
         yield _FromState._gauge("workitems_parked", "Workitems that wait for an operator.", parked)
+        held = GaugeMetricFamily(
+            "overread_workitems_held", "Workitems that were given back again and again, and wait.", labels=["model"]
+        )
+        for model, (count, _) in attempts.held_up(connection).items():
+            held.add_metric([model], count)
+        yield held
 
     def _amounts(self, connection: Connection) -> Iterator[GaugeMetricFamily]:
         instances, size = connection.execute(select(func.count(), func.sum(schema.instance.c.size))).one()

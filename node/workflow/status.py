@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, exists, func, literal, select
 
-from storage import control, damage, flags, lifecycle, priority, schema
+from storage import attempts, control, damage, flags, lifecycle, priority, schema
 from storage.damage import Damaged
 from storage.records import Pause
 
@@ -254,7 +253,7 @@ def _workitem_items(connection: Connection, limit: int, *, parked: bool) -> list
         .limit(limit)
     ).all()
     held = control.paused(connection, "model")
-    given_back = {} if parked else _given_back(connection, [row.id for row in rows])
+    given_back = {} if parked else attempts.given_back(connection, [row.id for row in rows])
     items = []
     for row in rows:
         paused = not parked and row.model in held
@@ -264,7 +263,7 @@ def _workitem_items(connection: Connection, limit: int, *, parked: bool) -> list
                 study_instance_uid=row.study_instance_uid,
                 state="PARKED" if parked else row.state,
                 what=f"{row.model} {row.model_version}" + _urgency(row.priority),
-                reason=f"model {row.model} is paused" if paused else row.outcome or given_back.get(row.id, ""),
+                reason=f"model {row.model} is paused" if paused else row.outcome or _waits(given_back.get(row.id)),
                 since=(row.ended_at or row.created_at) if parked else (row.started_at or row.created_at),
                 todo=_todo_of_workitem(row) if parked else (f"overread resume model {row.model}" if paused else ""),
             )
@@ -272,12 +271,8 @@ def _workitem_items(connection: Connection, limit: int, *, parked: bool) -> list
     return items
 
 
-def _given_back(connection: Connection, workitems: Sequence[int]) -> dict[int, str]:
-    """Say of workitems why they were given back and wait: the model's server is down, say, or memory is short."""
-    a = schema.attempt.c
-    last = select(func.max(a.id)).where(a.workitem_id.in_(workitems), a.ended_at.is_not(None)).group_by(a.workitem_id)
-    rows = connection.execute(select(a.workitem_id, a.outcome).where(a.id.in_(last), a.state == lifecycle.RELEASED))
-    return {workitem_id: f"waits: {outcome}" for workitem_id, outcome in rows}
+def _waits(why: str | None) -> str:
+    return f"waits: {why}" if why else ""
 
 
 def _todo_of_workitem(row: Any) -> str:

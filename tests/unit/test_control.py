@@ -9,12 +9,14 @@ import pytest
 from sqlalchemy import select
 
 from node.errors import NotConfigured
+from node.ops.health import Readiness
 from node.settings import Settings
 from node.workflow import control
 from storage import attempts, changefeed, lifecycle, outbox, schema, studies, worklist
 from storage import control as holds
 from storage.errors import Unknown
 from storage.records import Notification
+from storage.space import Room
 from tests.dicom_factory import ct_series
 from tests.work import Holding
 
@@ -153,14 +155,22 @@ def test_cancel_stops_what_is_open_and_can_be_asked_twice(holding: Holding, tmp_
     assert "cancelled by operator ann" in reasons(holding, other.id)
 
 
-def test_status_says_why_a_workitem_was_given_back(holding: Holding, tmp_path: Path) -> None:
+def test_status_and_health_say_why_a_workitem_is_given_back_again_and_again(holding: Holding, tmp_path: Path) -> None:
     study = holding.study(tmp_path)
     holding.schedule(study, holding.judge(study))
+    readiness = Readiness(holding.database, tmp_path, Room(()))
+    for tries in range(1, 4):
+        workitem, attempt = holding.claim()
+        with holding.database.write() as connection:
+            attempts.release(connection, workitem, attempt, "the model's server does not answer")
+            [waiting] = control.status(connection).waiting
+        assert waiting.reason == "waits: the model's server does not answer"
+        told = {"models": "lung-ct waits with 1: the model's server does not answer"} if tries == 3 else {}
+        assert readiness.warnings() == told
+    study = holding.again(study.study_instance_uid)
     workitem, attempt = holding.claim()
-    with holding.database.write() as connection:
-        attempts.release(connection, workitem, attempt, "the model's server does not answer")
-        [waiting] = control.status(connection).waiting
-    assert waiting.reason == "waits: the model's server does not answer"
+    holding.complete(tmp_path, study, workitem, attempt)
+    assert readiness.warnings() == {}
 
 
 def test_a_parked_workitem_waits_no_longer_once_the_same_series_were_read_after_it(
