@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from inference import gate
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from inference.inputs import InputRole
     from inference.radiograph import Radiograph
 
-__all__ = ["Admitted", "Held", "series"]
+__all__ = ["Admitted", "Held", "Series", "series"]
 
 
 class Held:
@@ -76,16 +77,34 @@ class Admitted:
             Where too few pass: with their reason, or ``outside-intended-use`` where they have several; or where an
             image cannot be read at all.
         """
+        for file, dataset, radiograph in self._passing(shown=True):
+            assert radiograph is not None
+            yield file, radiograph, dataset
+
+    def headers(self) -> Iterator[tuple[ImageFile, Dataset]]:
+        """Yield each image that passes with its header alone; its pixels are looked at only where the card asks that.
+
+        Raises
+        ------
+        InputRefused
+            As iterating does.
+        """
+        for file, dataset, _ in self._passing(shown=self._role.limits.plausible is not None):
+            yield file, dataset
+
+    def _passing(self, *, shown: bool) -> Iterator[tuple[ImageFile, Dataset, Radiograph | None]]:
         from inference.radiograph import radiograph_of
 
         passed = 0
         for file in self._files:
             dataset = open_image(file)
+            radiograph = None
             try:
                 gate.means(self._role, dataset)
                 unknown = gate.header(self._role, dataset)
-                radiograph = radiograph_of(dataset)
-                gate.pixels(self._role, radiograph.pixels)
+                if shown:
+                    radiograph = radiograph_of(dataset)
+                    gate.pixels(self._role, radiograph.pixels)
             except InputRefused as refusal:
                 if refusal.reason not in REASONS:
                     raise
@@ -93,7 +112,7 @@ class Admitted:
                 continue
             self._unknown |= dict.fromkeys(unknown)
             passed += 1
-            yield file, radiograph, dataset
+            yield file, dataset, radiograph
         if passed < self._role.minimum_instances:
             raise self._too_few(passed)
 
@@ -114,31 +133,45 @@ class Admitted:
         return InputRefused(reason, f"{said} ({told})" if told else said, REASONS[reason])
 
 
-def series(role: InputRole, files: Sequence[ImageFile]) -> Held:
-    """Hold all images of a role, for an engine that reads files by itself; the first that is outside refuses them all.
+@dataclass(frozen=True, slots=True)
+class Series:
+    """What of a role is handed to an engine that reads files by itself.
 
-    Returns
-    -------
-    Held
-        What was not known, and what the first image is like.
+    Attributes
+    ----------
+    files
+        Those that pass, in their order; of a volume all.
+    words
+        What was not known and allowed, and which images were left out.
+    first
+        What the header of the first image that passed is like.
+    """
+
+    files: tuple[ImageFile, ...]
+    words: tuple[str, ...]
+    first: Features
+
+
+def series(role: InputRole, files: Sequence[ImageFile]) -> Series:
+    """Hold the images of a role, for an engine that reads files by itself: radiographs each for itself, volumes whole.
 
     Raises
     ------
     InputRefused
-        As the functions of :mod:`inference.gate` do, and with the reasons of :func:`inference.volume.stacked`.
+        As the functions of :mod:`inference.gate` do, and with the reasons of :func:`inference.volume.stacked`; of
+        radiographs where too few pass, as :class:`Admitted` says.
     """
-    held = Held(role)
     if role.kind == "volume":
         from inference.volume import coverage_of, stacked
 
+        held = Held(role)
         planes, _, lie = stacked(files, minimum=role.minimum_instances, hold=held.image)
         gate.volume(role, coverage_of(planes, lie))
-        return held
-    from inference.radiograph import radiograph_pixels
-
-    for file in files:
-        dataset = open_image(file)
-        held.image(dataset)
-        if role.limits.plausible:
-            gate.pixels(role, radiograph_pixels(dataset))
-    return held
+        return Series(tuple(files), held.words, held.first)
+    admitted = Admitted(role, files)
+    passed: list[ImageFile] = []
+    first: Features = {}
+    for file, dataset in admitted.headers():
+        passed.append(file)
+        first = first or of_header(dataset)
+    return Series(tuple(passed), admitted.warnings(), first)

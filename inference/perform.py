@@ -13,7 +13,7 @@ from inference.statistics import Features, observed
 
 if TYPE_CHECKING:
     from inference.card import Card
-    from inference.engine import Engine, Job, Model
+    from inference.engine import Engine, ImageFile, Job, Model
 
 __all__ = ["CardEngine", "GatedEngine"]
 
@@ -70,6 +70,7 @@ class GatedEngine:
         """Run one job; see :meth:`CardEngine.run`."""
         words: dict[str, None] = {}
         first: Features = {}
+        passed: dict[str, tuple[ImageFile, ...]] = {}
         try:
             _require_roles(self._card, job)
             for role in self._card.inputs:
@@ -78,10 +79,13 @@ class GatedEngine:
                 held = admission.series(role, job.input_set[role.role])
                 words |= dict.fromkeys(held.words)
                 first = first or held.first
-            require_that_pixels_may_leave(self._card, job)
+                passed[role.role] = held.files
+            # One lateral view must not cost the frontal beside it its finding, nor be read in its place.
+            admitted = replace(job, input_set=passed)
+            require_that_pixels_may_leave(self._card, admitted)
         except InputRefused as refusal:
             return observed(_refused(job, refusal))
-        findings = answers.checked(self._card, self._engine.run(job))
+        findings = answers.checked(self._card, self._engine.run(admitted))
         return observed(
             replace(
                 findings,

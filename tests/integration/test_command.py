@@ -171,6 +171,20 @@ def test_probabilities_in_json_come_back_for_the_very_image(tmp_path: Path) -> N
     assert [one.present for one in findings.classifications] == [True, False, False]
 
 
+def test_a_program_gets_the_frontal_view_of_a_series_and_the_lateral_beside_it_is_named(tmp_path: Path) -> None:
+    frontal, lateral = (radiograph(tmp_path / "i", np.full((8, 9), 4095), view=view) for view in ("PA", "LL"))
+    card = program(tmp_path, finding_card(), JSON)
+    findings = run(card, lateral, frontal)
+    assert findings.not_analysed is None
+    assert [(one.image, one.present) for one in findings.classifications] == [(frontal.stem, True)]
+    assert findings.images == (frontal.stem,)
+    assert findings.warnings == ("Not analysed, 1 of 2 images: the view (LL) is none that this model reads (view).",)
+    assert findings.statistics["observations"][0]["view"] == "PA"
+    alone = run(card, lateral).not_analysed
+    assert alone is not None
+    assert alone.reason == "view"
+
+
 def test_an_image_of_which_nothing_was_said_was_not_read_and_an_output_that_lacks_is_no_negative(
     tmp_path: Path,
 ) -> None:
