@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from inference.bring.codes import open_names
@@ -173,14 +174,15 @@ def promote(
             raise ModelRefused(f"{one.name} is not promoted, since it cannot be loaded: {problem}")
     try:
         with database.write() as connection:
-            now = models.get(connection, one.model, one.version)
+            there = models.versions(connection, one.model, lock=True)
+            now = _unmoved(connection, one)
             if now.digest != one.digest:
                 raise ModelRefused(f"{one.name} has changed while it was looked at; look again")
-            before = [other for other in models.versions(connection, one.model) if other.state == LIVE]
+            before = [other for other in there if other.state == LIVE]
             moved = stages.move(connection, now, stage, by=by, why=why, share=share)
     except IntegrityError:
         raise IllegalTransition(f"another version of {one.model} was promoted at the same moment; look again") from None
-    changed = [f"{one.name}: {one.state} -> {moved.state}" + (f", {100 * share:g} % of the studies" if share else "")]
+    changed = [f"{one.name}: {now.state} -> {moved.state}" + (f", {100 * share:g} % of the studies" if share else "")]
     if stage == LIVE:
         changed += [f"{other.name}: {LIVE} -> {CANDIDATE}" for other in before]
         return Done(changed=changed, hint=f"to turn it back: overread models rollback {one.model}" if before else "")
@@ -235,7 +237,8 @@ def retire(settings: Settings, database: Database, reference: str, *, by: str, w
     """Take a version out: it runs nowhere, what is scheduled for it is canceled, and its shadows' masks are removed."""
     one = version_named(database, reference)
     with database.write() as connection:
-        now = models.get(connection, one.model, one.version)
+        models.versions(connection, one.model, lock=True)
+        now = _unmoved(connection, one)
         stages.move(connection, now, RETIRED, by=by, why=why)
     _forget_masks(settings, database, one)
     hint = ""
@@ -245,6 +248,14 @@ def retire(settings: Settings, database: Database, reference: str, *, by: str, w
             f"{one.model} goes back to the one before"
         )
     return Done(changed=[f"{one.name}: {now.state} -> {RETIRED}"], hint=hint)
+
+
+def _unmoved(connection: Connection, one: ModelVersion) -> ModelVersion:
+    """Return a version as it is now; raises IllegalTransition where somebody has moved it since it was looked at."""
+    now = models.get(connection, one.model, one.version)
+    if now.state != one.state:
+        raise IllegalTransition(f"{one.name} was {one.state} when it was looked at and is {now.state} now; look again")
+    return now
 
 
 def _forget_masks(settings: Settings, database: Database, version: ModelVersion) -> None:

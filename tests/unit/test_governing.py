@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
+import threading
+import traceback
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +18,7 @@ import pytest
 import yaml
 from sqlalchemy import update
 
+from demo.peers import wait_until
 from inference.card import load_card
 from inference.errors import CardError
 from inference.expected import expected_of
@@ -261,6 +265,34 @@ def test_what_has_not_passed_its_own_samples_is_not_promoted(
     beside.write_text(json.dumps({"passed": True, "files": files}))
     assert stage_of(embedded.database, "2.0.0") == "candidate"
     assert promote(why="tested").changed == ["blobs@2.0.0: candidate -> live", "blobs@1.0.0: live -> candidate"]
+
+
+def test_of_two_who_move_a_version_at_once_the_second_is_told_that_it_is_no_longer_where_he_saw_it(
+    embedded: Holding, settings: Settings, tmp_path: Path
+) -> None:
+    arriving.add(settings, embedded.database, version_in(tmp_path / "new"), by=ANN)
+    told: list[object] = []
+
+    def promote() -> None:
+        try:
+            told.append(governing.promote(settings, embedded.database, "blobs@2.0.0", "shadow", by=ANN))
+        except IllegalTransition as refusal:
+            told.append(str(refusal))
+
+    second = threading.Thread(target=promote)
+    with embedded.database.write() as connection:
+        second.start()
+        # It has seen a candidate, and waits for the transaction that retires it.
+        wait_until(lambda: _waits_to_write(second), 30, "the second waits to write")
+        stages.move(connection, models.get(connection, "blobs", "2.0.0"), "retired", by=ANN)
+    second.join()
+    assert told == ["blobs@2.0.0 was candidate when it was looked at and is retired now; look again"]
+
+
+def _waits_to_write(thread: threading.Thread) -> bool:
+    frame = sys._current_frames().get(thread.ident or 0)
+    calls = [] if frame is None else [(Path(one.filename).name, one.name) for one in traceback.extract_stack(frame)]
+    return ("database.py", "write") in calls
 
 
 def test_a_mismatch_is_told_in_words_and_holds_a_version_back(
