@@ -115,7 +115,8 @@ class KServeModel:
                 if trouble.other_form and may_change_form:
                     raise _Disliked(trouble.reason, trouble.text) from trouble
                 if not trouble.again or not left:
-                    raise EngineFailure(trouble.reason, trouble.text) from trouble
+                    where = f" ({self._options.url})" if trouble.reason == "unreachable" else ""
+                    raise EngineFailure(trouble.reason, trouble.text + where) from trouble
             # Many nodes whose server came back must not all ask in the same moment.
             time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
             pause = min(2 * pause, _MOST_PAUSE_SECONDS)
