@@ -86,6 +86,9 @@ def _be_first(libc: ctypes.CDLL, spec: dict[str, Any], status: int, alive: int) 
     _write_nowhere_but(libc, spec["writable"])
     # Either may be refused inside a container; then the program sees the outer ones.
     if libc.mount(b"proc", b"/proc", b"proc", ctypes.c_ulong(_MS_NOSUID | _MS_NODEV), None) == 0:
+        with contextlib.suppress(OSError):
+            # Segments of shmget(2) that nobody has attached are in no process's account; newer kernels let us.
+            Path("/proc/sys/kernel/shmall").write_text(str(int(spec["memory_bytes"]) // os.sysconf("SC_PAGE_SIZE")))
         # Root's number alone may write to the settings of the whole machine, whatever it is capable of.
         for place in ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus"):
             libc.mount(place.encode(), place.encode(), None, ctypes.c_ulong(_MS_BIND | _MS_REC), None)

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import IO
 
 from inference.errors import EngineFailure
-from inference.processtree import children, kill_marked, kill_tree, tree_resident_bytes
+from inference.heldmemory import tree_held_bytes
+from inference.processtree import children, kill_marked, kill_tree
 
 __all__ = ["Limits", "run_program"]
 
@@ -176,7 +177,7 @@ def _watch(process: subprocess.Popen[bytes], watched: Sequence[Path], limits: Li
             # Counted before they are measured: a program that only forks is soon too many to measure.
             if len(children(process.pid, most=limits.processes)) > limits.processes:
                 raise EngineFailure("broke", f"the program started more than {limits.processes} processes")
-            held = tree_resident_bytes(process.pid, limits.memory_bytes)
+            held = tree_held_bytes(process.pid, limits.memory_bytes)
             if held > limits.memory_bytes:
                 raise EngineFailure(
                     "overran-memory",

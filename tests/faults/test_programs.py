@@ -109,6 +109,29 @@ time.sleep(600)
     assert "limit is 150 MB" in failure.text
 
 
+@pytest.mark.parametrize("where", ["memfd", "shm"])
+def test_memory_in_files_that_nobody_has_mapped_counts_and_what_is_mapped_counts_once(
+    tmp_path: Path, where: str
+) -> None:
+    if where == "shm" and not NAMESPACES:
+        pytest.skip("this system allows no namespaces, so /dev/shm is everybody's")
+    code = """
+import mmap, os, sys, time
+file = os.memfd_create("x") if sys.argv[1] == "memfd" else os.open("/dev/shm/x", os.O_RDWR | os.O_CREAT)
+for _ in range(int(sys.argv[2])): os.write(file, bytes(1 << 20))
+if sys.argv[3] == "mapped":
+    kept = mmap.mmap(file, 0); sum(kept[::4096])
+    if os.fork() == 0: sum(kept[::4096])
+    time.sleep(0.6)
+else:
+    held = bytearray(60 << 20); time.sleep(20)
+"""
+    with pytest.raises(EngineFailure) as caught:
+        run(tmp_path, code, where, "90", "unmapped", memory_bytes=140 * MB)
+    assert caught.value.reason == "overran-memory"
+    run(tmp_path, code, where, "90", "mapped", memory_bytes=140 * MB)
+
+
 def test_a_program_that_only_forks_is_ended(tmp_path: Path) -> None:
     if not NAMESPACES:
         pytest.skip("this system allows no namespaces, and nothing else ends a fork bomb in time")
