@@ -40,6 +40,8 @@ NETS = (
     *("model5_gw_ae", "model11_gw_ae", "model20chan3cls", "model18cls", "model30chan18cls"),
     *("model30chan50cls", "v3_model11_50class", "model21_104class", "mindgrab"),
 )
+#: The file that names the classes, where the net's own folder has none or several.
+LABELS = {"model11_gw_ae": "model5_gw_ae/colormap3.json", "v3_model11_50class": "v3_model11_50class/labels.json"}
 #: Voxels of classes 1 and 2 of the sample head, from the net's first check (ONNX Runtime, fp32).
 KNOWN = {"model5_gw_ae": (518540, 735212)}
 
@@ -100,7 +102,7 @@ def _converted(folder: Path, net: str) -> Card:
     target = folder / net
     if not target.exists():
         target.mkdir()
-        labels = MODELS / "model5_gw_ae" / "colormap3.json" if net == "model11_gw_ae" else None
+        labels = MODELS / LABELS[net] if net in LABELS else None
         name = net.replace("_", "-")
         described = convert_meshnet(MODELS / net, target, name=name, labels=labels, codes=[])
         write_card(target, described.values, [MODEL_FILE])

@@ -21,10 +21,11 @@ from inference.errors import CardError
 __all__ = ["MODEL_FILE", "convert_meshnet"]
 
 MODEL_FILE = "model.onnx"
-#: Bytes of one channel of 256^3 float32, and how many such channels live at once beside those of five layers (what a
-#: convolution reads and writes, and what the runtime keeps, which grows by doubling).
+#: Bytes of one channel of 256^3 float32. A convolution reads one layer's channels and writes another's; a third is for
+#: what the runtime keeps. Beside them lie the scores of some classes, their places and the volume itself. Measured
+#: (``python -m benchmarks.meshnet --memory``) is half to two thirds of what comes of this.
 _CHANNEL = 256**3 * 4
-_BESIDE = 32
+_LAYERS, _BESIDE = 3, 16
 
 Scaling = Literal["auto", "minmax", "quantile"]
 
@@ -118,7 +119,7 @@ def convert_meshnet(
             {"scale": scale},
         ],
         "outputs": outputs,
-        "resources": {"seconds": 900, "memory_mb": (5 * widest + _BESIDE) * _CHANNEL // 2**20 + 1024},
+        "resources": {"seconds": 900, "memory_mb": (_LAYERS * widest + _BESIDE) * _CHANNEL // 2**20 + 1024},
     }
     notes = [f"scale: {'5th to 95th percentile' if quantiles else 'least to greatest value'}"]
     return Described(values=values, open_codes=tuple(missing), remarks=tuple(notes))

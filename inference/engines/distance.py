@@ -53,7 +53,9 @@ def distance(card: Card, one: Arrays, two: Arrays) -> float:
     declared = [output.index for output in card.outputs if output.index is not None]
     if first.ndim != 2 or first.shape[1] <= max(declared):
         return float("inf")
-    first, second = (each.astype(np.float64)[:, declared] for each in (first, second))
+    first, second = (
+        probabilities_of(each.astype(np.float64), _activation(card), axis=1)[:, declared] for each in (first, second)
+    )
     return float((np.abs(first - second) / np.maximum(np.abs(first), 1e-6)).max())
 
 
@@ -98,5 +100,8 @@ def _labels(card: Card, answer: npt.NDArray[Any]) -> npt.NDArray[Any]:
     threshold = next((step.threshold.value for step in card.postprocess if step.threshold), None)
     if threshold is None:
         return np.asarray(answer.argmax(axis=1))
-    kind = next((step.activation.kind for step in card.postprocess if step.activation), None)
-    return np.asarray(probabilities_of(answer.astype(np.float32), kind, axis=1) >= threshold)
+    return np.asarray(probabilities_of(answer.astype(np.float32), _activation(card), axis=1) >= threshold)
+
+
+def _activation(card: Card) -> str | None:
+    return next((step.activation.kind for step in card.postprocess if step.activation), None)

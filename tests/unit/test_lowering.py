@@ -336,6 +336,12 @@ def test_how_far_answers_lie_apart_is_what_the_card_makes_of_them(tmp_path: Path
     measures = classifier(tmp_path / "measures", task="measurement", outputs=[ratio])
     values = [{"output": np.array([given])} for given in ([7, 0.5], [9, 0.51], [9, float("nan")], [9])]
     assert [distance(measures, values[0], one) for one in values] == pytest.approx([0, 0.02, np.inf, np.inf])
+    share = classifier(
+        tmp_path / "share", task="measurement", outputs=[ratio], postprocess=[{"activation": {"kind": "sigmoid"}}]
+    )
+    assert distance(share, {"output": np.array([[0, 0.0]])}, {"output": np.array([[0, 0.1]])}) == pytest.approx(
+        0.05, abs=1e-4
+    )
     # What is reported is stretched about its operating point, and so is the difference.
     sure = classifier(tmp_path / "sure", postprocess=[{"calibrate": {"thresholds": [0.01, 0.5, None]}}])
     one, two = ({"output": np.array([[value, 0.4, 0.9]])} for value in (0.002, 0.008))
