@@ -117,6 +117,8 @@ def configure_logging(level: str = "INFO", stream: TextIO | None = None) -> None
         library.handlers.clear()
         library.propagate = True
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    # A line for each turn that a job misses, as long as the database is locked: node/workflow/sweeps.py says it once.
+    logging.getLogger("apscheduler.scheduler").setLevel(logging.ERROR)
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True

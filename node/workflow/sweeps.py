@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import structlog
+from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_EXECUTED, EVENT_JOB_MAX_INSTANCES, JobEvent
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
@@ -15,7 +16,7 @@ from node.workflow.leftovers import remove_leftovers
 from node.workflow.way import Way
 from storage import attempts, commitments, results
 
-__all__ = ["sweeping"]
+__all__ = ["sweeping", "tell_of_waits"]
 
 _log = structlog.get_logger("overread.sweeps")
 _CHECKPOINT_SECONDS = 60.0
@@ -29,6 +30,7 @@ _LEFTOVERS_SECONDS = 3600.0
 def sweeping(way: Way) -> Iterator[None]:
     """Sweep in the background for as long as the block lasts."""
     scheduler = BackgroundScheduler(executors={"default": ThreadPoolExecutor(1)}, timezone="UTC")
+    tell_of_waits(scheduler)
     every = max(1.0, way.settings.perform.lease_seconds / 3)
     options = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}
     scheduler.add_job(_expire_leases, "interval", [way], seconds=every, **options)
@@ -44,6 +46,27 @@ def sweeping(way: Way) -> Iterator[None]:
         yield
     finally:
         scheduler.shutdown()
+
+
+def tell_of_waits(scheduler: BackgroundScheduler) -> None:
+    """Say once, in our own words, that sweeps cannot keep up, and once that they can again.
+
+    The library's own line comes for every turn that is left out (:mod:`node.ops.logging` keeps it away).
+    """
+    waiting: set[str] = set()
+
+    def tell(event: JobEvent) -> None:
+        late = bool(waiting)
+        if event.code == EVENT_JOB_MAX_INSTANCES:
+            waiting.add(event.job_id)
+            if not late:
+                _log.warning("sweeps wait, most likely for the database: expired leases are taken back late")
+        else:
+            waiting.discard(event.job_id)
+            if late and not waiting:
+                _log.info("sweeps go on")
+
+    scheduler.add_listener(tell, EVENT_JOB_MAX_INSTANCES | EVENT_JOB_EXECUTED | EVENT_JOB_ERROR)
 
 
 def _park_unreachable(way: Way) -> None:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import io
 import json
 import logging
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import structlog
+from apscheduler.events import EVENT_JOB_MAX_INSTANCES
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
 
+from demo.peers import wait_until
 from node.ops.logging import configure_logging
+from node.workflow.sweeps import tell_of_waits
 
 
 @pytest.fixture
@@ -48,6 +54,26 @@ def test_what_is_bound_is_said_in_every_line_within(stream: io.StringIO) -> None
         logging.getLogger("uvicorn.error").warning("within too")
     structlog.get_logger().info("outside")
     assert [line.get("workitem") for line in lines(stream)] == ["1.2.4", "1.2.4", None]
+
+
+def test_sweeps_that_wait_are_told_once_and_in_words(stream: io.StringIO) -> None:
+    scheduler = BackgroundScheduler(executors={"default": ThreadPoolExecutor(1)}, timezone="UTC")
+    tell_of_waits(scheduler)
+    release, missed = threading.Event(), threading.Semaphore(0)
+    scheduler.add_listener(lambda _: missed.release(), EVENT_JOB_MAX_INSTANCES)
+    scheduler.add_job(release.wait, "interval", seconds=0.02, max_instances=1, coalesce=True)
+    scheduler.start()
+    try:
+        assert all(missed.acquire(timeout=30) for _ in range(4))
+        release.set()
+        wait_until(lambda: "sweeps go on" in stream.getvalue(), 30, "the sweep is done")
+    finally:
+        release.set()
+        scheduler.shutdown()
+    said = [line["event"] for line in lines(stream)]
+    assert said[0].startswith("sweeps wait, most likely for the database")
+    assert said[1] == "sweeps go on"
+    assert not [one for one in said if "maximum number of running instances" in one]
 
 
 def test_nothing_under_a_patients_name_is_written(stream: io.StringIO) -> None:
