@@ -419,7 +419,10 @@ def load_settings(path: Path) -> Settings:
     settings = _validated(values, values.merged)
     if isinstance(settings.routes, Path):
         # Read here and not by a validator: a complaint about a route has to name the routes' own file.
-        routes = read_yaml(settings.routes)
+        routes = read_yaml(
+            settings.routes,
+            named_by=f"{path}: routes names it, and paths start at the folder that overread is run in ({Path.cwd()})",
+        )
         if not isinstance(routes, list):
             found = "nothing" if routes is None else type(routes).__name__
             raise ConfigurationError(f"{settings.routes}: expected a list of routes ([] for none), found {found}")

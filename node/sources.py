@@ -88,12 +88,18 @@ def read_values(file: Path, environment: Mapping[str, str]) -> Values:
     return Values(file, _over(told, said), told, said, variables)
 
 
-def read_yaml(file: Path) -> Any:
-    """Return what a YAML file holds, None where it is empty; raises ConfigurationError with the file and the line."""
+def read_yaml(file: Path, *, named_by: str = "name one with --config") -> Any:
+    """Return what a YAML file holds, None where it is empty; raises ConfigurationError with the file and the line.
+
+    Parameters
+    ----------
+    named_by
+        What to do where there is no such file.
+    """
     try:
         return _Loader(file.read_text(encoding="utf-8")).get_single_data()
     except FileNotFoundError:
-        raise ConfigurationError(f"{file}: no such file; name one with --config") from None
+        raise ConfigurationError(f"{file}: no such file; {named_by}") from None
     except UnicodeDecodeError:
         raise ConfigurationError(f"{file}: cannot be read: it is not UTF-8 text") from None
     except OSError as error:

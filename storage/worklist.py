@@ -26,6 +26,7 @@ __all__ = [
     "documents",
     "earlier_documents",
     "get",
+    "read_before",
     "replace",
     "schedule",
     "set_parked",
@@ -205,6 +206,19 @@ def supersede(connection: Connection, workitem: Workitem) -> None:
         if _series_of(earlier) == _series_of(workitem):
             reason = f"workitem {workitem.uid} of {workitem.model} {workitem.model_version} has read the same series"
             set_parked(connection, earlier, False, reason)
+
+
+def read_before(connection: Connection, workitem: Workitem) -> bool:
+    """Whether the same version of the model has read the very same images already, and was asked for them anew."""
+    w = schema.workitem.c
+    query = select(w.id).where(
+        w.study_id == workitem.study_id,
+        w.model_digest == workitem.model_digest,
+        w.input_digest == workitem.input_digest,
+        w.generation < workitem.generation,
+        w.state == lifecycle.COMPLETED,
+    )
+    return connection.execute(query.limit(1)).first() is not None
 
 
 def _series_of(workitem: Workitem) -> dict[str, str]:

@@ -27,7 +27,7 @@ from storage.headers import read_header
 from storage.records import Attempt, Instance, Workitem
 
 if TYPE_CHECKING:
-    from inference.findings import Findings, Segment
+    from inference.findings import Code, Findings, Segment
     from node.evidence.documents import EvidenceDocument, Predecessor
 
 __all__ = ["Identity", "Run", "attempt_workitem", "unknown"]
@@ -200,7 +200,9 @@ def _commit(
                 version=workitem.model_version,
                 digest=workitem.model_digest,
                 # What is said again says nothing new of what comes in: a study rerun often is no change of population.
-                observations=() if findings.cached else findings.statistics.get("observations", ()),
+                observations=()
+                if findings.cached or worklist.read_before(connection, workitem)
+                else findings.statistics.get("observations", ()),
                 reference=way.settings.drift.reference,
                 window=way.settings.drift.window,
             )
@@ -234,12 +236,17 @@ def _outcome(findings: Findings) -> str:
     if findings.segmentation is not None:
         return ", ".join(f"{one.name} {_size(one)}" for one in findings.segmentation.segments)
     if findings.measurements:
-        return ", ".join(f"{one.name} {one.value:.4g} {one.unit.value}" for one in findings.measurements)
+        return ", ".join(f"{one.name} {one.value:.4g}{_unit(one.unit)}" for one in findings.measurements)
     if findings.detections:
         found = Counter(one.name for one in findings.detections)
         return "found: " + ", ".join(f"{count} {name}" for name, count in found.items())
     present = [one.name for one in findings.classifications if one.present]
     return "present: " + ", ".join(present) if present else "none of its findings present"
+
+
+def _unit(unit: Code) -> str:
+    """Say a unit; 1, the unit of what has none (UCUM), would read like a further number."""
+    return "" if unit.value == "1" else f" {unit.value}"
 
 
 def _size(segment: Segment) -> str:

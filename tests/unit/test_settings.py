@@ -180,6 +180,9 @@ def test_a_mistake_is_named(tmp_path: Path, text: str, complaint: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"nowhere.yaml: no such file"):
         load_settings(tmp_path / "nowhere.yaml")
+    named = _write(tmp_path, f"routes: {tmp_path / 'routes.yaml'}")
+    with pytest.raises(ConfigurationError, match=rf"routes.yaml: no such file; {named}: routes names it"):
+        load_settings(named)
 
 
 def test_listening_outside_is_taken_with_a_list_and_a_token_or_when_asked_for_by_name(tmp_path: Path) -> None:

@@ -255,6 +255,7 @@ def test_a_replacement_names_the_old_workitem_is_wanted_by_the_same_routes_and_r
         assert [item.id for _, item in worklist.current_workitems(connection, revision.id)] == [new.id]
         with pytest.raises(Unknown, match="final"):
             worklist.replace(connection, new, "rerun")
+        assert [worklist.read_before(connection, one) for one in (old, new)] == [False, True]
     assert (new.replaces_id, new.generation, new.state) == (old.id, 1, "SCHEDULED")
     assert holding.schedule(study, holding.judge(holding.reopened(study)), route="later").id == new.id
 
