@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -329,9 +329,10 @@ class Settings(BaseSettings):
         if isinstance(self.routes, Path):
             return self
         seen: set[str] = set()
+        wrong = []
         for route in self.routes:
             if route.name in seen:
-                raise ValueError(f"routes: two routes are named {route.name!r}")
+                wrong.append(f"routes: two routes are named {route.name!r}")
             seen.add(route.name)
             for kind, names, known in (
                 ("deliver", route.deliver, self.destinations),
@@ -340,35 +341,43 @@ class Settings(BaseSettings):
                 for name in names:
                     if name not in known:
                         there = ", ".join(sorted(known)) or "none"
-                        raise ValueError(f"routes.{route.name}.{kind}: no {name!r} is configured (there is: {there})")
+                        wrong.append(f"routes.{route.name}.{kind}: no {name!r} is configured (there is: {there})")
+        return self._unless(wrong)
+
+    def _unless(self, wrong: Sequence[str]) -> Settings:
+        """Raise all that is wrong among several keys, a line for each: a validator can raise but once."""
+        if wrong:
+            raise ValueError("\n".join(wrong))
         return self
 
     @model_validator(mode="after")
     def _peers_resolve(self) -> Settings:
         by_title: dict[str, str] = {}
+        wrong = []
         for name, peer in self.peers.items():
             other = by_title.setdefault(peer.ae_title.strip(), name)
             if other != name:
-                raise ValueError(f"peers.{name}.ae_title: peer {other!r} has the same; one entry an AE title")
+                wrong.append(f"peers.{name}.ae_title: peer {other!r} has the same; one entry an AE title")
         there = ", ".join(sorted(self.peers)) or "none"
         for name, destination in self.destinations.items():
             if not isinstance(destination, DimseDestination):
                 continue
             if destination.peer not in self.peers:
-                raise ValueError(
+                wrong.append(
                     f"destinations.{name}.peer: no peer {destination.peer!r} is configured (there is: {there})"
                 )
+                continue
             if self.peers[destination.peer].address is None:
-                raise ValueError(f"destinations.{name}.peer: peer {destination.peer!r} has no host and port to call")
+                wrong.append(f"destinations.{name}.peer: peer {destination.peer!r} has no host and port to call")
             if destination.commit and Service.COMMIT not in self.peers[destination.peer].services:
-                raise ValueError(
+                wrong.append(
                     f"destinations.{name}.commit: the PACS reports over associations of its own; "
                     f"add commit to peers.{destination.peer}.services"
                 )
         for name, peer in self.peers.items():
             if peer.count and peer.address is None:
-                raise ValueError(f"peers.{name}.count: it has no host and port to be asked at")
-        return self
+                wrong.append(f"peers.{name}.count: it has no host and port to be asked at")
+        return self._unless(wrong)
 
     @model_validator(mode="after")
     def _not_open_by_accident(self) -> Settings:
@@ -449,10 +458,11 @@ def _validated(values: Values, merged: dict[str, Any], *, routes_file: Path | No
                     continue
                 else:
                     del place[1]
-            # What concerns several keys begins with the one to change.
-            named = place or re.split(r"[. ]", expected.partition(": ")[0])
-            kindless = named[:2] + named[3:] if place[:1] == ["destinations"] else named
-            by_file = routes_file is not None and named[0] == "routes"
-            where = str(routes_file) if by_file else values.source_of(kindless)
-            lines.append(f"{where}: {'.'.join(place) + ': ' if place else ''}{expected}")
+            for complaint in expected.splitlines():
+                # What concerns several keys begins with the one to change.
+                named = place or re.split(r"[. ]", complaint.partition(": ")[0])
+                kindless = named[:2] + named[3:] if place[:1] == ["destinations"] else named
+                by_file = routes_file is not None and named[0] == "routes"
+                where = str(routes_file) if by_file else values.source_of(kindless)
+                lines.append(f"{where}: {'.'.join(place) + ': ' if place else ''}{complaint}")
         raise ConfigurationError("\n".join(dict.fromkeys(lines))) from None

@@ -177,6 +177,22 @@ def test_a_mistake_is_named(tmp_path: Path, text: str, complaint: str) -> None:
         load_settings(path)
 
 
+def test_each_mistake_among_several_keys_has_a_line(tmp_path: Path) -> None:
+    text = """
+routes:
+  - {name: one, match: {Modality: CT}, models: [lung-ct], deliver: [pacs], notify: [emr]}
+  - {name: one, match: {Modality: CT}, models: [lung-ct]}
+"""
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(_write(tmp_path, text))
+    told = str(caught.value).splitlines()
+    assert [line.partition("node.yaml")[2].partition(": ")[2].partition(" ")[0] for line in told] == [
+        "routes.one.deliver:",
+        "routes.one.notify:",
+        "routes:",
+    ]
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"nowhere.yaml: no such file"):
         load_settings(tmp_path / "nowhere.yaml")
