@@ -20,7 +20,8 @@ import json
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -178,7 +179,8 @@ class EngineHost:
             def request(number: int) -> Path:
                 mask = child.folder / f"mask-{number}.npy"
                 places.extend((child.folder / f"job-{number}.json", mask))
-                places[0].write_text(json.dumps({"job": job_to(job), "mask": str(mask)}), encoding="utf-8")
+                with _writing("a job"):
+                    places[0].write_text(json.dumps({"job": job_to(job), "mask": str(mask)}), encoding="utf-8")
                 return places[0]
 
             pending = child.submit(request)
@@ -224,7 +226,8 @@ class EngineHost:
             if self._child is None or self._child.ended:
                 # A process that died between two jobs took no job with it: no try is lost.
                 self._discard()
-                folder = Path(tempfile.mkdtemp(prefix="engine-", dir=self._parent_folder))
+                with _writing("its folder"):
+                    folder = Path(tempfile.mkdtemp(prefix="engine-", dir=self._parent_folder))
                 try:
                     self._child = EngineProcess(self._card, folder, self._cache, self._cores, self._memory_mb)
                 except BaseException:
@@ -314,6 +317,15 @@ class _Door:
 
 def _nothing() -> None:
     pass
+
+
+@contextmanager
+def _writing(what: str) -> Iterator[None]:
+    """Tell of a disk that takes nothing as of what the machine lacks: no try is lost by it."""
+    try:
+        yield
+    except OSError as problem:
+        raise EngineFailure("no-room", f"{what} cannot be written for the engine ({problem.strerror})") from problem
 
 
 def _await(pending: Pending, heartbeat: Heartbeat) -> None:

@@ -27,7 +27,7 @@ from inference.processtree import resident_bytes
 from node.workflow.engines import Engines
 from tests.dicom_factory import ct_series
 from tests.model_factory import constant_label, endless, greedy, poisoned, segmentation_card, thresholding, write_model
-from tests.small_disk import small_disk
+from tests.small_disk import fill, small_disk
 
 LIMITS = {"seconds": 30, "memory_mb": 2048, "threads": 1}
 
@@ -233,8 +233,11 @@ def test_a_disk_that_is_full_costs_no_try_and_is_said_in_words(tmp_path: Path) -
     with small_disk(tmp_path / "disk", size="256k") as disk, EngineHost(card, folder=disk) as host:
         with pytest.raises(EngineFailure) as failure:
             host.run(Job(card.path, {"ct": files}))
+        fill(disk / "all", 1 << 20)
+        with pytest.raises(EngineFailure, match="cannot be written for the engine") as handing:
+            host.run(Job(card.path, {"ct": files}))
         host.close()
-    assert failure.value.reason == "no-room"
+    assert (failure.value.reason, handing.value.reason) == ("no-room", "no-room")
     assert not failure.value.counts
     assert "no space is left on the disk" in failure.value.text
 
