@@ -1,8 +1,9 @@
 """A model over a volume larger than what it reads at once: windows that slide, in memory bounded by the window.
 
 Only as many planes as a window is deep are held with their scores; what no later window covers is given away and
-forgotten. How neighbours are blended follows Isensee et al. (nnU-Net, Nature Methods 18, 2021): weights that fall off
-from a window's middle, since a network sees least at its edges.
+forgotten. Neighbours are blended with the weights that MONAI's ``sliding_window_inference`` has, which most networks
+were validated with: alike, or falling off from a window's middle, since a network sees least at its edges (Isensee et
+al., nnU-Net, Nature Methods 18, 2021).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ __all__ = ["slide", "starts"]
 
 #: The standard deviation of the weights, as a share of a window's edge.
 _SIGMA = 0.125
-#: The least weight along an axis, as a share of the largest: a voxel that only corners cover still gets an answer.
+#: The least weight of a voxel, where the largest is 1: one that only corners cover still gets an answer.
 _LEAST = 1e-3
 
 
@@ -72,12 +73,7 @@ def slide(
     """
     depth, rows, columns = window.size
     places = [starts(total, size, window.overlap) for total, size in zip(shape, window.size, strict=True)]
-    # Windows stand on a lattice, so that the sum of their weights is a product of sums along the axes: each window is
-    # weighted by its share of that, and what is added up needs no division.
-    shares = [
-        _shares(place, size, window.blend, max(total, size))
-        for place, size, total in zip(places, window.size, shape, strict=True)
-    ]
+    weights = _Weights(window, places, shape)
     padded = (max(shape[1], rows), max(shape[2], columns))
     held: Scores | None = None
     known: dict[bytes, Scores] = {}
@@ -89,18 +85,19 @@ def slide(
         for (top, left), answer in _answers(block, corners, window, predict, batch, known):
             if held is None:
                 held = np.zeros((answer.shape[0], depth, *padded), np.float32)
-            weighted = answer * shares[0][first][:, None, None]
-            weighted *= shares[1][top - shift[1]][:, None] * shares[2][left - shift[2]]
-            held[:, :, top : top + rows, left : left + columns] += weighted
+            held[:, :, top : top + rows, left : left + columns] += weights.applied(answer)
         assert held is not None
         last = number == len(places[0]) - 1
         done = depth if last else places[0][number + 1] - first
         begin = max(first, 0)
         planes = slice(shift[0], shift[0] + shape[0]) if shift[0] else slice(0, min(done, shape[0] - begin))
+        weights.divide(held, begin, done)
         body = (planes, slice(shift[1], shift[1] + shape[1]), slice(shift[2], shift[2] + shape[2]))
         write(begin, held[:, *body])
         if not last:
-            held[:, : depth - done] = held[:, done:]
+            for score in held:
+                # One by one: source and target overlap, so each is copied on its way.
+                score[: depth - done] = score[done:]
             held[:, depth - done :] = 0
 
 
@@ -166,13 +163,59 @@ def _padded(block: Scores, size: tuple[int, int, int], shift: Sequence[int]) -> 
     return larger
 
 
-def _shares(places: Sequence[int], size: int, blend: str, total: int) -> dict[int, Scores]:
-    """Return, by where a window begins, its share in each voxel along an axis; all windows together have 1."""
-    fall = np.ones(size)
-    if blend == "gaussian":
-        fall = np.maximum(np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) / (_SIGMA * size)) ** 2), _LEAST)
-    shift = max(0, -places[0])
-    whole = np.zeros(total)
-    for place in places:
-        whole[place + shift : place + shift + size] += fall
-    return {place: (fall / whole[place + shift : place + shift + size]).astype(np.float32) for place in places}
+class _Weights:
+    """What a window's answer counts in each of its voxels, and what all that cover a plane count together.
+
+    The weights are a product along the axes but for their floor, so the sum of them has no such form. It is worked out
+    for a plane when that is done with, from the few windows that cover it: a volume of sums is never held.
+    """
+
+    def __init__(self, window: Window, places: Sequence[Sequence[int]], shape: tuple[int, int, int]) -> None:
+        self._depth, self._rows, self._columns = window.size
+        self._planes, self._tops, self._lefts = ([place - min(axis[0], 0) for place in axis] for axis in places)
+        self._padded = (max(shape[1], self._rows), max(shape[2], self._columns))
+        self._each = _window_weights(window.size) if window.blend == "gaussian" else None
+        counts = [
+            np.bincount(np.ravel([np.arange(begin, begin + size) for begin in begins])).astype(np.float32)
+            for begins, size in ((self._tops, self._rows), (self._lefts, self._columns))
+        ]
+        #: Of windows that count alike: how many cover each pixel of a plane, for each that lies on the plane.
+        self._alike = counts[0][:, None] * counts[1]
+
+    def applied(self, answer: Scores) -> Scores:
+        """Return a window's answer with its weights."""
+        return answer if self._each is None else answer * self._each
+
+    def divide(self, held: Scores, first: int, count: int) -> None:
+        """Divide the first ``count`` planes by what they were weighted with, in place.
+
+        Parameters
+        ----------
+        held
+            float32, (scores, window's depth, rows, columns): sums, the first plane being ``first``.
+        """
+        for plane in range(count):
+            held[:, plane] /= self._over(first + plane)
+
+    def _over(self, plane: int) -> Scores:
+        offsets = [plane - begin for begin in self._planes if begin <= plane < begin + self._depth]
+        if self._each is None:
+            return self._alike * np.float32(len(offsets))
+        # Windows side by side make the same strip wherever it begins.
+        weights = self._each[offsets].sum(axis=0)
+        strip = np.zeros((self._rows, self._padded[1]), np.float32)
+        for left in self._lefts:
+            strip[:, left : left + self._columns] += weights
+        total = np.zeros(self._padded, np.float32)
+        for top in self._tops:
+            total[top : top + self._rows] += strip
+        return total
+
+
+def _window_weights(size: tuple[int, int, int]) -> Scores:
+    """Return what MONAI's ``compute_importance_map`` has for a Gaussian: its product along the axes, with a floor."""
+    falls = [
+        np.exp(-0.5 * ((np.arange(edge) - (edge - 1) / 2) / (_SIGMA * edge)) ** 2).astype(np.float32) for edge in size
+    ]
+    weights: Scores = falls[0][:, None, None] * falls[1][:, None] * falls[2]
+    return np.maximum(weights, max(float(weights.min()), _LEAST), out=weights)
