@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
+from pydicom.config import IGNORE
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
+from inference.codedstrings import harmless
 from inference.errors import InputRefused
-from inference.imagefile import count_of, open_image
+from inference.imagefile import count_of, open_image, texts_of
 from inference.outgoing import require_no_text
 
 if TYPE_CHECKING:
@@ -39,8 +41,7 @@ _BULK: Final = frozenset(
     {"ExtendedOffsetTable", "ExtendedOffsetTableLengths", "LUTData", "PixelData"}
     | {f"{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")}
 )
-#: The standard's own UIDs name no patient: SOP Classes, transfer syntaxes, well-known frames of reference.
-_STANDARD: Final = "1.2.840.10008."
+_IDENTITIES: Final = frozenset({"SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"})
 _EMPTY: Final = (
     "AccessionNumber", "PatientBirthDate", "PatientSex", "ReferringPhysicianName", "StudyDate", "StudyID", "StudyTime"
 )  # fmt: skip
@@ -54,9 +55,14 @@ class Pseudonyms:
         self._given: dict[str, str] = {}
         self._true: dict[str, str] = {}
 
-    def of(self, uid: str) -> str:
-        """Return what stands for a UID."""
-        if not uid or uid.startswith(_STANDARD):
+    def of(self, uid: str, *, identity: bool = False) -> str:
+        """Return what stands for a UID.
+
+        The standard's own name no patient (PS3.6 Annex A: SOP Classes, transfer syntaxes, well-known frames of
+        reference) and stay; but not as the ``identity`` of a study, series or image, nor where they are only begun as
+        those are.
+        """
+        if not uid or (not identity and UID(uid, IGNORE).name != uid):
             return uid
         if uid not in self._given:
             self._given[uid] = f"2.25.{uuid.uuid4().int}"
@@ -135,6 +141,7 @@ def write_copy(
                 copy["PixelData"].is_undefined_length = True
                 copy.decompress(generate_instance_uid=False)
             if not copy.file_meta.TransferSyntaxUID.is_compressed:
+                _cut_behind_pixels(copy)
                 _clear_spare_bits(copy)
             copy.save_as(path, enforce_file_format=True)
         except (OSError, MemoryError, InputRefused):
@@ -144,6 +151,24 @@ def write_copy(
                 "no-pixels", f"an image cannot be decoded for the program ({type(problem).__name__})"
             ) from problem
     return copy
+
+
+def _cut_behind_pixels(copy: Dataset) -> None:
+    """Cut native pixels after the last one: what follows is shown by nobody, and may hold anything."""
+    if "PixelData" not in copy:
+        return
+    # Of YBR_FULL_422 two pixels share their colour (PS3.3 C.7.6.3.1.2).
+    halved = texts_of(copy, "PhotometricInterpretation") == ("YBR_FULL_422",)
+    values = (
+        count_of(copy, "Rows")
+        * count_of(copy, "Columns")
+        * (2 if halved else count_of(copy, "SamplesPerPixel", default=1))
+        * count_of(copy, "NumberOfFrames", default=1)
+    )
+    length = (values * count_of(copy, "BitsAllocated", default=16) + 7) // 8
+    pixels = copy["PixelData"]
+    if len(pixels.value) > length + length % 2 or any(pixels.value[length:]):
+        pixels.value = pixels.value[:length] + bytes(length % 2)
 
 
 def _clear_spare_bits(copy: Dataset) -> None:
@@ -198,7 +223,9 @@ def _kept(dataset: Dataset, keep: Collection[str], pseudonyms: Pseudonyms) -> It
                 yield DataElement(tag, "SQ", Sequence(items))
             elif element.VR == "UI":
                 if tag.group in _GROUPS or tag.group == 0x0008:
-                    yield DataElement(tag, "UI", _replaced(element.value, pseudonyms))
+                    yield DataElement(tag, "UI", _replaced(element.value, pseudonyms, keyword in _IDENTITIES))
+            elif element.VR == "CS" and keyword not in keep and _plain(tag.group, element.VR):
+                yield DataElement(tag, "CS", _coded(keyword, element.value))
             elif keyword in _BULK or keyword in _TEXTS or keyword in keep or _plain(tag.group, element.VR):
                 yield element
         except (OSError, MemoryError):
@@ -216,7 +243,13 @@ def _functional(dataset: Dataset) -> bool:
     return "SOPInstanceUID" not in dataset
 
 
-def _replaced(value: Any, pseudonyms: Pseudonyms) -> Any:
+def _replaced(value: Any, pseudonyms: Pseudonyms, identity: bool) -> Any:
     if isinstance(value, str):
-        return pseudonyms.of(value)
-    return [pseudonyms.of(str(one)) for one in value] if value else value
+        return pseudonyms.of(value, identity=identity)
+    return [pseudonyms.of(str(one), identity=identity) for one in value] if value else value
+
+
+def _coded(keyword: str, value: Any) -> Any:
+    if value is None or isinstance(value, str):
+        return harmless(keyword, value or "")
+    return [harmless(keyword, str(one)) for one in value]

@@ -209,7 +209,7 @@ def require_small(watched: Sequence[Path], limits: Limits) -> None:
     Raises
     ------
     EngineFailure
-        ``broke``, if it is more than a program may write.
+        ``broke``, if it is more than a program may write, or a folder of it cannot be looked at.
     """
     total = files = 0
     front = [str(one) for one in watched]
@@ -230,6 +230,9 @@ def require_small(watched: Sequence[Path], limits: Limits) -> None:
                         )
         except FileNotFoundError:
             continue
+        except OSError as problem:
+            words = f"the program left a folder that cannot be looked at ({problem.strerror})"
+            raise EngineFailure("broke", words) from problem
 
 
 def _judged(status: str, tail: str) -> str:

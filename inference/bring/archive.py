@@ -7,6 +7,7 @@ first byte is written or while it is, and what was written is taken away again.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -176,10 +177,14 @@ def _unpack(
                     if progress:
                         progress(done, total)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as problem:
-            if isinstance(problem, OSError) and not isinstance(problem, (FileExistsError, NotADirectoryError)):
+            if isinstance(problem, OSError) and problem.errno not in _NAMES:
                 raise
             raise CardError(f"{source}: {member.filename!r} cannot be unpacked ({type(problem).__name__})") from problem
     return sorted("/".join(parts[drop:]) for parts in members)
+
+
+#: What a member's own name may be to blame for; any other error is the disk's.
+_NAMES = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 
 
 def _parts(source: Path, member: zipfile.ZipInfo) -> tuple[str, ...]:

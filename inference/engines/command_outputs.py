@@ -73,18 +73,26 @@ def results(folder: Path, pattern: str) -> list[Path]:
     Raises
     ------
     EngineFailure
-        ``broke``, if there is a link or anything else that is neither file nor folder, or no such file.
+        ``broke``, if there is a link or anything else that is neither file nor folder, or no such file, or a folder or
+        file that cannot be read.
     """
     found: list[Path] = []
-    for place, folders, files in os.walk(folder, followlinks=False):
+    for place, folders, files in os.walk(folder, followlinks=False, onerror=_unreadable):
         for name in (*folders, *files):
             mode = (Path(place) / name).lstat().st_mode
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                 raise EngineFailure("broke", "the program left a link or a device among its results")
         found += [Path(place) / name for name in files if fnmatch.fnmatchcase(name, pattern)]
+    for path in found:
+        if not os.access(path, os.R_OK):
+            raise EngineFailure("broke", "the program left a result that may not be read")
     if not found:
         raise EngineFailure("broke", f"the program ended well and left no result ({pattern})")
     return sorted(found)
+
+
+def _unreadable(problem: OSError) -> None:
+    raise EngineFailure("broke", f"the program left a folder that cannot be read ({problem.strerror})") from problem
 
 
 def labels_of_nifti(card: Card, folder: Path, volume: Volume, most_bytes: int, marking: Marking) -> Labels:

@@ -155,6 +155,17 @@ def test_what_goes_wrong_is_said(tmp_path: Path, code: str, limits: dict[str, fl
     assert told in failure.text
 
 
+def test_a_folder_that_cannot_be_looked_at_is_the_programs_failure(tmp_path: Path) -> None:
+    """Root may look anywhere; nobody gets to the end of a path that is longer than a system takes."""
+    code = """
+import os
+for _ in range(30):
+    os.mkdir("a" * 200); os.chdir("a" * 200)
+import time; time.sleep(2)
+"""
+    assert "cannot be looked at" in failing(tmp_path, code).text
+
+
 def test_a_program_without_a_network_reaches_itself_and_nobody_else(tmp_path: Path) -> None:
     if not NAMESPACES:
         pytest.skip("this system allows no namespaces")

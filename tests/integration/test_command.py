@@ -434,6 +434,30 @@ def test_copies_hold_pixels_and_geometry_and_nothing_of_the_patient(tmp_path: Pa
     assert Pseudonyms().patient != ours.patient
 
 
+def test_what_lies_behind_the_pixels_or_looks_like_the_standards_own_stays_behind(tmp_path: Path) -> None:
+    values = np.arange(72, dtype="<u2").reshape(8, 9)
+    path = radiograph(tmp_path / "i", values)
+    source = dcmread(path)
+    source.PixelData += b"QUIXOTE^ALONSO"
+    source.StudyInstanceUID = "1.2.840.10008.19700101.4711"
+    source.SeriesInstanceUID = "1.2.840.10008.1.1"
+    source.BodyPartExamined, source.ScanOptions = "QUIXOTE ALONSO", ["HELIX", "AXIAL"]
+    source.add_new("FilterType", "CS", "Quixote")
+    dcmwrite(path, source)
+    ours = Pseudonyms()
+    copy = write_copy(ImageFile("k", path), tmp_path / "copy.dcm", ours)
+    written = (tmp_path / "copy.dcm").read_bytes()
+    for secret in (b"QUIXOTE", b"Quixote", b"19700101", b"10008.1.1\0"):
+        assert secret not in written, secret
+    assert ours.true(copy.StudyInstanceUID) == source.StudyInstanceUID
+    np.testing.assert_array_equal(dcmread(tmp_path / "copy.dcm").pixel_array, values)
+    assert list(copy.ScanOptions) == ["HELIX", "AXIAL"]
+    assert copy.SOPClassUID == source.SOPClassUID
+    source.BodyPartExamined = "CHEST"
+    dcmwrite(path, source)
+    assert write_copy(ImageFile("k", path), tmp_path / "copy.dcm", ours).BodyPartExamined == "CHEST"
+
+
 def test_real_files_lose_their_identifiers_and_keep_their_pixels(tmp_path: Path, shared_data: Path) -> None:
     names = [*sorted((shared_data / "transfer_syntax").rglob("*.dcm"))[:12]]
     assert names

@@ -82,6 +82,7 @@ def test_an_archive_of_one_folder_is_unpacked_as_that_folder(tmp_path: Path) -> 
         (lambda path: _zip(path, {"bomb.bin": bytes(40 << 20)}), "times its packed size"),
         (lambda path: _zip(path, {str(number): b"" for number in range(60)}), "at most 50 files"),
         (lambda path: _zip(path, {"large.bin": os.urandom(1000), "more.bin": bytes(64 << 20)}), "bytes are taken in"),
+        (lambda path: _zip(path, {"/".join(["a" * 200] * 24): b"1"}), "cannot be unpacked"),
         (_broken, "cannot be unpacked"),
         (_lying, "cannot be unpacked|more bytes than"),
         (lambda path: path.write_bytes(b"no archive") and path, "neither a folder nor a zip archive"),
