@@ -28,7 +28,7 @@ from inference.steps import PostprocessStep, PreprocessStep, Slab, Window
 __all__ = ["Batch", "Card", "Explain", "Output", "Resources", "Sample", "load_card"]
 
 #: Raised whenever code of this package changes what an unchanged card answers, so that digests change with it.
-BEHAVIOUR_REVISION = 3
+BEHAVIOUR_REVISION = 4
 
 #: Engines that take tensors and give tensors; the others read the images and say what they found themselves.
 TENSOR_ENGINES = frozenset({"onnx", "openvino", "torchxrayvision", "kserve"})

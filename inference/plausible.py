@@ -1,7 +1,7 @@
 """Is this picture a frontal radiograph of a human chest? Asked of the pixels alone, before a model reads them.
 
 A header says CHEST over a dog, a hand or a test pattern as easily as over a chest. So the picture itself is asked, in
-two steps that can be told and shown:
+three steps that can be told and shown:
 
 1. **Where would the chest be?** A drawing of two dark lung fields beside a bright mediastinum, in four builds (slim,
    wide, deep and shallow breath), is laid over the picture at every size and place; where it agrees best (normalised
@@ -10,6 +10,8 @@ two steps that can be told and shown:
 2. **Is it one?** What lies at that place, with a margin, brought to 20 x 20 values, and the figures of step 1 go
    through a small network (24 hidden units; ``training/plausibility``), trained on synthetic frontal and lateral
    radiographs, heads, abdomens, slices and patterns. No picture of a patient and none of an animal went into it.
+3. **Is it a projection?** A beam adds up all that it meets, so a radiograph has many tones. In a slice all soft tissue
+   has one, and a coronal slice through the lungs looks like a chest otherwise. What is clearly a chest is not asked.
 
 A picture that is none is looked at again as its negative and turned by quarters, so that the reason can say which.
 All of it works on a picture decimated to 64 pixels: sizes, windows, noise and compression hardly matter.
@@ -25,12 +27,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Plausibility", "chest_radiograph", "decimated", "evidence", "locate"]
+__all__ = ["Plausibility", "chest_radiograph", "decimated", "evidence", "locate", "one_tone"]
 
 Picture = npt.NDArray[np.float32]
 
 #: Longer edge of the picture that is searched, in pixels, and edge of what the network sees.
 _EDGE = 64
+#: Shorter edge of what is read of a large picture.
+_SAMPLE = 256
 _SEEN = 20
 #: So many of the best places are looked at, each as it is and mirrored: what one misses by a pixel, others do not.
 _PLACES = 4
@@ -61,6 +65,9 @@ _BALANCE = 1.0
 #: Below these log odds a picture is turned and negated as well, and has to be a chest by so much more as it stands: of
 #: what is none, one way of showing it is often as good as another.
 _DOUBTFUL, _MARGIN_OF_WAYS = 6.0, 4.0
+#: Below these log odds no more than this share of the tones may lie within one twentieth of their range: synthetic
+#: radiographs reach 0.28, as half of the slices of synthetic chests do (docs/models/plausibility.md).
+_CLEAR, _ONE_TONE = 8.0, 0.29
 _WEIGHTS = Path(__file__).with_name("plausible.npz")
 
 
@@ -124,10 +131,13 @@ def chest_radiograph(pixels: npt.NDArray[Any]) -> Plausibility:
             text="the image has too few shades of grey for a radiograph",
         )
     verdict = _judged(small)
-    if verdict.plausible and (verdict.score >= _DOUBTFUL or verdict.score > _best_other_way(small) + _MARGIN_OF_WAYS):
+    of_one_tone = verdict.plausible and verdict.score < _CLEAR and one_tone(pixels) > _ONE_TONE
+    if verdict.plausible and not of_one_tone and _stands_upright(verdict.score, small):
         return verdict
     reason, text = "not-a-frontal-chest", "the pixels do not show the chest of a human from the front"
-    if _judged(1 - small).plausible:
+    if of_one_tone:
+        text = "the pixels have one tone for all soft tissue, as a slice has and no projection"
+    elif _judged(1 - small).plausible:
         reason = "negative-image"
         text = "the pixels show a chest as a negative, against what Photometric Interpretation says"
     elif any(_judged(np.ascontiguousarray(np.rot90(small, quarter))).plausible for quarter in (1, 2, 3)):
@@ -144,10 +154,12 @@ def chest_radiograph(pixels: npt.NDArray[Any]) -> Plausibility:
     )
 
 
-def _best_other_way(small: Picture) -> float:
-    """Return the highest log odds of a decimated picture turned by quarters, negated, or both."""
+def _stands_upright(score: float, small: Picture) -> bool:
+    """Whether a decimated picture is more of a chest as it stands than turned by quarters, negated, or both."""
+    if score >= _DOUBTFUL:
+        return True
     ways = (np.rot90(one, quarter) for one in (small, 1 - small) for quarter in range(4))
-    return max(_judged(np.ascontiguousarray(way)).score for way in list(ways)[1:])
+    return score > max(_judged(np.ascontiguousarray(way)).score for way in list(ways)[1:]) + _MARGIN_OF_WAYS
 
 
 def _judged(small: Picture) -> Plausibility:
@@ -167,17 +179,50 @@ def _judged(small: Picture) -> Plausibility:
     )
 
 
-def decimated(pixels: npt.NDArray[Any]) -> Picture | None:
-    """Bring a picture to `_EDGE` pixels of 0 to 1, half by value and half by rank; None where it has no tones."""
+def one_tone(pixels: npt.NDArray[Any]) -> float:
+    """Return the largest share of a picture's tones that lies within a twentieth of their range.
+
+    Parameters
+    ----------
+    pixels
+        (rows, columns), any real type.
+
+    Returns
+    -------
+    float
+        0 to 1; what lies within 3 % of either end, as air beside a body and a border do, is no tone.
+    """
+    sample = _sampled(pixels)
+    if max(sample.shape) > _SAMPLE:
+        sample = _shrunk(sample, _SAMPLE)
+    low, high = np.percentile(sample, [0.5, 99.5])
+    level = (sample - low) / max(float(high - low), 1e-6)
+    between = np.histogram(level, 100, (0, 1))[0]
+    tones = np.count_nonzero((level > 0.03) & (level < 0.97))
+    return float(np.convolve(between, np.ones(5), "valid")[4:92].max() / max(tones, 0.05 * level.size))
+
+
+def _sampled(pixels: npt.NDArray[Any]) -> Picture:
+    """Return every so many-th pixel, so that the shorter edge keeps at least `_SAMPLE`."""
+    step = max(1, min(pixels.shape) // _SAMPLE)
+    return np.ascontiguousarray(pixels[::step, ::step], dtype=np.float32)
+
+
+def _shrunk(sample: Picture, edge: int) -> Picture:
+    """Average a picture down to a longer edge of so many pixels."""
     from PIL import Image
 
-    step = max(1, min(pixels.shape) // 256)
-    sample = np.ascontiguousarray(pixels[::step, ::step], dtype=np.float32)
+    scale = edge / max(sample.shape)
+    rows, columns = (max(8, round(length * scale)) for length in sample.shape)
+    return np.asarray(Image.fromarray(sample).resize((columns, rows), Image.Resampling.BOX), np.float32)
+
+
+def decimated(pixels: npt.NDArray[Any]) -> Picture | None:
+    """Bring a picture to `_EDGE` pixels of 0 to 1, half by value and half by rank; None where it has no tones."""
+    sample = _sampled(pixels)
     if not np.isfinite(sample).all() or np.unique(sample).size < _TONES:
         return None
-    scale = _EDGE / max(sample.shape)
-    rows, columns = (max(8, round(length * scale)) for length in sample.shape)
-    shrunk = np.asarray(Image.fromarray(sample).resize((columns, rows), Image.Resampling.BOX), np.float32)
+    shrunk = _shrunk(sample, _EDGE)
     low, high = np.percentile(shrunk, [1, 99])
     if not high > low:
         return None

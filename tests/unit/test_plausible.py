@@ -19,7 +19,7 @@ from pydicom.uid import generate_uid
 from inference.card import load_card
 from inference.engine import ImageFile, Job, open_engine
 from inference.findings import Findings
-from inference.plausible import chest_radiograph
+from inference.plausible import chest_radiograph, one_tone
 from inference.radiograph import radiograph_pixels
 from phantoms.radiograph import FINDINGS, TEST, TRAINING, make_radiograph
 from tests.dicom_factory import radiograph
@@ -146,17 +146,35 @@ def test_a_negative_a_turned_and_a_side_view_are_told_apart(chests: dict[str, Pi
         assert reason(image[::-1]) == "turned-image", name
 
 
-def test_of_a_real_chest_projected_from_ct_the_front_passes_and_the_side_does_not(shared_data: Path) -> None:
+@pytest.fixture(scope="module")
+def ct(shared_data: Path) -> tuple[Picture, tuple[float, float]]:
+    """A real CT of a chest in HU, head first, rows from front to back, and the distance of slices and pixels in mm."""
     folder = shared_data / "ct_thorax_series" / "Lung_Dx-A0002_B40f"
     slices = sorted(map(pydicom.dcmread, folder.glob("*.dcm")), key=lambda one: -float(one.ImagePositionPatient[2]))
-    hu = np.stack([one.pixel_array * float(one.RescaleSlope) + float(one.RescaleIntercept) for one in slices])[
-        :, ::2, ::2
-    ]
-    spacing = 8.0, 2 * float(slices[0].PixelSpacing[0])
-    assert reason(projected(hu, spacing, "frontal")) == ""
-    side = projected(hu, spacing, "lateral")
+    hu = np.stack([one.pixel_array * float(one.RescaleSlope) + float(one.RescaleIntercept) for one in slices])
+    return hu[:, ::2, ::2], (8.0, 2 * float(slices[0].PixelSpacing[0]))
+
+
+def test_of_a_real_chest_projected_from_ct_the_front_passes_and_the_side_does_not(
+    ct: tuple[Picture, tuple[float, float]],
+) -> None:
+    assert reason(projected(*ct, "frontal")) == ""
+    side = projected(*ct, "lateral")
     assert reason(side) == "not-a-frontal-chest"
     assert not chest_radiograph(side[:, ::-1]).plausible
+
+
+def test_many_coronal_slices_of_a_chest_are_refused_since_soft_tissue_has_one_tone_in_them(
+    ct: tuple[Picture, tuple[float, float]], chests: dict[str, Picture]
+) -> None:
+    hu, spacing = ct
+    planes = [resized(hu[:, place].astype(np.float32), 1024, 1024) for place in range(60, 200, 5)]
+    verdicts = [chest_radiograph(plane) for plane in planes]
+    # But for their tones these would pass: two lungs beside a mediastinum, from the front.
+    assert sum("one tone" in verdict.text for verdict in verdicts) >= 3
+    assert sum(verdict.plausible for verdict in verdicts) <= 5
+    assert np.median([one_tone(plane) for plane in planes]) > 0.29
+    assert max(one_tone(image) for image in (*chests.values(), projected(hu, spacing, "frontal"))) < 0.2
 
 
 def test_the_synthetic_radiographs_of_the_demonstration_pass() -> None:
