@@ -89,8 +89,13 @@ def _check_volume(card: Card) -> None:
     if card.layout == "ncdhw" and "spacing" in card.tensors:
         raise ValueError("tensors.spacing: a graph of layout ncdhw is given none; its grid has the spacing of resample")
     geometric = [name in GEOMETRIC for name in names]
+    if names[-1:] == ["crop_or_pad"]:
+        geometric.pop()
     if geometric != sorted(geometric, reverse=True):
-        raise ValueError("preprocess: orient, resample and crop_or_pad come before the steps on intensities")
+        raise ValueError(
+            "preprocess: orient, resample and crop_or_pad come before the steps on intensities; crop_or_pad may come "
+            "last instead"
+        )
     for name in sorted(GEOMETRIC):
         if names.count(name) > 1:
             raise ValueError(f"preprocess: {name}: stands {names.count(name)} times; they are one interpolation")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from inference.marking import Marking
 
-__all__ = ["Grid", "labels_on", "reorient", "resample", "turned"]
+__all__ = ["Grid", "Interpolation", "labels_on", "reorient", "resample", "turned"]
 
 T = TypeVar("T", bound=np.generic)
 Interpolation = Literal["linear", "nearest"]

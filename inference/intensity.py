@@ -12,7 +12,7 @@ from inference.errors import InputRefused
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from inference.steps import PreprocessStep, Scale, ZScore
+    from inference.steps import Over, PreprocessStep, Scale, ZScore
 
     Values = npt.NDArray[np.float32]
     Change = Callable[[Values], Values]
@@ -21,9 +21,14 @@ __all__ = ["changes"]
 
 #: Percentiles are read off so many bins between the least and the largest value.
 _BINS = 1 << 16
+#: One voxel far off makes these bins wide, so that each is divided anew until it is this share of what lies between the
+#: percentiles; so often at most, since each time costs a look at the whole volume.
+_FINE, _PASSES = 1 / 4096, 4
+#: So many values are sorted into bins at once.
+_AT_ONCE = 1 << 20
 
 
-def changes(steps: Sequence[PreprocessStep], pieces: Callable[[], Iterable[Values]]) -> Change:
+def changes(steps: Sequence[PreprocessStep], pieces: Callable[[Over], Iterable[Values]]) -> Change:
     """Return what turns one piece of a volume into what the model reads.
 
     Parameters
@@ -31,7 +36,8 @@ def changes(steps: Sequence[PreprocessStep], pieces: Callable[[], Iterable[Value
     steps
         Only those on intensities are looked at.
     pieces
-        Gives the whole volume anew, piece by piece, for steps that depend on all of it: float32, of any shape.
+        Gives the whole volume anew, piece by piece, for steps that depend on all of it: float32, of any shape. It is
+        told whether what lies beyond the images counts.
 
     Raises
     ------
@@ -45,13 +51,16 @@ def changes(steps: Sequence[PreprocessStep], pieces: Callable[[], Iterable[Value
             values = change(values)
         return values
 
+    def all_of(over: Over) -> Callable[[], Iterable[Values]]:
+        return lambda: map(so_far, pieces(over))
+
     for step in steps:
         if step.clip:
             done.append(_clipped(step.clip.low, step.clip.high))
         elif step.scale:
-            done.append(_scaled(step.scale, lambda: map(so_far, pieces())))
+            done.append(_scaled(step.scale, all_of(step.scale.over)))
         elif step.z_score:
-            done.append(_standardised(step.z_score, lambda: map(so_far, pieces())))
+            done.append(_standardised(step.z_score, all_of(step.z_score.over)))
     return so_far
 
 
@@ -105,13 +114,68 @@ def _standardised(step: ZScore, pieces: Callable[[], Iterable[Values]]) -> Chang
 
 def _percentiles(pieces: Callable[[], Iterable[Values]], wanted: tuple[float, float]) -> tuple[float, float]:
     bounds = [(float(piece.min()), float(piece.max())) for piece in pieces()]
+    if not bounds:
+        return 0.0, 0.0
     least, largest = min(low for low, _ in bounds), max(high for _, high in bounds)
     if wanted == (0, 100) or least == largest:
         return least, largest
-    counts = np.zeros(_BINS, np.int64)
-    for piece in pieces():
-        counts += np.histogram(piece, bins=_BINS, range=(least, largest))[0]
-    shares = np.cumsum(counts) / counts.sum() * 100
-    edges = np.linspace(least, largest, _BINS + 1)
-    found = np.interp(wanted, np.concatenate([[0.0], shares]), edges)
-    return float(found[0]), float(found[1])
+    places = [_Place(share / 100, least, largest) for share in wanted]
+    for _ in range(_PASSES):
+        open_places = [place for place in places if not place.exact]
+        for place in open_places:
+            place.begin()
+        for piece in pieces():
+            for place in open_places:
+                place.count(piece)
+        for place in open_places:
+            place.narrow()
+        low, high = (place.value for place in places)
+        width = max(place.width for place in places)
+        if width <= _FINE * (high - low) or all(place.exact for place in places):
+            break
+    # What lies within one bin to the last is one value.
+    return (low, high) if high - low > width else (low, low)
+
+
+class _Place:
+    """Closes in on one percentile: in which bin it lies, then where within that."""
+
+    def __init__(self, share: float, least: float, largest: float) -> None:
+        self._share = share
+        self._low, self._high = least, largest
+        self.value = least
+        self.begin()
+
+    @property
+    def width(self) -> float:
+        return self._high - self._low
+
+    @property
+    def exact(self) -> bool:
+        """Whether no two values of single precision lie in the bin."""
+        return self.width <= float(np.spacing(np.float32(max(abs(self._low), abs(self._high)))))
+
+    def begin(self) -> None:
+        self._counts = np.zeros(_BINS, np.int64)
+        self._below, self._total = 0, 0
+
+    def count(self, piece: Values) -> None:
+        flat = piece.reshape(-1)
+        self._total += flat.size
+        for start in range(0, flat.size, _AT_ONCE):
+            part = flat[start : start + _AT_ONCE]
+            self._below += int(np.count_nonzero(part < self._low))
+            # In double precision: edges of bins this narrow fall together in the values' own.
+            inside = part[(part >= self._low) & (part <= self._high)].astype(np.float64)
+            inside -= self._low
+            inside *= _BINS / self.width
+            bins = np.minimum(inside.astype(np.intp), _BINS - 1)
+            self._counts += np.bincount(bins, minlength=_BINS)
+
+    def narrow(self) -> None:
+        edges = np.linspace(self._low, self._high, _BINS + 1)
+        reached = self._below + np.concatenate([[0], np.cumsum(self._counts)])
+        rank = self._share * self._total
+        self.value = float(np.interp(rank, reached, edges))
+        last = int(np.clip(np.searchsorted(reached, rank), 1, _BINS))
+        self._low, self._high = float(edges[last - 1]), float(edges[last])

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from inference.errors import EngineFailure
-from inference.grid import Grid, labels_on, resample
+from inference.grid import Grid, Interpolation, labels_on, resample
 from inference.intensity import changes
 from inference.marking import Marking
 from inference.postprocess import probabilities_of
+from inference.steps import GEOMETRIC
 from inference.volume import AIR_HU
 from inference.window import slide
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from inference.card import Card
+    from inference.steps import Over
 
     Infer = Callable[[Mapping[str, npt.NDArray[Any]]], npt.NDArray[Any]]
     Scores = npt.NDArray[np.float32]
@@ -103,7 +106,12 @@ def label_by_slab(card: Card, infer: Infer, array: npt.NDArray[Any], spacing_mm:
 
 
 def label_by_window(
-    card: Card, infer: Infer, channels: Sequence[npt.NDArray[Any] | None], source: Grid, marking: Marking
+    card: Card,
+    infer: Infer,
+    channels: Sequence[npt.NDArray[Any] | None],
+    source: Grid,
+    marking: Marking,
+    fields: Sequence[npt.NDArray[np.bool_] | None] = (),
 ) -> Labels:
     """Label a volume on the model's own grid and bring the labels back to the volume's.
 
@@ -117,6 +125,8 @@ def label_by_window(
         That grid.
     marking
         What writes the labels, and knows afterwards which values stand for several of them.
+    fields
+        Where each channel's values are of its images, on the volume's grid; None, or none at all, is everywhere.
 
     Returns
     -------
@@ -130,17 +140,11 @@ def label_by_window(
     EngineFailure
         If the model answers what its card does not say.
     """
-    target, interpolation, outside = source, "linear", None
-    for step in card.preprocess:
-        if step.orient:
-            target = target.oriented(step.orient.axes)
-        elif step.resample:
-            target, interpolation = target.with_spacing(step.resample.spacing_mm), step.resample.interpolation
-        elif step.crop_or_pad:
-            target, outside = target.cropped_or_padded(step.crop_or_pad.shape), step.crop_or_pad.value
+    way = _way(card, source)
+    target = way.target
     reads = [
-        _Absent(target) if array is None else _Reader(card, array, source, target, interpolation, outside)
-        for array in channels
+        _Absent(target) if array is None else _Reader(card, array, source, way, field)
+        for array, field in zip(channels, fields or [None] * len(channels), strict=True)
     ]
 
     def read(start: int, stop: int) -> Scores:
@@ -184,6 +188,39 @@ def label_by_window(
     return labels_on(labels, target, source, smooth=smooth, marking=marking if marking.keeps else None)
 
 
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """From a volume's grid to the model's: the grid whose intensities are measured, then the model's own.
+
+    ``outside`` is what lies beyond the images before the steps on intensities, None for their default; ``filled`` what
+    lies there after them, None where it is changed with the rest.
+    """
+
+    measured: Grid
+    target: Grid
+    interpolation: Interpolation
+    outside: float | None
+    filled: float | None
+
+
+def _way(card: Card, source: Grid) -> _Way:
+    way = _Way(source, source, "linear", None, None)
+    for number, step in enumerate(card.preprocess):
+        if step.orient:
+            grid = way.target.oriented(step.orient.axes)
+            way = replace(way, measured=grid, target=grid)
+        elif step.resample:
+            grid = way.target.with_spacing(step.resample.spacing_mm)
+            way = replace(way, measured=grid, target=grid, interpolation=step.resample.interpolation)
+        elif step.crop_or_pad:
+            grid, value = way.target.cropped_or_padded(step.crop_or_pad.shape), step.crop_or_pad.value
+            if any(next(iter(before.model_fields_set)) not in GEOMETRIC for before in card.preprocess[:number]):
+                way = replace(way, target=grid, filled=value or 0.0)
+            else:
+                way = replace(way, measured=grid, target=grid, outside=value)
+    return way
+
+
 class _Absent:
     """Stands for a channel whose role no series fills."""
 
@@ -198,33 +235,47 @@ class _Reader:
     """Gives one channel of the model's grid, some planes at a time."""
 
     def __init__(
-        self, card: Card, array: npt.NDArray[Any], source: Grid, target: Grid, interpolation: Any, outside: float | None
+        self, card: Card, array: npt.NDArray[Any], source: Grid, way: _Way, field: npt.NDArray[np.bool_] | None
     ) -> None:
-        self._array = array
+        # The nearest value is of the array's own type, and whole numbers have none that says "beyond".
+        self._array = array.astype(np.float32, copy=False) if way.interpolation == "nearest" else array
         self._source = source
-        self._target = target
-        self._interpolation = interpolation
+        self._way = way
+        self._field = field
         # Only a CT is kept as int16, in HU.
-        self._outside = outside if outside is not None else float(AIR_HU) if array.dtype == np.int16 else 0.0
+        self._outside = way.outside if way.outside is not None else float(AIR_HU) if array.dtype == np.int16 else 0.0
         self._change = changes(card.preprocess, self._pieces)
 
     def prepared(self, start: int, stop: int) -> Scores:
-        return self._change(self._plain(start, stop))
+        section = self._way.target.section(start, stop)
+        if self._way.filled is None:
+            return self._change(self._plain(section, self._outside))
+        values = self._change(self._plain(section, float("nan")))
+        values[np.isnan(values)] = self._way.filled
+        return values
 
-    def _plain(self, start: int, stop: int) -> Scores:
+    def _plain(self, section: Grid, outside: float) -> Scores:
         plain: Scores = resample(
-            self._array,
-            self._source,
-            self._target.section(start, stop),
-            interpolation=self._interpolation,
-            outside=self._outside,
+            self._array, self._source, section, interpolation=self._way.interpolation, outside=outside
         ).astype(np.float32, copy=False)
         return plain
 
-    def _pieces(self) -> Iterator[Scores]:
-        planes = self._target.shape[0]
-        for start in range(0, planes, _PLANES):
-            yield self._plain(start, min(start + _PLANES, planes))
+    def _pieces(self, over: Over) -> Iterator[Scores]:
+        grid = self._way.measured
+        for start in range(0, grid.shape[0], _PLANES):
+            section = grid.section(start, min(start + _PLANES, grid.shape[0]))
+            if over == "grid":
+                yield self._plain(section, self._outside)
+                continue
+            values = self._plain(section, float("nan"))
+            inside = ~np.isnan(values)
+            if self._field is not None:
+                held = resample(self._field.view(np.uint8), self._source, section, interpolation="nearest")
+                inside &= held.view(np.bool_)
+            if inside.all():
+                yield values
+            elif inside.any():
+                yield values[inside]
 
 
 class _Deciding:

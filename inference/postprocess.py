@@ -96,7 +96,7 @@ def fill_holes(
     Parameters
     ----------
     labels
-        uint8, (slices, rows, columns).
+        uint8, (planes, rows, columns): it is looked at plane by plane, as the images are that it lies on.
     wanted
         The labels whose holes are filled, one after the other.
     marking

@@ -43,6 +43,8 @@ class RoleVolumes:
     arrays
         Each given role's values on that grid, in the card's order. The reference's is its own array, others are
         float32; beyond a role's field stands air (-1024 HU) for a CT and 0 for anything else.
+    fields
+        Where each given role's values are of its images, on that grid; None where that is everywhere.
     images
         The images of all roles, the reference's first, without localizers that were left out.
     left_out
@@ -55,6 +57,7 @@ class RoleVolumes:
 
     reference: Volume
     arrays: Mapping[str, npt.NDArray[Any]]
+    fields: Mapping[str, npt.NDArray[np.bool_] | None]
     images: tuple[str, ...]
     left_out: tuple[str, ...]
     unknown: tuple[str, ...]
@@ -86,19 +89,21 @@ def read_roles(roles: Sequence[InputRole], input_set: Mapping[str, Sequence[Imag
     unknown: dict[str, None] = {}
     reference = _read(first, input_set[first.role], unknown, named=len(roles) > 1)
     arrays: dict[str, npt.NDArray[Any]] = {}
+    fields: dict[str, npt.NDArray[np.bool_] | None] = {first.role: reference.scanned}
     warnings: list[str] = []
     for role in roles:
         if role is first:
             volumes[role.role], arrays[role.role] = reference, reference.array
         elif input_set.get(role.role):
             volume = _read(role, input_set[role.role], unknown, named=True)
-            arrays[role.role], said = _on(reference, volume, role.role)
+            arrays[role.role], fields[role.role], said = _on(reference, volume, role.role)
             warnings.extend(said)
             volumes[role.role] = volume
     given = [reference, *(volume for volume in volumes.values() if volume is not reference)]
     return RoleVolumes(
         reference=reference,
         arrays=arrays,
+        fields=fields,
         images=tuple(dict.fromkeys(key for volume in given for key in volume.images)),
         left_out=tuple(dict.fromkeys(key for volume in given for key in volume.left_out)),
         unknown=tuple(unknown),
@@ -119,8 +124,10 @@ def _read(role: InputRole, files: Sequence[ImageFile], unknown: dict[str, None],
     return volume
 
 
-def _on(reference: Volume, volume: Volume, role: str) -> tuple[npt.NDArray[Any], list[str]]:
-    """Return a volume's values on the reference's grid, and what has to be said about how they came there."""
+def _on(
+    reference: Volume, volume: Volume, role: str
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None, list[str]]:
+    """Return a volume's values on the reference's grid, where they are its own, and what has to be said about them."""
     there, said = reference.grid, []
     if not volume.frame_of_reference or volume.frame_of_reference != reference.frame_of_reference:
         found = register(reference.array, reference.grid, volume.array, volume.grid, role)
@@ -138,5 +145,10 @@ def _on(reference: Volume, volume: Volume, role: str) -> tuple[npt.NDArray[Any],
         )
     outside = float(AIR_HU) if volume.array.dtype == np.int16 else 0.0
     if there.matches(volume.grid):
-        return volume.array.astype(np.float32, copy=False), said
-    return resample(volume.array, volume.grid, there, outside=outside), said
+        return volume.array.astype(np.float32, copy=False), volume.scanned, said
+    values = resample(volume.array, volume.grid, there, outside=float("nan"))
+    field = ~np.isnan(values)
+    values[~field] = outside
+    if volume.scanned is not None:
+        field &= resample(volume.scanned.view(np.uint8), volume.grid, there, interpolation="nearest").view(np.bool_)
+    return values, None if field.all() else field, said

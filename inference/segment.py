@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from inference.findings import Findings, NotAnalysed, Segment, Segmentation
 from inference.imagefile import open_image
 from inference.labelling import label_by_slab, label_by_window, marking_of
@@ -14,7 +16,6 @@ from inference.roles import read_roles
 from inference.statistics import of_volume
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     from inference.card import Card
@@ -48,7 +49,8 @@ def segment(card: Card, model: Model, input_set: Mapping[str, Sequence[ImageFile
         labels = label_by_slab(card, timed.infer, volume.array, volume.spacing_mm)
     else:
         channels = [read.arrays.get(role.role) for role in card.inputs]
-        labels = label_by_window(card, timed.infer, channels, volume.grid, marking)
+        fields = [read.fields.get(role.role) for role in card.inputs]
+        labels = label_by_window(card, timed.infer, channels, volume.grid, marking, fields)
     volume.clear_unscanned(labels)
     refused = _finished(card, labels, volume, marking)
     if refused is not None:
@@ -109,7 +111,7 @@ def _finished(card: Card, labels: Labels, volume: Volume, marking: Marking) -> N
     wanted = [output.label for output in card.outputs if output.label is not None]
     for step in card.postprocess:
         if step.fill_holes:
-            fill_holes(labels, step.fill_holes.labels or wanted, marking)
+            fill_holes(np.moveaxis(labels, volume.stack_axis, 0), step.fill_holes.labels or wanted, marking)
         elif step.keep_components:
             rule = step.keep_components
             keep_components(labels, volume.spacing_mm, rule.minimum_ml, rule.minimum_fraction, marking)

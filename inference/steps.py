@@ -16,6 +16,7 @@ __all__ = [
     "FillHoles",
     "KeepComponents",
     "Orient",
+    "Over",
     "PostprocessStep",
     "PreprocessStep",
     "RadiographInput",
@@ -42,6 +43,8 @@ def _axes(value: str) -> str:
 Axes = Annotated[str, AfterValidator(_axes)]
 Edge = Annotated[int, Field(ge=1, le=4096)]
 Millimetres = Annotated[float, Field(gt=0, le=1000)]
+#: What a step that depends on all of a volume looks at: what its images show, or also what was filled in beyond them.
+Over = Literal["images", "grid"]
 
 
 class Slab(Strict):
@@ -96,10 +99,14 @@ class Resample(Strict):
 
 
 class CropOrPad(Strict):
-    """Cut or fill evenly at both ends of each axis until the array has this shape."""
+    """Cut or fill evenly at both ends of each axis until the array has this shape.
+
+    Last of all steps, it fills with a value of what these made.
+    """
 
     shape: tuple[Edge, Edge, Edge]
-    #: Beyond the images, in their own units; by default air (-1024 HU) around a CT and 0 around anything else.
+    #: Beyond the images, in their own units; by default air (-1024 HU) around a CT and 0 around anything else. As the
+    #: last step, in the model's units, and 0 by default.
     value: float | None = None
 
 
@@ -111,12 +118,16 @@ class Clip(Strict):
 
 
 class Scale(Strict):
-    """Map ``low`` to 0 and ``high`` to 1, or ``percentiles`` of the input; ``clip`` cuts what lies beyond."""
+    """Map ``low`` to 0 and ``high`` to 1, or ``percentiles`` of the input; ``clip`` cuts what lies beyond.
+
+    Percentiles are of what the images show (``over: images``), or of all of the model's grid (``over: grid``).
+    """
 
     low: float | None = None
     high: float | None = None
     percentiles: Limit | None = None
     clip: bool = True
+    over: Over = "images"
 
     @model_validator(mode="after")
     def _sound(self) -> Scale:
@@ -130,9 +141,13 @@ class Scale(Strict):
 
 
 class ZScore(Strict):
-    """Subtract the mean and divide by the standard deviation, of all voxels or of those that are not 0."""
+    """Subtract the mean and divide by the standard deviation, of all voxels or of those that are not 0.
+
+    Of what the images show (``over: images``), or of all of the model's grid (``over: grid``).
+    """
 
     nonzero: bool = False
+    over: Over = "images"
 
 
 class PreprocessStep(OneOf):
@@ -148,7 +163,8 @@ class PreprocessStep(OneOf):
     z_score: ZScore | None = None
 
 
-#: Steps that change where a voxel lies; they come first, since they are done as one interpolation.
+#: Steps that change where a voxel lies; they come first, since they are done as one interpolation. What is filled in
+#: beyond the images may also come last.
 GEOMETRIC = frozenset({"orient", "resample", "crop_or_pad"})
 #: Steps of a radiograph.
 PROJECTION = frozenset({"radiograph_input", "torchxrayvision_input"})

@@ -102,6 +102,13 @@ class Volume:
         """The images that make the volume, each once, in the order in which they were given."""
         return tuple(dict.fromkeys(self.keys))
 
+    @property
+    def stack_axis(self) -> int:
+        """The axis of ``array`` along which the source's planes are stacked: 0 only where these are axial."""
+        normal = np.cross(self.source_grid.affine[:3, 1], self.source_grid.affine[:3, 2])
+        along = normal @ (self.grid.affine[:3, :3] / self.grid.spacing_mm)
+        return int(np.abs(along).argmax())
+
     def clear_unscanned(self, labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Clear, in place, what a mask of this volume marks where nothing was scanned; and return it.
 

@@ -116,7 +116,8 @@ def convert_meshnet(
             {"orient": {"axes": "LIA"}},
             {"resample": {"spacing_mm": [1.0, 1.0, 1.0], "interpolation": "linear"}},
             {"crop_or_pad": {"shape": [256, 256, 256]}},
-            {"scale": scale},
+            # Its publisher's tool takes least and greatest value and quantiles of the padded cube.
+            {"scale": {**scale, "over": "grid"}},
         ],
         "outputs": outputs,
         "resources": {"seconds": 900, "memory_mb": (_LAYERS * widest + _BESIDE) * _CHANNEL // 2**20 + 1024},

@@ -156,6 +156,23 @@ def test_channels_over_a_threshold_get_their_own_labels_and_holes_are_filled(tmp
     assert (findings.segmentation.labels == truth).all()
 
 
+def test_holes_are_filled_in_the_planes_of_the_images_whichever_way_these_lie(tmp_path: Path) -> None:
+    """A tunnel along the patient's left is a hole in sagittal planes alone."""
+    body = np.full((20, 20, 20), -1000.0)
+    body[4:16, 4:16, 4:16] = 1000
+    body[4:16, 8:12, 8:12] = -1000
+    steps = [{"clip": {"low": -1000, "high": 1000}}, {"scale": {"low": -1000, "high": 1000}}]
+    found = {}
+    for name, axes in {"sagittal": (0, 1, 0, 0, 0, -1), "axial": (1, 0, 0, 0, 1, 0)}.items():
+        # Stacked to the left, or turned so that the tunnel lies within the planes.
+        hu = body if name == "sagittal" else body.transpose(1, 2, 0)
+        files = ct_series(tmp_path / name, hu, spacing=(1, 1, 1), orientation=axes)
+        findings = run(tmp_path / name, files, card_of(preprocess=steps, postprocess=[{"fill_holes": {}}]))
+        assert findings.segmentation is not None
+        found[name] = int(np.count_nonzero(findings.segmentation.labels)) - int(np.count_nonzero(body > 0))
+    assert found == {"sagittal": 12 * 4 * 4, "axial": 0}
+
+
 def test_a_voxel_that_several_channels_reach_is_given_to_none_unless_the_card_says_to_which(tmp_path: Path) -> None:
     files = ct_series(tmp_path / "ct", two_boxes(), spacing=SPACING)
     steps = [{"clip": {"low": -1000, "high": 1000}}, {"scale": {"low": -1000, "high": 1000}}]
