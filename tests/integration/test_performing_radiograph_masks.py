@@ -17,7 +17,6 @@ from node.workflow.workers import run_performer
 from storage import studies, worklist
 from storage.records import Workitem
 from tests.dicom_factory import radiograph
-from tests.integration.test_performing_together import schedule
 from tests.model_factory import write_model
 from tests.peers import wait_until
 from tests.unit.test_segment2d import card_of, levels, picture
@@ -55,10 +54,10 @@ def test_masks_that_overlap_are_stored_and_come_out_of_the_cache_as_they_were(
 
     results = []
     try:
-        first = schedule(embedded, study, card)
+        first = embedded.schedule_all(study, card).id
         performer.start()
         for number in (first, None):
-            item = number or schedule(embedded, embedded.reopened(study), card)
+            item = number or embedded.schedule_all(embedded.reopened(study), card).id
             wait_until(lambda item=item: done(item).state in ("COMPLETED", "PARKED"), 60, "it is performed")
             results.append(done(item))
     finally:
