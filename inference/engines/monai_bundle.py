@@ -114,6 +114,7 @@ class BundleEngine:
         nothing = np.zeros(volume.grid.shape, np.float32)
         channels = [read.arrays.get(role.role, nothing) for role in self._card.inputs]
         # A module that is imported late, or a file that a transform opens, is the one that was tested.
+        _only_named_files(self._card, self._card.directory / self._options.root)
         self._card.require_unchanged()
         with tempfile.TemporaryDirectory(prefix="bundle-") as folder:
             files = [Path(folder) / f"channel-{number}.nii" for number in range(len(channels))]

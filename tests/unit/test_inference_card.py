@@ -79,6 +79,7 @@ def test_absent_weights_are_refused_by_the_files_name(tmp_path: Path) -> None:
         ({"resources": {"memory_mb": 10**15}}, "resources.memory_mb: Input should be less than"),
         ({"inputs": [{"role": "ct", "kind": "volume", "slice_spacing_mm": [0, float("inf")]}]}, "slice_spacing_mm"),
         ({"outputs": []}, "outputs:"),
+        ({"boxes": {"form": "xywh"}}, "boxes: only a model whose tensors are boxes"),
         ({"postprocess": [{"smooth": {}}]}, "postprocess.0.smooth: unknown key"),
         ({"postprocess": [{}]}, "postprocess.0: expected exactly one of"),
         ({"postprocess": [{"fill_holes": None}]}, "postprocess.0: fill_holes: expected its parameters"),

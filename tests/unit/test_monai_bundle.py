@@ -224,12 +224,21 @@ def test_what_cannot_run_is_refused_with_what_to_do_and_nothing_of_it_stays(
 
 
 def test_a_bundle_runs_only_in_an_engines_process_and_only_with_the_files_that_its_card_names(
-    home: Path, bundle: Path
+    home: Path, bundle: Path, tmp_path: Path
 ) -> None:
     assert _add(home, bundle, "--no-check", "--name", "alone").exit_code == 0
     card = load_card(home / "var" / "models" / "alone" / "0.2.1")
     with pytest.raises(EngineFailure, match="own process only"):
         open_engine(card)
+    job = Job(card.path, {"ct": _series(tmp_path)[0]})
+    config = card.directory / "bundle" / "configs" / "inference.json"
+    with EngineHost(card) as host:
+        host.load()
+        # What is replaced once it is loaded does not run either.
+        config.write_bytes(config.read_bytes() + b" ")
+        with pytest.raises(EngineFailure, match=r"changed since the model was loaded: .*inference\.json"):
+            host.run(job)
+    config.write_bytes(config.read_bytes()[:-1])
     (card.directory / "bundle" / "monai.py").write_text("raise SystemExit")
     with EngineHost(card) as host, pytest.raises(EngineFailure, match=r"bundle/monai\.py lies in the bundle"):
         host.load()
