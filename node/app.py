@@ -231,6 +231,8 @@ class _Parent:
         self._running: dict[int, str] = {}
         #: Name to the monotonic time at which it is to be started.
         self._due = dict.fromkeys(processes, 0.0)
+        #: What was last seen below the processes.
+        self._below: set[int] = set()
 
     def run(self, ready: Callable[[], None]) -> int:
         """Keep every process running until a signal says to stop; then end them all."""
@@ -276,10 +278,15 @@ class _Parent:
 
     def _end_adopted(self) -> None:
         """End what was left behind below: every other child was started here, and nothing is meant to outlive those."""
-        for pid in children(os.getpid(), depth=1):
-            if pid not in self._running:
-                kill_tree(pid)
-                _log.warning("ended what a process had left behind", pid=pid)
+        near = set(children(os.getpid(), depth=1))
+        left = near - set(self._running)
+        if os.getpid() == 1:
+            # The first process of a container gets what others leave in it as well (`docker exec`): not ours to end.
+            left &= self._below
+            self._below = set(children(os.getpid())) - near
+        for pid in left:
+            kill_tree(pid)
+            _log.warning("ended what a process had left behind", pid=pid)
 
     def _end(self) -> int:
         _log.info("stopping", processes=len(self._running))
