@@ -29,6 +29,9 @@ __all__ = ["require_sound"]
 
 _log = structlog.get_logger("overread.workflow")
 
+#: What the node lacks at the moment, whatever file it opens.
+_NOT_THE_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+
 
 def require_sound(
     way: Way, study_id: int, input_set: Mapping[str, Iterable[Instance]], heartbeat: Callable[[], None]
@@ -48,7 +51,7 @@ def require_sound(
     WorkitemUnfit
         When a file is missing, changed or unreadable.
     OSError
-        When it cannot be read now for another reason than the file itself.
+        When the node can open no file now, or has no memory for it.
     """
     wrong: dict[str, Kind] = {}
     read = {image.id: image for images in input_set.values() for image in images}
@@ -81,9 +84,10 @@ def _wrong(blobs: Blobs, image: Instance) -> Kind | None:
     except NotDicom:
         return "changed"
     except OSError as problem:
-        if problem.errno == errno.EIO:
-            return "unreadable"
-        raise
+        if problem.errno in _NOT_THE_FILES:
+            raise
+        # As verify calls it. One file that cannot be read must not keep the others waiting.
+        return "unreadable"
 
 
 def _named(connection: Connection, blobs: Iterable[str]) -> set[str]:

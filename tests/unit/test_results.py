@@ -274,9 +274,14 @@ def test_pixels_that_changed_on_the_disk_are_not_analysed_nor_answered_for_and_c
     study = holding.reopened(study)
     again = performed()
     assert (again.state, len(asked), kept()) == ("COMPLETED", 2, 1)
-    holding.blobs.delete(instances(holding, study)["radiograph"][0].blob)
+    file = holding.blobs.path(instances(holding, study)["radiograph"][0].blob)
+    file.unlink()
     verify(holding.database, holding.blobs, holding.refused)
     assert kept() == 0
+    # What opens and cannot be read.
+    file.mkdir()
+    study = holding.reopened(study)
+    assert "(1 unreadable on the disk; overread verify)" in performed().outcome
 
 
 def test_heat_maps_and_masks_go_with_their_images_and_with_the_attempt_that_was_lost(
