@@ -67,6 +67,7 @@ class Admitted:
         self._files = files
         self._refusals: list[InputRefused] = []
         self._unknown: dict[str, None] = {}
+        self._passed = 0
 
     def __iter__(self) -> Iterator[tuple[ImageFile, Radiograph, Dataset]]:
         """Yield each image that passes, with its pixels and its header.
@@ -95,7 +96,7 @@ class Admitted:
     def _passing(self, *, shown: bool) -> Iterator[tuple[ImageFile, Dataset, Radiograph | None]]:
         from inference.radiograph import radiograph_of
 
-        passed = 0
+        self._passed = 0
         for file in self._files:
             dataset = open_image(file)
             radiograph = None
@@ -106,15 +107,29 @@ class Admitted:
                     radiograph = radiograph_of(dataset)
                     gate.pixels(self._role, radiograph.pixels)
             except InputRefused as refusal:
-                if refusal.reason not in REASONS:
-                    raise
-                self._refusals.append(refusal)
+                self._leave_out(refusal)
                 continue
             self._unknown |= dict.fromkeys(unknown)
-            passed += 1
+            self._passed += 1
             yield file, dataset, radiograph
-        if passed < self._role.minimum_instances:
-            raise self._too_few(passed)
+        if self._passed < self._role.minimum_instances:
+            raise self._too_few(self._passed)
+
+    def without(self, refusal: InputRefused) -> None:
+        """Leave out the image that was given last after all: what the model would read of it is refused.
+
+        Raises
+        ------
+        InputRefused
+            The same, where its reason is none of the gate's.
+        """
+        self._leave_out(refusal)
+        self._passed -= 1
+
+    def _leave_out(self, refusal: InputRefused) -> None:
+        if refusal.reason not in REASONS:
+            raise refusal
+        self._refusals.append(refusal)
 
     def warnings(self) -> tuple[str, ...]:
         """Say what was not known, and which images were left out while others were analysed."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from inference.admission import Admitted
 from inference.detect import detections_of, in_padding
-from inference.errors import EngineFailure
+from inference.errors import EngineFailure, InputRefused
 from inference.explain import Frame, heat_maps
 from inference.findings import Classification, Detection, Findings, HeatMap, Measurement
 from inference.fingerprint import fingerprint
@@ -55,8 +55,12 @@ def classify(card: Card, model: Model, files: Sequence[ImageFile]) -> Findings:
     admitted = Admitted(role, files)
     inputs: list[Features] = []
     for file, radiograph, dataset in admitted:
+        try:
+            pixels, square = prepared(card, radiograph)
+        except InputRefused as refusal:
+            admitted.without(refusal)
+            continue
         inputs.append(of_radiograph(dataset, radiograph))
-        pixels, square = prepared(card, radiograph)
         began = time.perf_counter()
         answers = model.infer({card.tensors["image"]: pixels[None, None]})
         seconds += time.perf_counter() - began

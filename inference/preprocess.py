@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.errors import InputRefused
+from inference.reasons import REASONS
 
 if TYPE_CHECKING:
     from inference.radiograph import Radiograph
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["Square", "centre_crop", "padded_square", "radiograph_input", "torchxrayvision_input"]
 
 _MOST_COUNTED = 65535
+#: torchxrayvision's models see the range of Bits Stored as 2,048 steps. 12 bits stored as 16 are 128 of them in all, an
+#: even grey on which an answer would be made up.
+_LEAST_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,8 @@ def torchxrayvision_input(radiograph: Radiograph, size: int = 224) -> NDArray[np
     Raises
     ------
     InputRefused
-        When the pixels are not two-dimensional, empty, not finite, or constant.
+        When the pixels are not two-dimensional, empty, not finite, or constant; ``narrow-range`` when they use so
+        little of what the header leaves possible that the model would see an even grey.
     """
     pixels = radiograph.pixels
     lowest, highest = _check(pixels)
@@ -116,6 +121,15 @@ def torchxrayvision_input(radiograph: Radiograph, size: int = 224) -> NDArray[np
     inside = pixels[place.row : place.row + place.edge, place.column : place.column + place.edge]
     # The scale is linear, so it comes after the resize, where there are few pixels left.
     small = _resized(np.ascontiguousarray(inside, np.float32), size)
+    darkest, brightest = np.percentile(small, (1, 99))
+    share = float(brightest - darkest) / (radiograph.high - radiograph.low)
+    if share < _LEAST_SHARE:
+        raise InputRefused(
+            "narrow-range",
+            f"the picture uses {100 * share:.1f} % of the values that Bits Stored leaves possible, of which this model "
+            f"needs {100 * _LEAST_SHARE:g} % to see it; its sender states more bits than it uses",
+            REASONS["narrow-range"],
+        )
     small -= np.float32(radiograph.low)
     small *= np.float32(2048 / (radiograph.high - radiograph.low))
     small -= np.float32(1024)

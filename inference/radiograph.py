@@ -19,6 +19,7 @@ from inference.imagefile import (
     texts_of,
     value_of,
 )
+from inference.voi import falls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,8 +64,10 @@ class Radiograph:
     Attributes
     ----------
     pixels
-        float32, (rows, columns), after the modality LUT, dense bright. Columns run towards the patient's left and rows
-        towards the feet wherever Patient Orientation (0020,0020) says so; otherwise as stored. No window is applied.
+        float32, (rows, columns), after the modality LUT, dense bright: what MONOCHROME1, or a VOI LUT that falls, shows
+        as a negative of what is stored is turned over. Rows run towards the feet and columns towards the patient's left
+        wherever Patient Orientation (0020,0020) says so, in a lateral view towards the front or the back as stored;
+        otherwise as stored. No window is applied, and of a VOI LUT nothing else.
     low, high
         The darkest and the brightest value that the header leaves possible (Bits Stored, then the modality LUT), in the
         same units; pixels seldom reach them.
@@ -95,7 +98,7 @@ def radiograph_of(dataset: Dataset) -> Radiograph:
     ------
     InputRefused
         ``unreadable``, ``no-pixels``, ``multi-sample``, ``unsupported-photometric``, ``multi-frame`` or
-        ``for-processing``.
+        ``for-processing``; ``polarity-unknown`` as :func:`inference.voi.falls` says.
     """
     require_pixels(dataset)
     if count_of(dataset, "NumberOfFrames", default=1) > 1:
@@ -105,7 +108,11 @@ def radiograph_of(dataset: Dataset) -> Radiograph:
     stored = stored_values(dataset)
     padding = padding_mask(dataset, stored)
     pixels, low, high = _modality_lut(dataset, stored)
-    if texts_of(dataset, "PhotometricInterpretation") == ("MONOCHROME1",):
+    negative = texts_of(dataset, "PhotometricInterpretation") == ("MONOCHROME1",)
+    if "VOILUTSequence" in dataset:
+        # The VOI LUT comes before what MONOCHROME1 says of its output, so two inversions are none.
+        negative ^= falls(dataset, *_used(pixels, padding))
+    if negative:
         ends = pixels.max() + pixels.min()
         np.subtract(ends, pixels, out=pixels)
         low, high = float(ends) - high, float(ends) - low
@@ -113,6 +120,15 @@ def radiograph_of(dataset: Dataset) -> Radiograph:
         pixels[padding] = pixels[~padding].min()
     turn = _turn(texts_of(dataset, "PatientOrientation"))
     return Radiograph(np.ascontiguousarray(turn.to_display(pixels)), low, high, turn)
+
+
+def _used(pixels: npt.NDArray[np.float32], padding: npt.NDArray[np.bool_] | None) -> tuple[float, float]:
+    """Return between which values most of the picture lies: markers and the edges of collimators are left aside."""
+    part = pixels[::8, ::8]
+    if padding is not None and not padding[::8, ::8].all():
+        part = part[~padding[::8, ::8]]
+    low, high = np.percentile(part, (1, 99))
+    return float(low), float(high)
 
 
 def _modality_lut(dataset: Dataset, stored: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], float, float]:
@@ -172,11 +188,14 @@ def _table_bits(dataset: Dataset) -> int:
 
 
 def _turn(directions: Sequence[str]) -> Turn:
-    """Read Patient Orientation (PS3.3 C.7.6.1.1.1): its values are where rows, then columns, run to."""
+    """Read Patient Orientation (PS3.3 C.7.6.1.1.1): its values are where rows, then columns, run to.
+
+    Of a lateral view no convention says whether the patient looks to the left or to the right: it is set upright alone.
+    """
     if len(directions) != 2 or not all(directions):
         return Turn()
     along_row, along_column = directions[0][0], directions[1][0]
-    transposed = along_row in "HF" and along_column in "LR"
+    transposed = along_row in "HF" and along_column in "LRAP"
     if transposed:
         along_row, along_column = along_column, along_row
     return Turn(transposed, columns_mirrored=along_row == "R", rows_mirrored=along_column == "H")

@@ -36,6 +36,8 @@ REASONS: Final[Mapping[str, Code | None]] = {
     "age": _OUT_OF_RANGE,
     "not-a-picture": _dcm("111213", "No image"),  # CID 7011
     "negative-image": _PROCESSING,
+    "polarity-unknown": None,
+    "narrow-range": None,
     "turned-image": _POSITIONING,
     "not-a-frontal-chest": None,
     "empty-mask": None,

@@ -16,7 +16,7 @@ import numpy as np
 
 from inference.admission import Admitted
 from inference.classify import prepared
-from inference.errors import EngineFailure
+from inference.errors import EngineFailure, InputRefused
 from inference.explain import Frame
 from inference.findings import Findings, Segment, Segmentation
 from inference.fingerprint import fingerprint
@@ -58,7 +58,11 @@ def segment_radiograph(card: Card, model: Model, files: Sequence[ImageFile]) -> 
         if found is not None:
             further += 1
             continue
-        pixels, square = prepared(card, radiograph)
+        try:
+            pixels, square = prepared(card, radiograph)
+        except InputRefused as refusal:
+            admitted.without(refusal)
+            continue
         began = time.perf_counter()
         answer = model.infer({card.tensors["image"]: pixels[None, None]})["output"]
         seconds = time.perf_counter() - began

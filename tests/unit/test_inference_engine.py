@@ -179,6 +179,34 @@ def test_a_view_outside_the_cards_meaning_is_left_out(tmp_path: Path) -> None:
     assert alone.not_analysed.reason == "view"
 
 
+def test_a_picture_in_a_corner_of_its_bits_is_not_analysed_where_the_model_would_see_an_even_grey(
+    tmp_path: Path,
+) -> None:
+    ramp = np.tile(np.linspace(0, 4095, 96), (96, 1))
+    usual = radiograph(tmp_path / "i", ramp)
+    narrow = radiograph(tmp_path / "i", ramp, bits_stored=16)
+    # A bright marker widens the range, but not what is to be seen of the patient.
+    marked = ramp.copy()
+    marked[:4, :8] = 65535
+    marker = radiograph(tmp_path / "i", marked, bits_stored=16)
+    steps = {
+        "preprocess": [{"torchxrayvision_input": {"size": 64}}],
+        "postprocess": [{"activation": {"kind": "sigmoid"}}],
+    }
+    findings = classify(tmp_path / "m", images_of([narrow, usual, marker]), **steps)
+    assert findings.images == (usual.stem,)
+    (said,) = findings.warnings
+    assert said.startswith("Not analysed, 2 of 3 images: the picture uses 6.2 % of the values")
+    alone = classify(tmp_path / "m", images_of([narrow]), **steps).not_analysed
+    assert alone is not None
+    assert alone.reason == "narrow-range"
+    # By percentiles the same picture is the same, whatever its bits.
+    by_percentiles = [
+        classify(tmp_path / "m", images_of([one])).classifications[0].probability for one in (usual, narrow)
+    ]
+    assert by_percentiles[0] == by_percentiles[1]
+
+
 def test_a_radiograph_without_rows_is_not_analysed(tmp_path: Path) -> None:
     path = radiograph(tmp_path, np.tile(np.linspace(0, 4000, 64), (64, 1)))
     dataset = pydicom.dcmread(path)

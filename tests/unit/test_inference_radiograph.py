@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 
 from inference.engine import ImageFile
 from inference.errors import InputRefused
-from inference.radiograph import read_radiograph
+from inference.imagefile import open_image
+from inference.radiograph import radiograph_of, read_radiograph
 from tests.dicom_factory import radiograph
 
 
@@ -54,6 +56,82 @@ def test_an_orientation_that_says_nothing_about_left_leaves_the_columns(
     tmp_path: Path, pixels: np.ndarray[Any, Any], directions: list[str] | None
 ) -> None:
     assert (read(radiograph(tmp_path, pixels, PatientOrientation=directions)) == pixels).all()
+
+
+@pytest.mark.parametrize("front", ["A", "P"])
+@pytest.mark.parametrize("lying", [False, True], ids=["upright", "lying"])
+@pytest.mark.parametrize("feet_first", ["F", "H"])
+def test_a_lateral_view_stands_upright_whatever_was_stored(
+    tmp_path: Path, pixels: np.ndarray[Any, Any], front: str, lying: bool, feet_first: str
+) -> None:
+    """Of the way that the patient looks nothing is known to be right: it stays as it is stored."""
+    stored = pixels[::-1] if feet_first == "H" else pixels
+    stored, directions = (stored.T, [feet_first, front]) if lying else (stored, [front, feet_first])
+    path = radiograph(tmp_path, stored, view="LL", PatientOrientation=directions)
+    assert (read(path) == pixels).all()
+    shown = radiograph_of(open_image(ImageFile("x", path)))
+    assert (shown.turn.to_source(shown.pixels) == stored).all()
+
+
+def lut(entries: Any, bits: int = 12, first: int = 0) -> pydicom.Dataset:
+    """An item of a VOI LUT Sequence: bytes where entries are, words otherwise."""
+    item = pydicom.Dataset()
+    item.add_new("LUTDescriptor", "US" if first >= 0 else "SS", [len(entries), first, bits])
+    item.add_new("LUTData", "OW" if isinstance(entries, bytes) else "US", entries)
+    return item
+
+
+RISES, FALLS = [n // 16 for n in range(4096)], [255 - n // 16 for n in range(4096)]
+
+
+@pytest.mark.parametrize(
+    ("photometric", "table", "negative"),
+    [
+        ("MONOCHROME2", lut(RISES), False),
+        ("MONOCHROME2", lut(FALLS, 8), True),
+        ("MONOCHROME1", lut(FALLS), False),
+        ("MONOCHROME1", lut(RISES), True),
+        ("MONOCHROME2", lut(bytes(range(255, -1, -1)), 8, 1900), True),
+        ("MONOCHROME2", lut(np.array(FALLS, "<u2").tobytes(), 16), True),
+        # Flat at both ends, as of a sigmoid, and more entries promised than there are.
+        ("MONOCHROME2", lut([255] * 1000 + [255 - n // 9 for n in range(2000)] + [20] * 900), True),
+    ],
+)
+def test_a_voi_lut_that_falls_turns_the_image_over_and_changes_nothing_else(
+    tmp_path: Path, pixels: np.ndarray[Any, Any], photometric: str, table: pydicom.Dataset, negative: bool
+) -> None:
+    path = radiograph(tmp_path, pixels, photometric=photometric)
+    dataset = pydicom.dcmread(path)
+    dataset.VOILUTSequence = [table]
+    for undefined in (False, True):
+        dataset["VOILUTSequence"].is_undefined_length = undefined
+        dataset.save_as(path)
+        assert (read(path) == (pixels.max() + pixels.min() - pixels if negative else pixels)).all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: setattr(d, "VOILUTSequence", [lut(RISES), lut(FALLS)]),
+        lambda d: d.update({"VOILUTSequence": [lut(FALLS)], "WindowCenter": "2000", "WindowWidth": "4000"}),
+        lambda d: setattr(d, "VOILUTSequence", [lut(b"", 8)]),
+        lambda d: setattr(d, "VOILUTSequence", [pydicom.Dataset()]),
+        lambda d: setattr(d, "VOILUTSequence", [lut([*RISES[::2], *FALLS[::2]])]),
+    ],
+    ids=["two tables", "a table and a window", "no entries", "nothing", "up and down"],
+)
+def test_an_image_that_may_be_a_negative_is_refused(
+    tmp_path: Path, pixels: np.ndarray[Any, Any], change: Callable[[pydicom.Dataset], None]
+) -> None:
+    path = radiograph(tmp_path, pixels // 2 * 2)
+    dataset = pydicom.dcmread(path)
+    for keyword in ("WindowCenter", "WindowWidth"):
+        dataset.pop(keyword, None)
+    change(dataset)
+    dataset.save_as(path)
+    with pytest.raises(InputRefused, match="whether dense is bright in the radiograph is not known") as refused:
+        read(path)
+    assert refused.value.reason == "polarity-unknown"
 
 
 def test_the_modality_rescale_is_applied_and_the_window_is_not(tmp_path: Path, pixels: np.ndarray[Any, Any]) -> None:
