@@ -6,13 +6,14 @@ answer for a probability. So the steps of each way stand in one table, :data:`PO
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from inference.steps import GEOMETRIC, PROJECTION
 
 if TYPE_CHECKING:
-    from inference.card import Card
+    from inference.card import Card, Output
 
 __all__ = ["POSTPROCESS", "check_steps"]
 
@@ -99,6 +100,28 @@ def _check_volume(card: Card) -> None:
     for name in sorted(GEOMETRIC):
         if names.count(name) > 1:
             raise ValueError(f"preprocess: {name}: stands {names.count(name)} times; they are one interpolation")
+    _check_mirror(card)
+
+
+def _check_mirror(card: Card) -> None:
+    """Refuse flips that change the patient's sides where an output is of one side: its mean would be of both."""
+    axes = next((step.orient.axes for step in card.preprocess if step.orient), _VOLUME_AXES)
+    across = next(number for number, letter in enumerate(axes) if letter in "LR")
+    sided = next((output.name for output in card.outputs if _SIDES & _words(output)), None)
+    if card.window is not None and across in card.window.mirror and sided is not None:
+        raise ValueError(
+            f"window.mirror: axis {across} runs between the patient's left and right, and {sided!r} is of one side, "
+            "which would be looked for on both; leave this axis out"
+        )
+
+
+#: What the array axes of a volume grow towards where a card does not turn it (docs/geometry.md).
+_VOLUME_AXES: Final = "SPL"
+_SIDES: Final = frozenset({"left", "right"})
+
+
+def _words(output: Output) -> set[str]:
+    return {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", f"{output.name} {output.code.meaning}")}
 
 
 def _check_radiograph(card: Card) -> None:

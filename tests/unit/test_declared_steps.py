@@ -129,9 +129,16 @@ def test_a_declared_step_is_done_or_its_card_is_refused(
     assert answer(tmp_path, task, layout, after, images) != answer(tmp_path, task, layout, decided, images)
 
 
+def mirrored(*axes: int) -> dict[str, Any]:
+    return {"size": [16, 16, 16], "mirror": list(axes)}
+
+
 VOLUME, LABELS = ("segmentation", "ncdhw"), ("segmentation", "zyx")
 SIGMOID, SOFTMAX = ({"activation": {"kind": kind}} for kind in ("sigmoid", "softmax"))
 RESAMPLED = [{"resample": {"spacing_mm": [edge] * 3}} for edge in (1, 2)]
+TURNED = [{"orient": {"axes": "RAS"}}]
+LUNGS = [OUTPUT, OUTPUT | {"label": 2, "name": "left_lung"}]
+CODED = [OUTPUT | {"code": code("3341006", "RightLung")}]
 SPACED = {"image": "image", "output": "output", "spacing": "s"}
 
 
@@ -153,6 +160,8 @@ SPACED = {"image": "image", "output": "output", "spacing": "s"}
         (LABELS, {"postprocess": [{"fill_holes": {"labels": [1, 7]}}]}, "fill_holes.labels: names a label"),
         (VOLUME, {"preprocess": RESAMPLED}, "resample: stands 2 times"),
         (VOLUME, {"tensors": SPACED}, "tensors.spacing: a graph of layout ncdhw"),
+        (VOLUME, {"outputs": LUNGS, "window": mirrored(2)}, "window.mirror: axis 2 runs between .* 'left_lung'"),
+        (VOLUME, {"outputs": CODED, "preprocess": TURNED, "window": mirrored(1, 0)}, "window.mirror: axis 0 runs"),
     ],
 )
 def test_what_would_be_done_in_part_is_refused_with_its_key(
@@ -160,3 +169,18 @@ def test_what_would_be_done_in_part_is_refused_with_its_key(
 ) -> None:
     with pytest.raises(CardError, match=words):
         load_card(write_model(tmp_path, card_of(*way, []) | changes, graph(way[1], way[0])))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"outputs": LUNGS, "window": mirrored(0, 1)},
+        {"outputs": LUNGS, "preprocess": TURNED, "window": mirrored(1, 2)},
+        {"window": mirrored(0, 1, 2)},
+    ],
+    ids=["not across", "not across when turned", "no side"],
+)
+def test_flips_are_taken_that_leave_each_side_its_own(tmp_path: Path, changes: dict[str, Any]) -> None:
+    card = load_card(write_model(tmp_path, card_of(*VOLUME, []) | changes, graph("ncdhw")))
+    assert card.window is not None
+    assert card.window.mirror

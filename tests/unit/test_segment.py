@@ -104,7 +104,7 @@ def test_a_mask_made_on_a_coarser_turned_grid_lies_on_the_pixels_that_came(tmp_p
     [
         {"window": None},
         {"window": {"size": [64, 64, 64]}},
-        {"window": {"size": [10, 12, 8], "overlap": 0.5, "mirror": [0, 2]}},
+        {"window": {"size": [10, 12, 8], "overlap": 0.5, "mirror": [1, 2]}},
         {"postprocess": [{"activation": {"kind": "softmax"}}]},
     ],
     ids=["whole", "larger-than-the-volume", "mirrored", "softmax"],
