@@ -3,8 +3,9 @@
 Resident memory (:func:`inference.processtree.tree_resident_bytes`) counts what is mapped. A file of memfd_create(2),
 and one in the program's own ``/dev/shm``, takes memory as soon as it is written, and is in nobody's account. Here each
 is counted once: the first by the descriptors that are open on it, the second by its file system. What a process hides
-from proc(5) (a descriptor on its way through a socket, one of a thread that has its own table, a file system of memory
-in a world of its own making) is not seen; a memory cgroup, set by whoever starts the node, sees that too.
+from proc(5) is not seen: a process that is not dumpable (PR_SET_DUMPABLE, prctl(2)) where the node is not root, a
+descriptor on its way through a socket, one of a thread that has its own table, a file system of memory in a world of
+its own making. A memory cgroup, set by whoever starts the node, sees that too.
 """
 
 from __future__ import annotations
