@@ -40,6 +40,9 @@ AIR_HU = -1024
 #: lies beyond, the header lies about their sign or their scale.
 _MOST_HU, _BEYOND_SHARE = 32767, 0.01
 
+#: In pixels: far above what rounding makes, far below what anybody sees.
+_NEXT_TO_NOTHING = 1e-4
+
 
 @dataclass(frozen=True, slots=True)
 class Volume:
@@ -135,7 +138,7 @@ class Volume:
         if labels.shape != self.array.shape:
             raise ValueError(f"a mask of shape {labels.shape} is not on a volume of shape {self.array.shape}")
         if self.tilt_degrees:
-            stack = labels_on(labels, self.grid, self.source_grid)
+            stack = labels_on(labels, self.grid, _off_ties(self.source_grid))
         else:
             stack = turned(labels, self.grid, self.source_grid)
         return np.ascontiguousarray(stack[self._places])
@@ -268,7 +271,7 @@ def _upright(planes: Sequence[Plane], lie: Lie, source: Grid) -> tuple[npt.NDArr
 
 def _held(source: Grid, upright: Grid) -> npt.NDArray[np.bool_]:
     """Return which voxels of the upright box a leaning stack holds: as many as it has itself."""
-    mapping = np.linalg.inv(source.affine) @ upright.affine
+    mapping = np.linalg.inv(_off_ties(source).affine) @ upright.affine
     inside = []
     for axis in (1, 2):
         # Planes are moved within themselves: where a row or a column lies hangs on the plane and on itself alone.
@@ -279,6 +282,16 @@ def _held(source: Grid, upright: Grid) -> npt.NDArray[np.bool_]:
         inside.append((places > -0.5) & (places <= source.shape[axis] - 0.5))
     held: npt.NDArray[np.bool_] = inside[0][:, :, None] & inside[1][:, None, :]
     return held
+
+
+def _off_ties(source: Grid) -> Grid:
+    """Move a leaning stack by next to nothing within its planes, so that each pixel has one nearest voxel.
+
+    Where planes lean by half a pixel, rounding alone would say which of two it is, for each pixel anew.
+    """
+    affine = source.affine.copy()
+    affine[:3, 3] += _NEXT_TO_NOTHING * (affine[:3, 1] + affine[:3, 2])
+    return Grid(source.shape, affine)
 
 
 def _dtype(modality: str) -> type[np.int16] | type[np.float32]:

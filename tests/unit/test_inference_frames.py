@@ -135,8 +135,12 @@ def test_a_tilted_gantrys_mask_lies_on_the_pixels_that_it_was_drawn_from(tmp_pat
 
 
 def test_of_a_tilted_gantry_only_what_was_scanned_can_be_marked_and_counted(tmp_path: Path) -> None:
-    for number, (row, column) in enumerate((((1, 0, 0), (0, 1, 0)), ((0, 1, 0), (0, 0, -1)))):
-        hu, positions, step = scan(row, column, (2.0, 1.0, 1.1), tilt=20.0)
+    half = np.degrees(np.arctan(0.5 / 2))
+    for number, (row, column, tilt) in enumerate(
+        # The last leans by half a pixel from plane to plane, so that every second plane lies between the voxels.
+        (((1, 0, 0), (0, 1, 0), 20.0), ((0, 1, 0), (0, 0, -1), 20.0), (*turn((20, 10, 30)).T[:2], half))
+    ):
+        hu, positions, step = scan(row, column, (2.0, 1.0, 1.1), tilt=tilt)
         paths = ct_series(
             tmp_path / str(number),
             hu,

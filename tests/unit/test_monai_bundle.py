@@ -75,22 +75,26 @@ def _overread(folder: Path, *arguments: str) -> Any:
     return CliRunner().invoke(app, ["models", *arguments, "--config", str(_config(folder))])
 
 
-def _series(folder: Path, order: int = 1) -> tuple[tuple[ImageFile, ...], np.ndarray, np.ndarray]:
-    """Images of a bright ball in an odd orientation, the ball itself, and each voxel's place (LPS, mm)."""
+def _series(folder: Path, order: int = 1, lean: float = 0.0) -> tuple[tuple[ImageFile, ...], np.ndarray, np.ndarray]:
+    """Images of a bright ball in an odd orientation, the ball itself, and each voxel's place (LPS, mm).
+
+    Each plane lies ``lean`` mm further along its columns than the one before, as of a tilted gantry.
+    """
     rng = np.random.default_rng(2)
     slices, rows, columns = 26, 40, 44
     spacing = (2.5, 1.8, 1.6)
     normal = np.cross(ROW, COLUMN)
-    origin = BALL - np.array(ROW) * 30 - np.array(COLUMN) * 41 - normal * 28
+    step = normal * spacing[0] + np.array(COLUMN) * lean
+    origin = BALL - np.array(ROW) * 30 - np.array(COLUMN) * (41 + 11 * lean) - normal * 28
     places = (
         origin
-        + np.arange(slices)[:, None, None, None] * normal * spacing[0]
+        + np.arange(slices)[:, None, None, None] * step
         + np.arange(rows)[None, :, None, None] * np.array(COLUMN) * spacing[1]
         + np.arange(columns)[None, None, :, None] * np.array(ROW) * spacing[2]
     )
     ball = ((places - BALL) ** 2).sum(-1) < RADIUS**2
     hu = np.where(ball, 600, -600) + rng.normal(0, 60, ball.shape)
-    paths = ct_series(folder, hu.round(), spacing=spacing, orientation=(*ROW, *COLUMN), origin=tuple(origin))
+    paths = ct_series(folder, hu.round(), spacing=spacing, orientation=(*ROW, *COLUMN), origin=tuple(origin), step=step)
     images = tuple(ImageFile(path.stem, path) for path in paths)[::order]
     return images, ball[::order], places[::order]
 
@@ -336,7 +340,8 @@ def test_structures_that_a_bundle_lays_over_one_another_come_back_whole_on_the_r
     source = build_bundle(tmp_path / "rims", about=about, config=config)
     assert _add(home, source, "--no-check", "--name", "rims").exit_code == 0
     card = load_card(home / "var" / "models" / "rims" / "0.2.1")
-    images, ball, _ = _series(tmp_path / "ct", order=-1)
+    # Of a tilted gantry: what is marked where nothing was scanned is not counted.
+    images, ball, _ = _series(tmp_path / "ct", order=-1, lean=0.9)
     assert card.monai_bundle is not None
     findings = BundleEngine(card, card.monai_bundle, card.directory / card.monai_bundle.root).run(
         Job(card.path, {"ct": images})
