@@ -270,7 +270,7 @@ def _picture(rng: np.random.Generator) -> Any:
 def _card(folder: Path, model: bytes, precision: str) -> Path:
     folder.mkdir()
     (folder / "model.onnx").write_bytes(model)
-    code = {"value": "27925004", "scheme": "SCT", "meaning": "Nodule"}
+    code = {"scheme": "99BENCHMARK", "meaning": "Finding"}
     values = {
         "name": folder.name,
         "version": "1.0.0",
@@ -283,7 +283,10 @@ def _card(folder: Path, model: bytes, precision: str) -> Path:
         "inputs": [{"role": "radiograph", "kind": "radiograph", "match": {"Modality": "DX"}}],
         "tensors": {"image": "image", "output": "probabilities"},
         "preprocess": [{"radiograph_input": {"size": SIZE}}],
-        "outputs": [{"index": n, "name": f"finding {n}", "code": code, "threshold": 0.5} for n in range(FINDINGS)],
+        "outputs": [
+            {"index": n, "name": f"finding {n}", "code": code | {"value": f"F{n}"}, "threshold": 0.5}
+            for n in range(FINDINGS)
+        ],
     }
     (folder / "card.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     return folder

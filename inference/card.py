@@ -14,14 +14,16 @@ import uuid
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from inference.cardfile import read_yaml
 from inference.cardfiles import Stamp, checked_file, require_unchanged
+from inference.cardwords import explained
 from inference.declared import check_steps
 from inference.errors import CardError
 from inference.fields import CodeField, Limit, Strict
 from inference.inputs import InputRole
+from inference.naming import check_names
 from inference.options import Command, KServe, MonaiBundle, Onnx, OpenVino, TorchXRayVision
 from inference.steps import PostprocessStep, PreprocessStep, Slab, Window
 
@@ -69,10 +71,14 @@ _TENSORS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
 Documentation = str | list[Any] | dict[str, Any]
 
 
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
 class FileEntry(Strict):
     """One file of the model, below the card's folder."""
 
-    sha256: str = Field(pattern=f"^{_SHA256.pattern}$")
+    sha256: Annotated[str, BeforeValidator(_lower)] = Field(pattern=f"^{_SHA256.pattern}$")
 
 
 class OutputLimits(Strict):
@@ -260,6 +266,7 @@ class Card(Strict):
             self._check_segmentation()
         else:
             self._check_vector()
+        check_names(self)
         if self.boxes != BoxForm() and "boxes" not in self.tensors:
             raise ValueError("boxes: only a model whose tensors are boxes answers with them")
         for step in self.postprocess:
@@ -316,8 +323,10 @@ class Card(Strict):
             raise ValueError("outputs: a structure is measured by its volume in a volume, by its area in a radiograph")
 
     def _check_vector(self) -> None:
-        indices = [output.index for output in self.outputs]
-        if None in indices or len(set(indices)) != len(indices):
+        indices = [output.index for output in self.outputs if output.index is not None]
+        # What reads the images itself says by name or code what it has found.
+        lacking = self.engine in TENSOR_ENGINES and len(indices) < len(self.outputs)
+        if lacking or len(set(indices)) != len(indices):
             raise ValueError(f"outputs: a {self.task}'s outputs each have an index of their own")
         if any(o.label is not None or o.category is not None for o in self.outputs):
             raise ValueError(f"outputs: a {self.task}'s outputs have neither label nor category")
@@ -389,20 +398,11 @@ def load_card(path: Path, *, hashed: bool = True) -> Card:
     try:
         card = Card.model_validate(content)
     except ValidationError as problem:
-        raise CardError("; ".join(_explain(path, error) for error in problem.errors())) from problem
+        said = explained(problem.errors(), list(PreprocessStep.model_fields))
+        raise CardError("; ".join(f"{path}: {one}" for one in said)) from problem
     card._directory = path.parent.resolve()
     for name, entry in card.files.items():
         stamp = checked_file(path, name, entry.sha256 if hashed else None)
         if hashed:
             card._stamps[name] = stamp
     return card
-
-
-def _explain(path: Path, error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"]) or "card"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        message = "unknown key"
-    elif error["type"] == "missing":
-        message = "missing; this key is required"
-    return f"{path}: {key}: {message}"

@@ -13,6 +13,7 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from inference.errors import CardError
+from inference.yamlkeys import refuse_twice
 
 __all__ = ["read_yaml"]
 
@@ -57,7 +58,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
 
 
 def _weigh(node: Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
-    """Return how many nodes a node unfolds to, and how deep; each is looked at once."""
+    """Return how many nodes a node unfolds to, and how deep; each is looked at once, a key that stands twice too."""
     if id(node) in known:
         weight = known[id(node)]
         if weight is None:
@@ -66,6 +67,7 @@ def _weigh(node: Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, i
     known[id(node)] = None
     inner: list[Node] = []
     if isinstance(node, MappingNode):
+        refuse_twice(node)
         inner = [one for pair in node.value for one in pair]
     elif isinstance(node, SequenceNode):
         inner = node.value

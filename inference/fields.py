@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
 
+from inference.coding import why_no_code
 from inference.findings import Code
 
 __all__ = ["CodeField", "Limit", "OneOf", "Strict"]
@@ -37,7 +38,11 @@ def _code(value: object) -> object:
     expected = {"value", "scheme", "meaning"}
     if not isinstance(value, Mapping) or set(value) != expected or not all(value[k] for k in expected):
         raise ValueError("expected a code: {value, scheme, meaning}")
-    return Code(value=str(value["value"]), scheme=str(value["scheme"]), meaning=str(value["meaning"]))
+    code = Code(value=str(value["value"]), scheme=str(value["scheme"]), meaning=str(value["meaning"]))
+    problem = why_no_code(code.value, code.scheme)
+    if problem:
+        raise ValueError(problem)
+    return code
 
 
 def _ordered(value: tuple[float, float]) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import yaml
 
+from inference.yamlkeys import refuse_twice
 from node.errors import ConfigurationError
 
 __all__ = ["ENVIRONMENT_PREFIX", "Values", "read_values", "read_yaml"]
@@ -24,13 +25,7 @@ class _Loader(yaml.SafeLoader):
     """Refuses a key that stands twice in one mapping, where YAML's reader would quietly keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[tuple[str, str]] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if (key.tag, key.value) in seen:
-                    problem = f"the key {key.value!r} stands twice"
-                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-                seen.add((key.tag, key.value))
+        refuse_twice(node)
         return super().construct_mapping(node, deep=deep)
 
 

@@ -89,6 +89,11 @@ def classification_card(name: str = "levels", **changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def finding(index: int) -> dict[str, Any]:
+    """An output of a classification, with a code of its own."""
+    return {"index": index, "name": f"finding {index}", "code": code(f"F{index}", "Finding", "99T"), "threshold": 0.5}
+
+
 def write_model(folder: Path, card: dict[str, Any], model: ModelProto | bytes) -> Path:
     """Write ``<folder>/<name>/card.yaml`` with its model, and return the card's path."""
     place = folder / card["name"]

@@ -11,16 +11,15 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from inference.coding import OPEN_SCHEME, why_no_code
 from inference.errors import CardError
 from inference.findings import Code
 
 if TYPE_CHECKING:
     from inference.card import Card
 
-__all__ = ["ABNORMAL", "ANATOMY", "OPEN_SCHEME", "open_code", "category_of", "open_names", "parse_code", "suggest"]
+__all__ = ["ABNORMAL", "ANATOMY", "open_code", "category_of", "open_names", "parse_code", "suggest"]
 
-#: The coding scheme of a code that nobody has filled in; no document may carry it.
-OPEN_SCHEME = "99OPEN"
 ANATOMY = Code(value="91723000", scheme="SCT", meaning="Anatomical Structure")
 ABNORMAL = Code(value="49755003", scheme="SCT", meaning="Morphologically Abnormal Structure")
 _TISSUE = Code(value="85756007", scheme="SCT", meaning="Tissue")
@@ -100,6 +99,9 @@ def parse_code(text: str, names: Iterable[str]) -> tuple[str, Code]:
         raise CardError(f"{text!r}: the model has no label {label!r}; it has {', '.join(known)}")
     if len(parts[0]) > 16 or len(parts[1]) > 16 or len(parts[2]) > 64:
         raise CardError(f"{text!r}: a code's value and scheme have at most 16 characters, its meaning 64 (PS3.3 8.1)")
+    problem = why_no_code(parts[0], parts[1])
+    if problem:
+        raise CardError(f"{text!r}: {problem}")
     return label, Code(value=parts[0], scheme=parts[1], meaning=parts[2])
 
 

@@ -194,7 +194,10 @@ def test_an_image_of_which_nothing_was_said_was_not_read_and_an_output_that_lack
     findings = run(program(tmp_path, finding_card(), first), *images)
     assert findings.images == (images[0].stem,)
     assert findings.warnings == ("Not analysed, 2 of 3 images: the program said nothing of them.",)
-    more = [*finding_card()["outputs"], {"index": 1, "name": "gas", "code": code("1", "Gas"), "threshold": 0.5}]
+    more = [
+        *finding_card()["outputs"],
+        {"index": 1, "name": "gas", "code": code("GAS", "Gas", "99T"), "threshold": 0.5},
+    ]
     with pytest.raises(EngineFailure, match="answered gas not at all"):
         run(program(tmp_path / "two", finding_card(outputs=more), first), *images)
 

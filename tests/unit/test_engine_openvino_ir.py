@@ -20,7 +20,7 @@ from inference.engines.openvino import OpenVinoModel, open_model
 from inference.errors import EngineFailure
 from inference.host import EngineHost
 from tests.dicom_factory import radiograph
-from tests.model_factory import classification_card, write_model
+from tests.model_factory import classification_card, finding, write_model
 from tests.small_nets import convolutions
 
 SIZE = 32
@@ -33,7 +33,7 @@ def card_of(folder: Path, files: dict[str, bytes], **changes: Any) -> Card:
     place.mkdir(parents=True)
     for name, content in files.items():
         (place / name).write_bytes(content)
-    outputs = [classification_card()["outputs"][0] | {"index": n, "name": f"finding {n}"} for n in range(3)]
+    outputs = [finding(n) for n in range(3)]
     values = classification_card(
         engine="openvino",
         files={name: {"sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()},

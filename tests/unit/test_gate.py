@@ -265,7 +265,7 @@ def test_a_volume_out_of_the_cards_range_and_an_empty_mask_are_no_findings(tmp_p
     assert declared.segmentation is not None
 
 
-CODE = Code(value="1", scheme="SCT", meaning="one")
+CODE = Code(value="1", scheme="99T", meaning="one")
 SAID = Classification(name="nodule", code=CODE, probability=0.4, threshold=0.5, image="a")
 
 

@@ -14,7 +14,7 @@ from inference.card import Card, load_card
 from inference.engine import open_engine
 from inference.errors import CardError
 from inference.registry import Registry
-from tests.model_factory import classification_card, mean_brightness, segmentation_card, thresholding, write_model
+from tests.model_factory import classification_card, code, mean_brightness, segmentation_card, thresholding, write_model
 
 
 def card_with(folder: Path, **changes: Any) -> Card:
@@ -69,9 +69,10 @@ def test_absent_weights_are_refused_by_the_files_name(tmp_path: Path) -> None:
         ({"slab": {"slices": 8, "overlap": 8}}, "slab: overlap: expected less than slices"),
         ({"engine": "pickle"}, "engine: Input should be 'onnx'"),
         ({"task": "poetry"}, "task: Input should be 'segmentation', 'classification', 'detection' or 'measurement'"),
-        ({"version": 1.0}, "version: Input should be a valid string"),
+        ({"version": 1.0}, 'version: expected text: write it in quotes, "1.0"'),
+        ({"name": "My CT"}, "name: expected small letters, digits and . _ -, beginning with"),
         ({"files": {"../model.onnx": {"sha256": "0" * 64}}}, "files: '../model.onnx' is not the plain name"),
-        ({"files": {"model.onnx": {"sha256": "abc"}}}, "files.model.onnx.sha256"),
+        ({"files": {"model.onnx": {"sha256": "abc"}}}, "files.model.onnx.sha256: expected the 64 hexadecimal digits"),
         ({"tensors": {"image": "hu"}}, "tensors: a segmentation names"),
         ({"resources": {"seconds": 0}}, "resources.seconds: Input should be greater than 0"),
         ({"resources": {"seconds": float("inf")}}, "resources.seconds: Input should be a finite number"),
@@ -81,6 +82,11 @@ def test_absent_weights_are_refused_by_the_files_name(tmp_path: Path) -> None:
         ({"outputs": []}, "outputs:"),
         ({"boxes": {"form": "xywh"}}, "boxes: only a model whose tensors are boxes"),
         ({"postprocess": [{"smooth": {}}]}, "postprocess.0.smooth: unknown key"),
+        ({"preprocess": [{"normalize": {"mean": [0], "std": [1]}}]}, "z_score; a mean and a standard deviation"),
+        (
+            {"samples": [{"name": "a", "images": "a", "expect": {"rigth lung": 1}}]},
+            "samples: 'a' expects 'rigth lung'; the outputs are left lung, right lung",
+        ),
         ({"postprocess": [{}]}, "postprocess.0: expected exactly one of"),
         ({"postprocess": [{"fill_holes": None}]}, "postprocess.0: fill_holes: expected its parameters"),
         (
@@ -113,6 +119,71 @@ def test_a_card_that_leaves_out_what_people_must_know_is_refused(tmp_path: Path,
     content = segmentation_card()
     del content[missing]
     assert f"{missing}: missing" in refused(tmp_path, content)
+
+
+def test_a_key_that_stands_twice_is_refused_by_its_line(tmp_path: Path) -> None:
+    path = write_model(tmp_path, classification_card(), mean_brightness())
+    path.write_text(
+        path.read_text().replace("  select: each\n", "  select: each\n  limits: {matrix: [9, 99]}\n  limits: {}\n")
+    )
+    line = path.read_text().split("\n").index("  limits: {}") + 1
+    with pytest.raises(CardError, match=rf"line {line}: the key 'limits' stands twice"):
+        load_card(path)
+
+
+@pytest.mark.parametrize("card", [segmentation_card(), classification_card()], ids=lambda card: str(card["task"]))
+def test_no_two_outputs_have_the_same_name_or_code(tmp_path: Path, card: dict[str, Any]) -> None:
+    first = card["outputs"][0]
+    place = "label" if "label" in first else "index"
+    other = first | {place: 7, "name": "other", "code": code("EFFUSION", "Effusion", "99T")}
+    same_name = refused(tmp_path / "name", card | {"outputs": [first, other | {"name": first["name"]}]})
+    assert f"the name {first['name']!r} stands twice" in same_name
+    same_code = refused(tmp_path / "code", card | {"outputs": [first, other | {"code": first["code"]}]})
+    assert f"{first['name']!r} and 'other' have the same code, {first['code']['value']} (SCT)" in same_code
+    still_open = [one | {"code": code("open", one["name"], "99OPEN")} for one in (first, other)]
+    load_card(write_model(tmp_path / "open", card | {"outputs": still_open}, mean_brightness()))
+
+
+@pytest.mark.parametrize(
+    ("value", "scheme", "expected"),
+    [
+        ("27925005", "SCT", "its check digit is wrong"),
+        ("27952004", "SCT", "its check digit is wrong"),
+        ("Nodule", "SCT", "expected 6 to 18 digits"),
+        ("12", "SCT", "expected 6 to 18 digits"),
+        ("27925004", "SNOMED", "no coding scheme designator (PS3.16 section 8): write SCT"),
+        ("RID3875", "RadLex", "write RADLEX"),
+        ("27925004", "MINE", "begins with 99"),
+    ],
+)
+def test_a_code_that_can_be_none_is_refused_in_words(tmp_path: Path, value: str, scheme: str, expected: str) -> None:
+    [output] = classification_card()["outputs"]
+    text = refused(tmp_path, classification_card(outputs=[output | {"code": code(value, "Nodule", scheme)}]))
+    assert "outputs.0.code: " in text
+    assert expected in text
+
+
+def test_a_mistake_inside_a_list_is_one_complaint_and_a_hash_may_be_in_capitals(tmp_path: Path) -> None:
+    [role] = classification_card()["inputs"]
+    text = refused(tmp_path, classification_card(inputs=[role | {"selekt": "each"}]))
+    assert text.endswith("card.yaml: inputs.0.selekt: unknown key")
+    path = write_model(tmp_path, classification_card(), mean_brightness())
+    load_card(path)
+    digits = re.search(r"[0-9a-f]{64}", path.read_text())
+    assert digits
+    path.write_text(path.read_text().replace(digits[0], digits[0].upper()))
+    assert load_card(path).files["model.onnx"].sha256 == digits[0]
+
+
+def test_a_program_says_by_name_what_it_measured_and_needs_no_index(tmp_path: Path) -> None:
+    output = {"name": "ratio", "code": code("RATIO", "Ratio", "99T"), "unit": code("1", "no units", "UCUM")}
+    card = {
+        **classification_card(task="measurement", engine="command", outputs=[output]),
+        "command": {"argv": ["/bin/true"], "output": "json"},
+    }
+    for key in ("tensors", "preprocess"):
+        del card[key]
+    assert load_card(write_model(tmp_path, card, mean_brightness())).outputs[0].index is None
 
 
 def test_outputs_fit_their_task(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from inference.errors import CardError, EngineFailure
 from inference.proof import unproven
 from node.cli import app
 from tests.dicom_factory import ct_series, radiograph
-from tests.model_factory import classification_card, segmentation_card, thresholding, write_model
+from tests.model_factory import classification_card, finding, segmentation_card, thresholding, write_model
 from tests.small_nets import convolutions, labelling
 from tests.unit.test_detect import detector
 
@@ -57,7 +57,7 @@ def radiographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def classifier(folder: Path, model: Any = None, **changes: Any) -> Card:
-    outputs = [classification_card()["outputs"][0] | {"index": n, "name": f"finding {n}"} for n in range(3)]
+    outputs = [finding(n) for n in range(3)]
     changes = {"preprocess": [{"radiograph_input": {"size": SIZE}}], "outputs": outputs} | changes
     return load_card(write_model(folder, classification_card(**changes), model or convolutions(seed=3)))
 
@@ -70,7 +70,7 @@ def finder(folder: Path, model: Any) -> Card:
         onnx={"precision": "fp32"},
         tensors={"image": "image", "boxes": "boxes", "scores": "scores", "classes": "classes"},
         preprocess=[{"radiograph_input": {"size": 64}}],
-        outputs=[classification_card()["outputs"][0] | {"index": n, "name": f"finding {n}"} for n in (1, 2)],
+        outputs=[finding(n) for n in (1, 2)],
     )
 
 

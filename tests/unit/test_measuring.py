@@ -25,7 +25,7 @@ from node.workflow.measuring import cache_of, is_unmeasured, note_changed
 from node.workflow.models import installed, register, store_of
 from storage import models
 from tests.dicom_factory import radiograph
-from tests.model_factory import classification_card, write_model
+from tests.model_factory import classification_card, finding, write_model
 from tests.small_nets import convolutions
 from tests.work import Holding
 
@@ -36,7 +36,7 @@ BF16 = Choice(Way("openvino", "bf16"), tuple(Measured(Way(p, q)) for p, q in (("
 @pytest.fixture
 def settings(embedded: Holding, tmp_path: Path) -> Settings:
     """A node whose two workers share the cores, with one classifier that has a sample of what it said when made."""
-    outputs = [classification_card()["outputs"][0] | {"index": n, "name": f"finding {n}"} for n in range(3)]
+    outputs = [finding(n) for n in range(3)]
     values = classification_card(
         preprocess=[{"radiograph_input": {"size": 32}}],
         outputs=outputs,

@@ -29,6 +29,7 @@ from tests.dicom_factory import radiograph
 from tests.model_factory import classification_card, code, write_model
 
 SIZE = 64
+ANATOMY = code("123037004", "Body Structure")
 
 
 def card_of(names: tuple[str, ...] = ("lung", "heart"), **changes: Any) -> dict[str, Any]:
@@ -39,7 +40,12 @@ def card_of(names: tuple[str, ...] = ("lung", "heart"), **changes: Any) -> dict[
         tensors={"image": "image", "output": "scores"},
         postprocess=[{"activation": {"kind": "sigmoid"}}, {"threshold": {"value": 0.5}}],
         outputs=[
-            {"label": n, "name": name, "code": code(f"{n}", name), "category": code("123037004", "Body Structure")}
+            {
+                "label": n,
+                "name": name,
+                "code": code(f"{n}", name, "99T"),
+                "category": code("123037004", "Body Structure"),
+            }
             for n, name in enumerate(names, 1)
         ],
         **changes,
