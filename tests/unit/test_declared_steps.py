@@ -27,11 +27,16 @@ STEPS: dict[str, dict[str, Any]] = {
     "require_volume": {"minimum_ml": 1000, "otherwise": "too-little"},
 }
 COMBINATIONS = [(*way, step) for way in POSTPROCESS for step in STEPS]
-OUTPUT = {"label": 1, "name": "box", "code": code("1", "Box"), "category": code("123037004", "Body Structure")}
+OUTPUT = {
+    "label": 1,
+    "name": "box",
+    "code": code("123456", "Box", "99TEST"),
+    "category": code("123037004", "Body Structure"),
+}
 FLAT = {
-    "classification": {"index": 0, "name": "x", "code": code("1", "X"), "threshold": 0.5},
-    "measurement": {"index": 0, "name": "x", "code": code("1", "X"), "unit": code("1", "no units", "UCUM")},
-    "detection": {"index": 0, "name": "x", "code": code("1", "X"), "threshold": 0.5},
+    "classification": {"index": 0, "name": "x", "code": code("27925004", "Nodule"), "threshold": 0.5},
+    "measurement": {"index": 0, "name": "x", "code": code("27925004", "Nodule"), "unit": code("1", "no units", "UCUM")},
+    "detection": {"index": 0, "name": "x", "code": code("27925004", "Nodule"), "threshold": 0.5},
 }
 
 
@@ -137,7 +142,7 @@ VOLUME, LABELS = ("segmentation", "ncdhw"), ("segmentation", "zyx")
 SIGMOID, SOFTMAX = ({"activation": {"kind": kind}} for kind in ("sigmoid", "softmax"))
 RESAMPLED = [{"resample": {"spacing_mm": [edge] * 3}} for edge in (1, 2)]
 TURNED = [{"orient": {"axes": "RAS"}}]
-LUNGS = [OUTPUT, OUTPUT | {"label": 2, "name": "left_lung"}]
+LUNGS = [OUTPUT, OUTPUT | {"label": 2, "name": "left_lung", "code": code("44029006", "Lung")}]
 CODED = [OUTPUT | {"code": code("3341006", "RightLung")}]
 SPACED = {"image": "image", "output": "output", "spacing": "s"}
 
