@@ -16,9 +16,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from inference.processtree import children, resident_bytes, tree_resident_bytes
+from inference.processtree import resident_bytes, together_resident_bytes
 
-__all__ = ["tree_held_bytes"]
+__all__ = ["together_held_bytes"]
 
 _SHM = "/dev/shm"  # noqa: S108 - looked at, not written to
 _BLOCK = 512
@@ -29,14 +29,14 @@ _MAPPING = re.compile(rb"[0-9a-f]+-[0-9a-f]+ \S+ [0-9a-f]+ ([0-9a-f]+):([0-9a-f]
 _File = tuple[int, int]
 
 
-def tree_held_bytes(pid: int, limit: int) -> int:
-    """Return the memory that a process and its descendants hold, in bytes.
+def together_held_bytes(pids: list[int], limit: int) -> int:
+    """Return the memory that processes hold together, in bytes.
 
     A page that is in a file and mapped too counts twice, unless that would be above ``limit``: then the mappings are
-    read, which is exact and dearer.
+    read, which is exact and dearer. The processes are given, and not looked up: a program that forks without an end has
+    more of them each time that anybody looks.
     """
-    resident = tree_resident_bytes(pid, limit)
-    pids = [pid, *children(pid)]
+    resident = together_resident_bytes(pids, limit)
     files = _memfds(pids)
     device, shared = _own_shm(pids)
     filed = sum(files.values()) + shared

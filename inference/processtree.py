@@ -13,7 +13,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["children", "descendants", "kill_marked", "kill_tree", "resident_bytes", "tree_resident_bytes"]
+__all__ = [
+    "children",
+    "descendants",
+    "kill_marked",
+    "kill_tree",
+    "resident_bytes",
+    "together_resident_bytes",
+    "tree_resident_bytes",
+]
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _MOST_ROUNDS = 200
@@ -37,7 +45,11 @@ def tree_resident_bytes(pid: int, limit: int | None = None) -> int:
     What several of them share would count for each. So where there are several and the plain sum is above ``limit``,
     each page is counted for the share of it that a process has (Pss), which is exact and dearer to ask for.
     """
-    pids = [pid, *children(pid)]
+    return together_resident_bytes([pid, *children(pid)], limit)
+
+
+def together_resident_bytes(pids: list[int], limit: int | None = None) -> int:
+    """Return the memory that these processes hold together, in bytes; see :func:`tree_resident_bytes`."""
     total = sum(map(resident_bytes, pids))
     if len(pids) > 1 and limit is not None and total > limit:
         total = sum(map(_proportional_bytes, pids))

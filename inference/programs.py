@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from inference.errors import EngineFailure
-from inference.heldmemory import tree_held_bytes
+from inference.heldmemory import together_held_bytes
 from inference.processtree import children, kill_marked, kill_tree
 
 __all__ = ["Limits", "run_program"]
@@ -175,9 +175,10 @@ def _watch(process: subprocess.Popen[bytes], watched: Sequence[Path], limits: Li
             if now > deadline:
                 raise EngineFailure("overran-time", f"the program did not end within {limits.seconds:g} s")
             # Counted before they are measured: a program that only forks is soon too many to measure.
-            if len(children(process.pid, most=limits.processes)) > limits.processes:
+            below = children(process.pid, most=limits.processes)
+            if len(below) > limits.processes:
                 raise EngineFailure("broke", f"the program started more than {limits.processes} processes")
-            held = tree_held_bytes(process.pid, limits.memory_bytes)
+            held = together_held_bytes([process.pid, *below], limits.memory_bytes)
             if held > limits.memory_bytes:
                 raise EngineFailure(
                     "overran-memory",
