@@ -12,10 +12,11 @@ from storage import attempts, control, damage, flags, lifecycle, priority, schem
 from storage.damage import Damaged
 from storage.records import Pause
 
-__all__ = ["Flagged", "Item", "Refused", "Status", "later_message", "status"]
+__all__ = ["TABLES", "Flagged", "Item", "Refused", "Status", "later_message", "status"]
 
 
-_TABLES = {
+#: The tables of all that has a state, by what their rows are called.
+TABLES = {
     "study": schema.study,
     "revision": schema.revision,
     "workitem": schema.workitem,
@@ -91,7 +92,7 @@ def status(connection: Connection, limit: int = 200) -> Status:
         kind: dict(
             sorted((row[0], row[1]) for row in connection.execute(select(t.c.state, func.count()).group_by(t.c.state)))
         )
-        for kind, t in _TABLES.items()
+        for kind, t in TABLES.items()
     }
     parked = [
         *_parked_studies(connection, limit),

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast, get_args
 
 from sqlalchemy import Connection, null, select
 
-from node.workflow.status import later_message
+from node.workflow.status import TABLES, later_message
 from storage import lifecycle, schema
 from storage.errors import Unknown
 
@@ -31,15 +31,6 @@ _STUDY_ROWS: Mapping[str, Any] = {
     "availability": select(schema.availability.c.id, schema.revision.c.study_id).select_from(
         schema.availability.join(schema.revision)
     ),
-}
-_TABLES = {
-    "study": schema.study,
-    "revision": schema.revision,
-    "workitem": schema.workitem,
-    "delivery": schema.delivery,
-    "notification": schema.notification,
-    "commitment": schema.commitment,
-    "availability": schema.availability,
 }
 
 
@@ -71,7 +62,7 @@ def resolve(connection: Connection, target: str) -> Target:
             )
         if len(number) > _DIGITS:
             raise Unknown(f"there is no {kind} of a number with {len(number)} digits")
-        row = connection.execute(_STUDY_ROWS[kind].where(_TABLES[kind].c.id == int(number))).one_or_none()
+        row = connection.execute(_STUDY_ROWS[kind].where(TABLES[kind].c.id == int(number))).one_or_none()
         if row is None:
             raise Unknown(f"there is no {kind} {number}")
         return Target(kind=cast(TargetKind, kind), id=int(number), study_id=row.study_id)
@@ -87,7 +78,7 @@ def resolve(connection: Connection, target: str) -> Target:
 
 def state_of(connection: Connection, target: Target) -> str:
     """Read the state of a row, as ``storage.lifecycle`` names it."""
-    table = _TABLES[target.kind]
+    table = TABLES[target.kind]
     return str(connection.execute(select(table.c.state).where(table.c.id == target.id)).scalar_one())
 
 
@@ -121,6 +112,6 @@ def _rows_of(connection: Connection, study: Target, conditions: Mapping[TargetKi
     for kind, condition in conditions.items():
         of_revision = kind in ("revision", "notification", "availability")
         study_column = schema.revision.c.study_id if of_revision else schema.workitem.c.study_id
-        query = _STUDY_ROWS[kind].where(study_column == study.study_id, condition).order_by(_TABLES[kind].c.id)
+        query = _STUDY_ROWS[kind].where(study_column == study.study_id, condition).order_by(TABLES[kind].c.id)
         found += [Target(kind=kind, id=row.id, study_id=study.study_id) for row in connection.execute(query)]
     return found
