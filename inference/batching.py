@@ -312,7 +312,7 @@ def shared(card: Card, model: Model) -> SharedEngine:
     feeds = _example(card)
     if feeds is not None:
         _warm(card, batching, feeds)
-    return SharedEngine(CardEngine(card, batching), batching)
+    return SharedEngine(card, CardEngine(card, batching), batching)
 
 
 def _is_shared(model: Model) -> bool:
@@ -358,7 +358,8 @@ def _warm(card: Card, model: BatchingModel, feeds: Feeds) -> None:
 class SharedEngine:
     """An engine whose jobs may run in several threads, over a model that joins what they infer."""
 
-    def __init__(self, engine: Engine, model: BatchingModel) -> None:
+    def __init__(self, card: Card, engine: Engine, model: BatchingModel) -> None:
+        self.card = card
         self._engine = engine
         self.model = model
 

@@ -79,13 +79,27 @@ def main(arguments: list[str]) -> int:
 def _answer(engine: Engine, answers: _Answers, number: int, path: Path) -> None:
     try:
         request = json.loads(path.read_text(encoding="utf-8"))
-        findings = engine.run(job_from(request["job"]))
-        answer: dict[str, Any] = {"findings": findings_to(findings, Path(request["mask"]))}
-        if isinstance(engine, SharedEngine):
-            answer["batching"] = engine.model.chosen()
+        if request.get("rehearse"):
+            answer: dict[str, Any] = _rehearsed(engine)
+        else:
+            findings = engine.run(job_from(request["job"]))
+            answer = {"findings": findings_to(findings, Path(request["mask"]))}
+            if isinstance(engine, SharedEngine):
+                answer["batching"] = engine.model.chosen()
     except Exception as problem:  # noqa: BLE001 - told to the supervisor, whatever it is
         answer = {"failure": _failure(problem)}
     answers.say(number, answer)
+
+
+def _rehearsed(engine: Engine) -> dict[str, Any]:
+    # A server is asked nothing that no study needs, and a program reads DICOM.
+    if not isinstance(engine, SharedEngine):
+        return {}
+    from inference.rehearsal import rehearse
+
+    with engine.model.under_way():
+        rehearse(engine.card, engine.model)
+    return {"rehearsed": True}
 
 
 class _Answers:

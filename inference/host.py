@@ -152,6 +152,32 @@ class EngineHost:
         finally:
             self._leave()
 
+    def rehearse(self) -> None:
+        """Run the model once on a made-up input, where it takes tensors (:mod:`inference.rehearsal`).
+
+        Raises
+        ------
+        EngineFailure
+            When it cannot answer, or not as its card says, within the limits of a job.
+        """
+        self._door.enter(None, alone=True)
+        try:
+            child = self._loaded_child(None)
+
+            def request(number: int) -> Path:
+                place = child.folder / f"job-{number}.json"
+                place.write_text(json.dumps({"rehearse": True}), encoding="utf-8")
+                return place
+
+            pending = child.submit(request)
+            _await(pending, None)
+            pending.result()
+        except BaseException:
+            self._door.clear_out()
+            raise
+        finally:
+            self._leave()
+
     def close(self) -> None:
         """End the process for good; a job that still runs in it fails with ``died``, or was ``interrupted``."""
         self._door.close()

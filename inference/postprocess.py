@@ -50,7 +50,9 @@ def as_probabilities(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]
     """
     if not ((values >= -_ROUNDING) & (values <= 1 + _ROUNDING)).all():
         raise EngineFailure(
-            "broke", "the model answered values that are no probabilities (not a number, or not 0 to 1)"
+            "broke",
+            "the model answered values that are no probabilities (not a number, or not 0 to 1); "
+            "logits? declare activation: sigmoid",
         )
     clipped: npt.NDArray[np.float64] = np.clip(values, 0.0, 1.0)
     return clipped

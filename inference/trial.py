@@ -1,4 +1,7 @@
-"""Loads a model once where a node would, in an engine's process of its own: what cannot be loaded is told early."""
+"""Loads a model where a node would, in an engine's process of its own, and runs it once on a made-up input.
+
+So what cannot be loaded, or cannot answer at all, is told before a study finds out.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,11 @@ __all__ = ["why_not_loaded"]
 
 
 def why_not_loaded(card: Card) -> str:
-    """Return why a model cannot be loaded here, within the limits of its card; "" where it can."""
+    """Return why a model cannot be loaded and run here, within the limits of its card; "" where it can."""
     try:
         with EngineHost(card) as host:
             host.load()
+            host.rehearse()
     except EngineFailure as failure:
         return failure.text
     return ""

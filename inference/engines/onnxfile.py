@@ -19,7 +19,7 @@ from typing import Literal
 
 from inference.errors import EngineFailure
 
-__all__ = ["OnnxContents", "describe"]
+__all__ = ["OnnxContents", "describe", "made_by"]
 
 #: Subgraphs of If, Loop and Scan: as deep as any real model goes, and no deeper than Python's own stack allows.
 _DEEPEST = 64
@@ -40,7 +40,7 @@ _FIELDS = {
     "sparse": _SPARSE,
 }
 _OP_TYPE, _EXTERNAL_DATA = 4, 13
-_NODE_INPUT, _TENSOR_NAME, _DATA_TYPE = 1, 8, 2
+_NODE_INPUT, _NODE_OUTPUT, _TENSOR_NAME, _DATA_TYPE = 1, 2, 8, 2
 #: TensorProto's float_data, int32_data and raw_data.
 _VALUES = {4, 5, 9}
 #: TensorProto.INT8 and TensorProto.INT32.
@@ -49,6 +49,12 @@ _SIGNED = {3, 6}
 _FLOATS: dict[int, Literal["fp32", "fp16", "bf16"]] = {1: "fp32", 10: "fp16", 16: "bf16"}
 _QDQ = {b"QuantizeLinear", b"DequantizeLinear"}
 _INTEGER = {b"QLinearConv", b"QLinearMatMul", b"ConvInteger", b"MatMulInteger", b"DynamicQuantizeLinear"}
+#: What changes where values stand or how they are written, and no value.
+_JOINING = {b"Concat"}
+_MOVING = _JOINING | {
+    *(b"Identity", b"Reshape", b"Slice", b"Cast", b"CastLike", b"Squeeze", b"Unsqueeze", b"Flatten", b"Transpose"),
+    *(b"Gather", b"Split", b"Expand", b"QuantizeLinear", b"DequantizeLinear"),
+}
 _LONGEST_NAME = 4096
 #: One zero point a channel, of four bytes each, is no longer than this in any real model.
 _LOOKED_AT = 1 << 16
@@ -116,6 +122,37 @@ class _Tensor:
     size: int
     zero: bool
     location: str | None
+
+
+def made_by(path: Path, output: str) -> frozenset[str]:
+    """Return which operators make the values of an output, behind those that only move, join or cast them.
+
+    Raises
+    ------
+    EngineFailure
+        ``broke``, if the file is no ONNX file.
+    """
+    makers: dict[bytes, tuple[bytes, list[bytes]]] = {}
+    for kind, data, place in _walk(path):
+        if kind == "node":
+            operator, inputs = _operator(data, place)
+            made = [data[a:b] for n, w, (a, b) in _fields(data, place) if n == _NODE_OUTPUT and w == _BYTES]
+            # Of names that subgraphs use again the graph's own counts, which is walked first.
+            makers |= {name: (operator, inputs) for name in made if name not in makers}
+    found: set[str] = set()
+    seen: set[bytes] = set()
+    front = [output.encode()]
+    while front:
+        name = front.pop()
+        if name in seen or name not in makers:
+            continue
+        seen.add(name)
+        operator, inputs = makers[name]
+        if operator in _MOVING:
+            front += inputs if operator in _JOINING else inputs[:1]
+        else:
+            found.add(operator.decode("utf-8", "replace"))
+    return frozenset(found)
 
 
 def _operator(data: mmap.mmap, place: _Place) -> tuple[bytes, list[bytes]]:

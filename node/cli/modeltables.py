@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
+
+from node.cli.cardfacts import card_facts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["show_comparison", "show_history", "show_test", "show_verified", "show_version", "show_versions"]
 
 _COLOURS = {"live": "green", "canary": "yellow", "shadow": "cyan", "candidate": "default", "retired": "dim"}
-#: Of a card, what somebody asks first.
-_FIRST = ("title", "task", "engine", "intended_use", "limits", "performance", "training_data", "licence")
 
 
 def show_versions(console: Console, versions: Sequence[VersionShown]) -> None:
@@ -52,10 +51,8 @@ def show_version(console: Console, told: VersionTold) -> None:
     facts += [("reads nothing", one.idle)] if one.idle else []
     facts += [("runs by", one.way)] if one.way else []
     facts += [("to do", one.todo)] if one.todo else []
-    facts += [(key, _text(told.card[key])) for key in _FIRST if key in told.card]
-    inputs = [f"{role['role']}: {role['kind']} {json.dumps(role.get('match', {}))}" for role in told.card["inputs"]]
-    facts += [("inputs", "; ".join(inputs))] if told.card else []
-    facts += [("outputs", ", ".join(one["name"] for one in told.card["outputs"]))] if told.card else []
+    facts += card_facts(told.card) if told.card else []
+    facts += [("look at", line) for line in told.cautions]
     for name, text in facts:
         console.print(f"{name:<15}{escape(text)}", soft_wrap=True, highlight=False)
     if told.test:
@@ -150,12 +147,6 @@ def _tested(passed: bool | None, at: datetime | None) -> str:
     if passed is None or at is None:
         return "[dim]no[/]"
     return f"[green]passed[/] {_at(at)}" if passed else f"[red]failed[/] {_at(at)}"
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return "; ".join(map(str, value))
-    return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
 def _at(moment: datetime) -> str:

@@ -237,11 +237,13 @@ def show_checks(console: Console, checks: Sequence[Check]) -> None:
 
 
 def show_done(console: Console, done: Done) -> None:
-    """Print what an action changed and what it left."""
+    """Print what an action changed, what it left, and what is to be looked at."""
     for line in done.changed:
         console.print(f"[green]done[/]  {escape(line)}", soft_wrap=True)
     for line in done.unchanged:
         console.print(f"[dim]as is[/] {escape(line)}", soft_wrap=True)
+    for line in done.warnings:
+        console.print(f"[yellow]look[/]  {escape(line)}", soft_wrap=True)
     if done.hint:
         console.print(f"next  {escape(done.hint)}", soft_wrap=True)
 

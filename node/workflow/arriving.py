@@ -16,6 +16,7 @@ from pathlib import Path
 
 from inference.bring.archive import take_in
 from inference.card import Card, load_card
+from inference.cautions import cautions
 from inference.errors import CardError
 from inference.registry import card_of, card_sha256, version_folder
 from inference.samples import check_samples
@@ -104,6 +105,7 @@ def _add(settings: Settings, database: Database, source: Path, coming: Path, *, 
     problem = why_not_loaded(card) if check and (known is None or removed) else ""
     if problem:
         raise CardError(f"{name} cannot be loaded, and was not added: {problem} (--no-check adds it as it is)")
+    warnings = list(cautions(card))
     _put(coming, place)
     found = found_of(card_of(place / "card.yaml", store), store)
     with database.write() as connection:
@@ -119,7 +121,10 @@ def _add(settings: Settings, database: Database, source: Path, coming: Path, *, 
             hint=f"overread models test {name}",
         )
     what = f"{name} is added as a candidate: digest {card.digest[:12]}, {len(card.files)} files"
-    return Done(changed=[what], hint=f"overread models test {name}, then overread models promote {name}")
+    hint = f"overread models test {name}, then overread models promote {name}"
+    if not card.samples:
+        hint = f"no samples: add some to the card, or overread models promote {name} --untested --why"
+    return Done(changed=[what], warnings=warnings, hint=hint)
 
 
 def _known(database: Database, card: Card) -> ModelVersion | None:

@@ -43,10 +43,11 @@ _OUTGOING = ("delivery", "notification", "commitment", "availability")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """What an action came to, one line each: what was changed, and what there was to leave as it is."""
+    """What an action came to, one line each: what was changed, what there was to leave as it is, what to look at."""
 
     changed: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     hint: str = ""
 
 

@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 
 from inference.bring.codes import open_names
 from inference.card import Card
+from inference.cautions import logits
 from inference.errors import CardError
 from inference.proof import unproven
 from inference.registry import card_of, card_sha256, parted
@@ -101,12 +102,13 @@ def run_test(
     -------
     dict
         ``version``, ``passed``, ``summary``, ``samples``, ``way`` (what ran them), ``choice`` (the way that was chosen
-        by measuring; "" for ONNX Runtime and where there is none to choose) and ``remark`` (on the measuring), as the
-        database keeps it.
+        by measuring; "" for ONNX Runtime and where there is none to choose) and ``remark`` (on the measuring, and on
+        what the graph answers), as the database keeps it.
     """
     one = version_named(database, reference)
     card = _as_registered(settings, one)
     results, remark = measuring.measured_samples(settings, card, measure=measure, progress=progress)
+    remark = "; ".join(filter(None, (remark, logits(card))))
     passed = bool(results) and all(result.passed for result in results)
     summary = f"{sum(result.passed for result in results)} of {len(results)} samples as expected"
     if not results:

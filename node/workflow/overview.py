@@ -11,6 +11,7 @@ from typing import Any
 
 from inference.bring.codes import open_names
 from inference.card import Card, load_card
+from inference.cautions import cautions
 from inference.errors import CardError
 from node.settings import Settings
 from node.workflow import governing, measuring
@@ -55,9 +56,10 @@ class VersionShown:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionTold:
-    """One version with all that is known of it."""
+    """One version with all that is known of it; ``cautions`` are of its card (:mod:`inference.cautions`)."""
 
     shown: VersionShown
+    cautions: list[str]
     card: Mapping[str, Any]
     test: Mapping[str, Any] | None
     history: list[ModelChange]
@@ -86,7 +88,8 @@ def version(settings: Settings, database: Database, reference: str) -> VersionTo
         changes = [each for each in models.history(connection, one.model) if each.version == one.version]
     shown, card = _shown(settings, one, held, released)
     told = card.model_dump(mode="json", exclude_defaults=True) if card else {}
-    return VersionTold(shown=shown, card=told, test=one.test, history=changes)
+    said = list(cautions(card)) if card else []
+    return VersionTold(shown=shown, cautions=said, card=told, test=one.test, history=changes)
 
 
 def _shown(

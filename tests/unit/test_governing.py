@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 import threading
 import traceback
@@ -16,16 +17,21 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from onnx import helper
+from onnx.onnx_ml_pb2 import ModelProto
+from rich.console import Console
 from sqlalchemy import update
 
 from demo.peers import wait_until
 from inference.card import load_card
+from inference.cautions import logits as logits_of
 from inference.errors import CardError
 from inference.expected import expected_of
 from inference.findings import Segmentation
 from inference.registry import Registry
 from inference.samples import write_mask
 from node.app import prepare_database
+from node.cli.modeltables import show_version
 from node.errors import ConfigurationError, ModelRefused
 from node.ops.backup import backup
 from node.ops.check import check_route, why_idle
@@ -38,7 +44,14 @@ from storage.blobs import FileBlobs
 from storage.database import Database
 from storage.errors import AlreadyThere, IllegalTransition
 from tests.dicom_factory import ct_series
-from tests.model_factory import segmentation_card, thresholding, write_model
+from tests.model_factory import (
+    classification_card,
+    constant_label,
+    mean_brightness,
+    segmentation_card,
+    thresholding,
+    write_model,
+)
 from tests.work import Holding
 
 ANN = "ann"
@@ -166,6 +179,52 @@ def test_what_cannot_be_loaded_is_neither_added_nor_made_live(
     with pytest.raises(ModelRefused, match="cannot be loaded"):
         governing.promote(settings, embedded.database, "blobs@2.0.0", by=ANN, untested=True, why="x")
     assert stage_of(embedded.database, "2.0.0") == "candidate"
+
+
+@pytest.mark.parametrize(
+    ("card", "model", "why"),
+    [
+        (classification_card(), mean_brightness(plus=float("nan")), "no probabilities"),
+        (classification_card(), mean_brightness(plus=5.0), r"logits\? declare activation: sigmoid"),
+        (segmentation_card(name="levels"), constant_label(6), "a label that its card does not name"),
+    ],
+    ids=["no number", "no probability", "no label"],
+)
+def test_what_answers_noise_otherwise_than_its_card_says_is_not_added(
+    embedded: Holding, settings: Settings, tmp_path: Path, card: dict[str, Any], model: ModelProto, why: str
+) -> None:
+    folder = write_model(tmp_path / "new", card, model).parent
+    with pytest.raises(CardError, match=f"on a made-up input, the model answered .*{why}"):
+        arriving.add(settings, embedded.database, folder, by=ANN, check=True)
+
+
+def test_what_a_card_leaves_open_is_said_when_it_is_added_and_shown(
+    embedded: Holding, settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [role] = classification_card()["inputs"]
+    role.pop("match")
+    folder = write_model(tmp_path / "new", classification_card(inputs=[role]), mean_brightness()).parent
+    done = arriving.add(settings, embedded.database, folder, by=ANN, check=True)
+    said, logits = done.warnings
+    assert said.startswith("radiograph: no match: takes a series of any modality; no limits: reads any radiograph")
+    assert logits.startswith("probability is made by Add, so these may be logits")
+    assert done.hint == "no samples: add some to the card, or overread models promote levels@1.0.0 --untested --why"
+    show_version(Console(width=200), overview.version(settings, embedded.database, "levels"))
+    shown = capsys.readouterr().out
+    assert "no match; no limits" in shown
+    assert "nodule: 27925004, SCT, Nodule; index 0; threshold 0.5" in shown
+    assert "look at        probability is made by Add" in shown
+    assert re.search(r"file +model.onnx \(sha256 [0-9a-f]{12}\)", shown)
+    assert all(f"\n{key}" in shown for key in ("made_by", "limits", "resources", "licence", "intended_use"))
+    # With an activation, or a sigmoid in the graph whatever moves its values afterwards, nothing is said.
+    calm = classification_card(version="2", postprocess=[{"activation": {"kind": "sigmoid"}}])
+    assert logits_of(load_card(write_model(tmp_path / "calm", calm, mean_brightness()))) == ""
+    model = mean_brightness()
+    model.graph.node[-1].output[0] = "score"
+    model.graph.node.extend(
+        [helper.make_node("Sigmoid", ["score"], ["one"]), helper.make_node("Identity", ["one"], ["probability"])]
+    )
+    assert logits_of(load_card(write_model(tmp_path / "sigmoid", classification_card(), model))) == ""
 
 
 def test_a_sample_whose_files_are_not_there_is_told_when_it_is_added_by_the_path_that_was_given(

@@ -1,0 +1,60 @@
+"""What of a card is allowed and yet likely a slip: said to whoever adds or shows it, never a refusal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from inference.engines.modelfile import model_file
+from inference.engines.onnxfile import made_by
+from inference.errors import InferenceError
+from inference.inputs import Limits
+
+if TYPE_CHECKING:
+    from inference.card import Card
+    from inference.inputs import InputRole
+
+__all__ = ["cautions", "logits"]
+
+#: Operators whose values are 0 to 1.
+_BOUNDED = frozenset({"Sigmoid", "Softmax", "HardSigmoid", "Clip"})
+
+
+def cautions(card: Card) -> tuple[str, ...]:
+    """Return a line for each thing that a card leaves open and that costs dearly where it was forgotten."""
+    open_roles = [_open(role) for role in card.inputs]
+    return tuple(line for line in (*open_roles, logits(card)) if line)
+
+
+def _open(role: InputRole) -> str:
+    said = []
+    if not role.match:
+        said.append("no match: takes a series of any modality")
+    if role.limits == Limits() and role.slice_spacing_mm is None:
+        what = (
+            "any radiograph (no plausible, no age, no spacing)"
+            if role.kind == "radiograph"
+            else "any volume (no spacing, no coverage, no age)"
+        )
+        said.append(f"no limits: reads {what}")
+    return f"{role.role}: {'; '.join(said)}" if said else ""
+
+
+def logits(card: Card) -> str:
+    """Return why a classifier's graph may answer logits where its card means probabilities; "" where nothing says so.
+
+    On noise and on many images logits lie between 0 and 1 too, so a run need not show it.
+    """
+    if card.task != "classification" or card.engine != "onnx" or any(step.activation for step in card.postprocess):
+        return ""
+    try:
+        makers = made_by(card.directory / model_file(card, ".onnx"), card.tensors["output"])
+    except InferenceError:
+        # The engine says what is wrong with the file.
+        return ""
+    strange = sorted(makers - _BOUNDED)
+    if not strange:
+        return ""
+    return (
+        f"{card.tensors['output']} is made by {', '.join(strange)}, so these may be logits and not probabilities; "
+        "then declare postprocess: - activation: {kind: sigmoid} (or softmax)"
+    )
