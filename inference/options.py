@@ -152,13 +152,13 @@ Kept = Literal[
 class Command(Strict):
     """A program with an input and an output folder; never a shell.
 
-    In ``argv`` and the values of ``environment``, ``{input}``, ``{output}``, ``{work}``, ``{card}`` and ``{threads}``
-    stand for its folders, the card's folder and the threads that it gets. ``result`` is a pattern for the names of the
-    files that hold the answer; ``masks`` maps files of one structure each to its label. ``overlap`` says what becomes
-    of a voxel that the answer gives to several structures: the answer is refused, all keep it, or the one that the card
-    names last has it. ``keep`` and ``burned_in`` say
-    what of the patient may stay in the copies that it reads. ``writable`` names folders outside of its own that it may
-    write to. Wall time, memory and threads are those of ``resources``.
+    In ``argv`` and the values of ``environment``, ``{input}``, ``{output}``, ``{work}``, ``{card}``, ``{threads}`` and
+    ``{python}`` stand for its folders, the card's folder, the threads that it gets and the node's own interpreter.
+    ``result`` is a pattern for the names of the files that hold the answer; ``masks`` maps files of one structure each
+    to its label. ``overlap`` says what becomes of a voxel that the answer gives to several structures: the answer is
+    refused, all keep it, or the one that the card names last has it. ``keep`` and ``burned_in`` say what of the patient
+    may stay in the copies that it reads. ``writable`` names folders outside of its own that it may write to. Wall time,
+    memory and threads are those of ``resources``.
     """
 
     argv: tuple[str, ...] = Field(min_length=1)
@@ -183,7 +183,7 @@ class Command(Strict):
     @model_validator(mode="after")
     def _sound(self) -> Command:
         for text in (*self.argv, *self.environment.values()):
-            strange = set(re.findall(r"\{([a-z_]+)\}", text)) - {"input", "output", "work", "card", "threads"}
+            strange = set(re.findall(r"\{([a-z_]+)\}", text)) - {"input", "output", "work", "card", "threads", "python"}
             if strange or "\0" in text:
                 raise ValueError(f"argv, environment: {{{', '.join(sorted(strange))}}} stands for nothing")
         hidden = [name for name in self.pass_environment if name.startswith("OVERREAD")]

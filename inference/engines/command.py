@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -86,7 +87,7 @@ class CommandEngine:
                 images=tuple(file.key for given in job.input_set.values() for file in given),
                 not_analysed=NotAnalysed(reason=refusal.reason, text=refusal.text, code=refusal.code),
             )
-        return replace(findings, provider=f"command:{Path(self._command.argv[0]).name}")
+        return replace(findings, provider=f"command:{Path(_filled(self._command.argv[0], self._card, Path())).name}")
 
     def close(self) -> None:
         """Nothing is held between jobs."""
@@ -285,6 +286,8 @@ def _filled(text: str, card: Card, work: Path) -> str:
         ("work", work / "home"),
         ("card", card.directory),
         ("threads", threads_of(card)),
+        # As it was started: a virtual environment is found by the link, not by what that leads to.
+        ("python", sys.executable),
     ):
         text = text.replace(f"{{{name}}}", str(value))
     return text

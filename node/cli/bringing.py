@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckOption", "add_bundle", "add_meshnet"]
 
+#: What installs the engine of a bundle.
+_TORCH = ".venv/bin/pip install -e '.[torch]'"
 NameOption = Annotated[str, typer.Option("--name", help="What the model is called here; made from its own name else.")]
 VersionOption = Annotated[
     str, typer.Option("--version", help="Its version here, where what it says of itself is taken already.")
@@ -64,9 +66,11 @@ def add_bundle(
     with _room() as folder:
         with progress("copy") as step:
             files = take_in(source, folder / "bundle", progress=step)
-        described = describe_bundle(
-            folder / "bundle", files, folder="bundle", name=name or None, codes=code or [], modality=modality or None
-        ).called(version)
+        copy = folder / "bundle"
+        with _as_typed(source, copy):
+            described = describe_bundle(
+                copy, files, folder="bundle", name=name or None, codes=code or [], modality=modality or None
+            ).called(version)
         names = [f"bundle/{file}" for file in files]
         _finish(folder, described, names, config=config, by=by, source=source, check=check)
 
@@ -120,6 +124,17 @@ def _room() -> Iterator[Path]:
         yield folder
 
 
+@contextmanager
+def _as_typed(source: Path, copy: Path) -> Iterator[None]:
+    """Name in an error what was given, and not the copy of it that is gone afterwards."""
+    from inference.errors import CardError
+
+    try:
+        yield
+    except CardError as problem:
+        raise CardError(str(problem).replace(str(copy), str(source))) from problem
+
+
 def _finish(
     folder: Path, described: Described, files: list[str], *, config: Path, by: str, source: Path, check: bool
 ) -> None:
@@ -131,21 +146,28 @@ def _finish(
     with progress("digests") as step:
         card = write_card(folder, described.values, files, progress=step)
     if check:
-        _try(card)
+        _try(card, source)
     with at_work(config) as (settings, database), progress("add") as step:
         done = arriving.add(settings, database, folder, by=asker(by), why=f"from {source.name}", progress=step)
     _tell(card, described)
     show(done)
 
 
-def _try(card: Card) -> None:
+def _try(card: Card, source: Path) -> None:
     """Load the model once where the node would: what cannot be loaded is told now, not at the first study."""
     from inference.errors import CardError
     from inference.trial import why_not_loaded
 
     problem = why_not_loaded(card)
     if problem:
-        raise CardError(f"{card.name} {card.version} cannot be loaded, and was not added: {problem}")
+        raise CardError(refusal(card, source, problem))
+
+
+def refusal(card: Card, source: Path, problem: str) -> str:
+    """Return why a model was not added, by what was typed: the folder that it was made in is gone by then."""
+    problem = problem.replace(f"{card.path}: ", "").replace(f"{card.directory}/", "")
+    hint = f": {_TORCH} (--no-check adds it as it is)" if "not installed here" in problem else ""
+    return f"{source}: {card.name} {card.version} cannot be loaded, and was not added: {problem}{hint}"
 
 
 def _tell(card: Card, described: Described) -> None:

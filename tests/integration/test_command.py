@@ -50,7 +50,7 @@ def program(folder: Path, card: dict[str, Any], code: str, **options: Any) -> Ca
         content.pop(key, None)
     content["files"] = {"run.py": {"sha256": hashlib.sha256(code.encode()).hexdigest()}}
     content["command"] = (
-        ALWAYS | {"argv": [sys.executable, "{card}/run.py", "{input}", "{output}"], "output": "json"} | options
+        ALWAYS | {"argv": ["{python}", "{card}/run.py", "{input}", "{output}"], "output": "json"} | options
     )
     path = place / "card.yaml"
     path.write_text(yaml.safe_dump(content))

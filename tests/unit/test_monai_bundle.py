@@ -22,11 +22,13 @@ from inference.findings import Findings
 from inference.grid import Grid
 from inference.host import EngineHost
 from inference.marking import Marking
+from node.cli.bringing import refusal
 from node.cli.models import at_work
 from node.errors import ModelRefused
 from node.workflow.models import Models, installed, store_of
 from storage.errors import AlreadyThere
 from tests.dicom_factory import ct_series
+from tests.model_factory import segmentation_card, thresholding, write_model
 
 pytest.importorskip("monai", reason="MONAI is not installed (pip install -e '.[torch]')")
 
@@ -67,6 +69,21 @@ def _config(folder: Path) -> Path:
 
 def _add(folder: Path, source: Path, *options: str) -> Any:
     return _overread(folder, "add", "bundle", str(source), *options)
+
+
+def test_what_is_no_bundle_and_what_cannot_run_here_are_told_by_what_was_typed(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    (wrong / "README.md").write_text("x")
+    text = str(_add(tmp_path, wrong).exception)
+    assert text.startswith(f"{wrong}: no configs/metadata.json")
+    card = load_card(write_model(tmp_path / "gone", segmentation_card(), thresholding()))
+    told = refusal(card, wrong, f"{card.path}: engine: monai-bundle needs torch, which is not installed here")
+    assert told.startswith(
+        f"{wrong}: blobs 1.0.0 cannot be loaded, and was not added: engine: monai-bundle needs torch"
+    )
+    assert "pip install -e '.[torch]'" in told
+    assert "gone" not in told
 
 
 def _overread(folder: Path, *arguments: str) -> Any:
