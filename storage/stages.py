@@ -116,7 +116,14 @@ def remove(connection: Connection, version: ModelVersion, *, by: str, why: str =
             f"{version.name} is {version.state}: overread models retire {version.name} first, or promote another"
         )
     live = next((one for one in there if one.state == LIVE), None)
-    if version.state == CANDIDATE and live is not None and live.instead_of == version.version:
+    if version.state != CANDIDATE or version.version not in models.were_live(connection, version.model):
+        goes_back = False
+    elif live is not None:
+        goes_back = live.instead_of == version.version
+    else:
+        last = _last_live(connection, version.model, there)
+        goes_back = version.id == last.id or version.version == _step_back(there, last)
+    if goes_back:
         raise IllegalTransition(
             f"overread models rollback {version.model} goes back to {version.name}: retire it first, where it shall not"
         )
@@ -204,11 +211,11 @@ def _last_live(connection: Connection, model: str, there: Sequence[ModelVersion]
 
 
 def _step_back(there: Sequence[ModelVersion], gone: ModelVersion) -> str | None:
-    """Follow what stood in for what, past versions that are retired or have failed, to one that may run again."""
+    """Follow what stood in for what, past what is retired, removed or has failed, to what may run again."""
     by_version = {one.version: one for one in there}
     seen, step = {gone.version}, gone.instead_of
     while step in by_version and step not in seen:
-        if by_version[step].state != RETIRED and not by_version[step].has_failed:
+        if by_version[step].state not in (RETIRED, REMOVED) and not by_version[step].has_failed:
             return step
         seen.add(step)
         step = by_version[step].instead_of

@@ -225,7 +225,7 @@ def rollback(
             gone, live = stages.rollback(connection, model, by=by, why=why, to=to)
             if (gone.id, live and live.id) != (turned.id, expected and expected.id):
                 raise IllegalTransition(f"another version of {model} was promoted meanwhile; look again")
-            if retired and gone.state != RETIRED:
+            if retired and gone.state not in (RETIRED, REMOVED):
                 gone = stages.move(connection, gone, RETIRED, by=by, why=why)
     except IntegrityError:
         raise IllegalTransition(f"another version of {model} was promoted at the same moment; look again") from None

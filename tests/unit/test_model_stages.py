@@ -17,7 +17,7 @@ from node.workflow.models import Models, View, fraction_of, register
 from storage import lifecycle, models, schema, stages, worklist
 from storage.database import Database
 from storage.errors import AlreadyThere, IllegalTransition, Unknown
-from storage.lifecycle import CANARY, CANDIDATE, LIVE, RETIRED, SHADOW
+from storage.lifecycle import CANARY, CANDIDATE, LIVE, REMOVED, RETIRED, SHADOW
 from storage.models import Found, KnownDevices
 from storage.records import ModelVersion
 from tests.model_factory import segmentation_card, thresholding, write_model
@@ -135,6 +135,23 @@ def test_a_rollback_leads_back_also_after_the_live_version_was_retired(database:
         _, live = stages.rollback(connection, MODEL, by=ANN, to="1.0.0")
     assert live is not None
     assert live.state == LIVE
+
+
+def test_what_a_rollback_would_go_back_to_is_not_removed_and_one_goes_past_what_was(database: Database) -> None:
+    start(database, found("1.0.0", shipped=False))
+    start(database, found("2.0.0", shipped=False), found("3.0.0", shipped=False))
+    for version in ("1.0.0", "2.0.0", "3.0.0"):
+        move(database, version, LIVE)
+    move(database, "3.0.0", RETIRED)
+    with database.write() as connection, pytest.raises(IllegalTransition, match=r"goes back to .*@2\.0\.0"):
+        stages.remove(connection, models.get(connection, MODEL, "2.0.0"), by=ANN)
+    move(database, "2.0.0", RETIRED)
+    with database.write() as connection:
+        for version in ("2.0.0", "3.0.0"):
+            stages.remove(connection, models.get(connection, MODEL, version), by=ANN)
+        gone, live = stages.rollback(connection, MODEL, by=ANN)
+    assert live is not None
+    assert (gone.name, gone.state, live.version) == (f"{MODEL}@3.0.0", REMOVED, "1.0.0")
 
 
 def test_a_canary_is_turned_back_also_where_nothing_is_live(database: Database) -> None:
