@@ -226,24 +226,27 @@ def given_back(connection: Connection, workitems: Sequence[int]) -> dict[int, st
 def held_up(connection: Connection) -> dict[str, tuple[int, str]]:
     """Return each model whose open workitems were given back again and again: how many, and why the first of them was.
 
-    Once or twice is nothing: a node that stops, another model that has the memory.
+    Once or twice is nothing: a node that stops, another model that has the memory. An attempt's number tells how often
+    there was one, so that the last of each is looked at and not all of them.
     """
     w, a = schema.workitem.c, schema.attempt.c
-    rows = connection.execute(
-        select(w.id, w.model)
+    later = schema.attempt.alias("later").c
+    given = (
+        select(w.model, func.count().label("waiting"), func.min(a.id).label("first"))
         .select_from(schema.workitem.join(schema.attempt))
-        .where(w.state.in_((lifecycle.SCHEDULED, lifecycle.IN_PROGRESS)), a.state == lifecycle.RELEASED)
-        .group_by(w.id, w.model)
-        .having(func.count() >= _AGAIN_AND_AGAIN)
-        .order_by(w.id)
-    ).all()
-    reasons = given_back(connection, [row.id for row in rows])
-    found: dict[str, tuple[int, str]] = {}
-    for row in rows:
-        if row.id in reasons:
-            count, reason = found.get(row.model, (0, reasons[row.id]))
-            found[row.model] = (count + 1, reason)
-    return found
+        .where(
+            w.state.in_((lifecycle.SCHEDULED, lifecycle.IN_PROGRESS)),
+            a.state == lifecycle.RELEASED,
+            a.number >= _AGAIN_AND_AGAIN,
+            ~exists().where(later.workitem_id == a.workitem_id, later.number > a.number, later.ended_at.is_not(None)),
+        )
+        .group_by(w.model)
+        .subquery()
+    )
+    rows = connection.execute(
+        select(given.c.model, given.c.waiting, a.outcome).select_from(given.join(schema.attempt, given.c.first == a.id))
+    )
+    return {row.model: (row.waiting, row.outcome) for row in rows}
 
 
 def lose(connection: Connection, owner_prefix: str, *, limit: int, reason: str) -> int:
