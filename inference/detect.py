@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from inference.card import Card
     from inference.explain import Frame
 
-__all__ = ["box_on_input", "box_on_source", "detections_of", "in_padding"]
+__all__ = ["box_on_input", "box_on_source", "detections_of", "edges_on_input", "in_padding"]
 
 
 def detections_of(
@@ -123,12 +123,8 @@ def box_on_input(card: Card, box: npt.NDArray[np.float64], size: int) -> npt.NDA
         ``broke``, if the box has no area, lies outside the input, or reaches beyond it by more than a tenth of it.
     """
     form = card.boxes
-    first, second, third, fourth = box * (size if form.normalised else 1)
-    if form.form == "cxcywh":
-        first, second = first - third / 2, second - fourth / 2
-    if form.form != "xyxy":
-        third, fourth = first + third, second + fourth
-    edges = np.array([first, second, third, fourth])
+    edges = edges_on_input(card, box[None], size)[0]
+    first, second, third, fourth = edges
     unit = "in shares of the input" if form.normalised else "in pixels of the input"
     said = f"a box ({', '.join(f'{one:.6g}' for one in box)})"
     meant = f"the card means {_FORMS[form.form]}, {unit} (boxes.form, boxes.normalised)"
@@ -145,6 +141,25 @@ def box_on_input(card: Card, box: npt.NDArray[np.float64], size: int) -> npt.NDA
         )
     edges.clip(0, size, out=edges)
     return edges
+
+
+def edges_on_input(card: Card, boxes: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:
+    """Return boxes as left, top, right, bottom in pixels of the input, from the card's form; none is refused or cut.
+
+    Parameters
+    ----------
+    boxes
+        As the model answered them: (n, 4).
+    size
+        Of the square input, in pixels.
+    """
+    form = card.boxes
+    near, far = np.split(boxes * (size if form.normalised else 1), 2, axis=1)
+    if form.form == "cxcywh":
+        near = near - far / 2
+    if form.form != "xyxy":
+        far = near + far
+    return np.concatenate([near, far], axis=1)
 
 
 _FORMS = {

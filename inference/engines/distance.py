@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inference.classify import probabilities
+from inference.detect import edges_on_input
 from inference.errors import EngineFailure
 from inference.postprocess import probabilities_of
 
@@ -67,13 +68,14 @@ def has_boxes(answer: Arrays) -> bool:
 def _of_boxes(card: Card, one: Arrays, two: Arrays) -> float:
     step = card.preprocess[0].radiograph_input or card.preprocess[0].torchxrayvision_input
     assert step is not None  # a card of a detector has one of them
-    ways = [_boxes(each, step.size) for each in (one, two)]
+    ways = [_boxes(card, each, step.size) for each in (one, two)]
     return max(_missed(card, *ways), _missed(card, *ways[::-1]))
 
 
-def _boxes(answer: Arrays, size: int) -> npt.NDArray[np.float64]:
+def _boxes(card: Card, answer: Arrays, size: int) -> npt.NDArray[np.float64]:
     """Return rows of class, score, and the four edges as shares of the input's: (n, 6)."""
-    boxes = answer["boxes"].reshape(-1, 4) / size
+    # Where the boxes lie, whatever form the card says that they are written in.
+    boxes = edges_on_input(card, answer["boxes"].reshape(-1, 4).astype(np.float64), size) / size
     return np.column_stack([answer["classes"].reshape(-1), answer["scores"].reshape(-1), boxes]).astype(np.float64)
 
 

@@ -62,10 +62,11 @@ def classifier(folder: Path, model: Any = None, **changes: Any) -> Card:
     return load_card(write_model(folder, classification_card(**changes), model or convolutions(seed=3)))
 
 
-def finder(folder: Path, model: Any) -> Card:
+def finder(folder: Path, model: Any, **changes: Any) -> Card:
     return classifier(
         folder,
         model,
+        **changes,
         task="detection",
         onnx={"precision": "fp32"},
         tensors={"image": "image", "boxes": "boxes", "scores": "scores", "classes": "classes"},
@@ -331,6 +332,21 @@ def test_how_far_answers_lie_apart_is_what_the_card_makes_of_them(tmp_path: Path
         assert distance(finds, other, exact) == pytest.approx(apart)
     # Below every threshold the likeliest box counts.
     assert distance(finds, said([[0, 0, 8, 8]], [0.2], [2]), said([[0, 0, 8, 8]], [0.25], [2])) == pytest.approx(0.05)
+    # However its boxes are written: each pair is 20 by 20 pixels at (10, 10), and the same moved right by 6.4.
+    for number, (form, normalised, box, moved) in enumerate(
+        [
+            ("xyxy", False, [10, 10, 30, 30], [16.4, 10, 36.4, 30]),
+            ("xyxy", True, [10, 10, 30, 30], [16.4, 10, 36.4, 30]),
+            ("xywh", True, [10, 10, 20, 20], [16.4, 10, 20, 20]),
+            ("cxcywh", False, [20, 20, 20, 20], [26.4, 20, 20, 20]),
+        ]
+    ):
+        boxes = {"form": form, "normalised": normalised}
+        card = finder(tmp_path / f"form-{number}", detector([[0, 0, 1, 1]], [0.9], [1]), boxes=boxes)
+        one, two = (said([[edge / (64 if normalised else 1) for edge in each]], [0.9], [1]) for each in (box, moved))
+        assert distance(card, one, two) == pytest.approx(0.1)
+    # A box that is as far off by its middle and its size is twice as far off by an edge.
+    assert distance(card, one, said([[26.4, 20, 32.8, 20]], [0.9], [1])) == pytest.approx(0.2)
     output = {key: value for key, value in classification_card()["outputs"][0].items() if key != "threshold"}
     ratio = output | {"index": 1, "unit": {"value": "1", "scheme": "UCUM", "meaning": "no units"}}
     measures = classifier(tmp_path / "measures", task="measurement", outputs=[ratio])
