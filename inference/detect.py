@@ -159,7 +159,8 @@ def edges_on_input(card: Card, boxes: npt.NDArray[np.float64], size: int) -> npt
         near = near - far / 2
     if form.form != "xyxy":
         far = near + far
-    return np.concatenate([near, far], axis=1)
+    edges: npt.NDArray[np.float64] = np.concatenate([near, far], axis=1)
+    return edges
 
 
 _FORMS = {
