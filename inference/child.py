@@ -8,7 +8,6 @@ die at any moment; nothing in here enforces a limit, since a process that misbeh
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import json
 import os
@@ -27,9 +26,9 @@ from inference.batching import SharedEngine
 from inference.card import load_card
 from inference.engine import Engine, open_engine
 from inference.errors import EngineFailure, InferenceError
+from inference.processtree import end_with
 from inference.wire import findings_to, job_from
 
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 #: The number of what is not a job: loading the model.
 _LOADING = 0
 #: What the machine lacks for the moment, whatever the job is: no try is lost by it.
@@ -51,7 +50,7 @@ def main(arguments: list[str]) -> int:
     began = time.monotonic()
     card_path, digest, parent, concurrency = Path(arguments[0]), arguments[1], int(arguments[2]), int(arguments[3])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with(parent)
+    end_with(parent)
     # Also when that is full: what is written anywhere else would stay there.
     tempfile.tempdir = os.environ.get("TMPDIR")
     _be_first_out_of_memory()
@@ -155,22 +154,6 @@ def _is_full(folder: str) -> bool:
         return shutil.disk_usage(folder).free < _FULL_BYTES
     except OSError:
         return False
-
-
-def _end_with(parent: int) -> None:
-    """Die with the parent: by the kernel's signal on Linux, and by watching on any system."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        # What a program of ours has orphaned stays below this process, where its supervisor finds and kills it.
-        libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 def _be_first_out_of_memory() -> None:

@@ -123,7 +123,7 @@ def box_on_input(card: Card, box: npt.NDArray[np.float64], size: int) -> npt.NDA
         ``broke``, if the box has no area, lies outside the input, or reaches beyond it by more than a tenth of it.
     """
     form = card.boxes
-    edges = edges_on_input(card, box[None], size)[0]
+    edges: npt.NDArray[np.float64] = edges_on_input(card, box[None], size)[0]
     first, second, third, fourth = edges
     unit = "in shares of the input" if form.normalised else "in pixels of the input"
     said = f"a box ({', '.join(f'{one:.6g}' for one in box)})"

@@ -1,4 +1,4 @@
-"""A process and all that it has started: how much memory they hold together, and how none of them survives.
+"""A process and all that it has started: how much memory they hold together, and how none of them survives it.
 
 Linux, by ``/proc``; elsewhere a process is taken for a tree of its own.
 """
@@ -6,9 +6,12 @@ Linux, by ``/proc``; elsewhere a process is taken for a tree of its own.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +19,7 @@ from pathlib import Path
 __all__ = [
     "children",
     "descendants",
+    "end_with",
     "kill_marked",
     "kill_tree",
     "resident_bytes",
@@ -25,6 +29,7 @@ __all__ = [
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _MOST_ROUNDS = 200
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def resident_bytes(pid: int) -> int:
@@ -68,6 +73,28 @@ def descendants(pid: int) -> list[int]:
         front = [child for one in front for child in below.get(one, ())]
         found += front
     return found
+
+
+def end_with(parent: int) -> None:
+    """Have this process die with its parent: by the kernel's signal on Linux, and by watching on any system.
+
+    Parameters
+    ----------
+    parent
+        The process that started this one, by whose own account: it may be gone by now.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        # What a program of ours has orphaned stays below this process, where its supervisor finds and kills it.
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def kill_tree(pid: int) -> None:

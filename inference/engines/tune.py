@@ -8,13 +8,17 @@ right shape and range.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +33,7 @@ from inference.engines.modelfile import check_file, model_file
 from inference.engines.onnx import open_way
 from inference.environment import environment_of
 from inference.errors import EngineFailure, InferenceError
-from inference.processtree import kill_tree, tree_resident_bytes
+from inference.processtree import end_with, kill_tree, tree_resident_bytes
 from inference.sizing import CORES_VARIABLE
 from inference.wire import job_from, job_to
 
@@ -116,7 +120,7 @@ def measure(
         if contents.precision == "fp32" and declared in ("auto", "bf16") and computes_bf16():
             ways.append(Way("openvino", "bf16"))
     process = _Process(card, cache, cores)
-    with tempfile.TemporaryDirectory() as folder:
+    with _leaving_nothing(), tempfile.TemporaryDirectory(prefix="overread-tune-") as folder:
         given = Path(folder) / "feeds.npz"
         measured_on = source
         if feeds:
@@ -137,6 +141,28 @@ def measure(
                 result = _judged(card, result, answers, said)
             measured.append(result)
     return Choice(best_of(tuple(measured)), tuple(measured), measured_on)
+
+
+@contextlib.contextmanager
+def _leaving_nothing() -> Iterator[None]:
+    """Let a signal that would end this process at once end it in order: what is measured is killed, its files go."""
+    stops = (signal.SIGTERM, signal.SIGHUP)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # Whoever has a way of ending, or means not to end, keeps it.
+    ours = [number for number in stops if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, _leave)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _leave(number: int, _frame: object) -> None:
+    sys.exit(128 + number)
 
 
 def noise(card: Card) -> Arrays:
@@ -215,10 +241,10 @@ class _Process:
         """Return what the process said, and what was wrong with it; "" where nothing was."""
         limit = self._card.resources.memory_mb << 20
         out = folder / "said.json"
-        command = [sys.executable, "-P", "-m", "inference.engines.tune", str(self._card.path), *arguments]
+        command = [sys.executable, "-P", "-m", "inference.engines.tune", str(os.getpid()), str(self._card.path)]
         with out.open("wb") as stream:
             process = subprocess.Popen(
-                command,
+                [*command, *arguments],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
@@ -262,7 +288,9 @@ def _read(path: Path) -> list[Arrays]:
 
 def main(arguments: Sequence[str]) -> int:
     """Load a model one way and time it, or gather what it is fed with; the process that is measured."""
-    card_path, what, *rest = arguments
+    parent, card_path, what, *rest = arguments
+    # Nobody watches its time and its memory afterwards.
+    end_with(int(parent))
     try:
         card = load_card(Path(card_path))
         said = _gathered(card, *map(Path, rest)) if what == _FEEDS else _timed(card, what, *rest)

@@ -23,7 +23,7 @@ from inference.errors import EngineFailure
 from inference.host import EngineHost
 from inference.options import KServe
 from inference.process import EngineProcess
-from inference.processtree import resident_bytes
+from inference.processtree import children, resident_bytes
 from node.workflow.engines import Engines
 from tests.dicom_factory import ct_series
 from tests.model_factory import constant_label, endless, greedy, poisoned, segmentation_card, thresholding, write_model
@@ -349,6 +349,44 @@ def test_the_engine_dies_within_two_seconds_of_its_parent(
         parent.wait()
         assert parent.stdout is not None
         parent.stdout.close()
+
+
+MEASURING = """
+import sys
+from pathlib import Path
+from inference.card import load_card
+from inference.engines.tune import measure
+
+measure(load_card(Path(sys.argv[1])), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_what_is_measured_ends_with_the_command_that_measures(tmp_path: Path, number: signal.Signals) -> None:
+    card = write_model(tmp_path, segmentation_card(), endless())
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    parent = subprocess.Popen(
+        [sys.executable, "-c", MEASURING, str(card), str(tmp_path / "cache")],
+        env=os.environ | {"TMPDIR": str(scratch), "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+
+    def measured() -> list[int]:
+        # One that has its runtime by now, and so is past its first lines.
+        return [one for one in children(parent.pid) if "onnxruntime" in Path(f"/proc/{one}/maps").read_text()]
+
+    try:
+        wait_for(lambda: bool(measured()), 60, "a way is measured")
+        (pid,) = measured()
+        assert list(scratch.glob("overread-*"))
+        parent.send_signal(number)
+        # A command that is told to end takes its files with it; one that is killed cannot.
+        assert parent.wait(10) == (128 + number if number == signal.SIGTERM else -number)
+        assert number == signal.SIGKILL or not list(scratch.glob("overread-*"))
+        wait_for(lambda: not alive(pid), 2, "the measured process follows")
+    finally:
+        parent.kill()
+        parent.wait()
 
 
 def test_control_c_at_the_terminal_leaves_the_engine_to_its_supervisor(
