@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from inference import gate
 from inference.errors import InputRefused
 from inference.imagefile import open_image
+from inference.outgoing import require_no_text
 from inference.reasons import REASONS
 from inference.statistics import Features, of_header
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
     from inference.engine import ImageFile
+    from inference.frames import Plane
     from inference.inputs import InputRole
     from inference.radiograph import Radiograph
 
@@ -25,6 +27,11 @@ __all__ = ["Admitted", "Held", "Series", "series"]
 class Held:
     """Holds each image of a series against its role, as it is read.
 
+    Parameters
+    ----------
+    textless
+        Refuse images that say that text is burned into them (:func:`inference.outgoing.keeps_text`).
+
     Attributes
     ----------
     words
@@ -33,8 +40,9 @@ class Held:
         What the header of the first image that passed is like; empty before one has.
     """
 
-    def __init__(self, role: InputRole) -> None:
+    def __init__(self, role: InputRole, *, textless: bool) -> None:
         self._role = role
+        self._textless = textless
         self._words: dict[str, None] = {}
         self.first: Features = {}
 
@@ -49,22 +57,23 @@ class Held:
         Raises
         ------
         InputRefused
-            As :func:`inference.gate.means` and :func:`inference.gate.header` do.
+            As :func:`inference.gate.means` and :func:`inference.gate.header` do, or ``burned-in-annotation``.
         """
-        gate.means(self._role, dataset)
-        self._words |= dict.fromkeys(gate.header(self._role, dataset))
+        self._words |= dict.fromkeys(_held(self._role, dataset, textless=self._textless))
         self.first = self.first or of_header(dataset)
 
 
 class Admitted:
     """The radiographs of one role that pass, each for itself; what is left out is remembered.
 
-    Iterate to the end, then ask for :meth:`warnings`: iterating raises where too few have passed.
+    Iterate to the end, then ask for :meth:`warnings`: iterating raises where too few have passed. With ``textless``,
+    images that say that text is burned into them do not pass (:func:`inference.outgoing.keeps_text`).
     """
 
-    def __init__(self, role: InputRole, files: Sequence[ImageFile]) -> None:
+    def __init__(self, role: InputRole, files: Sequence[ImageFile], *, textless: bool) -> None:
         self._role = role
         self._files = files
+        self._textless = textless
         self._refusals: list[InputRefused] = []
         self._unknown: dict[str, None] = {}
         self._passed = 0
@@ -101,8 +110,7 @@ class Admitted:
             dataset = open_image(file)
             radiograph = None
             try:
-                gate.means(self._role, dataset)
-                unknown = gate.header(self._role, dataset)
+                unknown = _held(self._role, dataset, textless=self._textless)
                 if shown:
                     radiograph = radiograph_of(dataset)
                     gate.pixels(self._role, radiograph.pixels)
@@ -148,6 +156,16 @@ class Admitted:
         return InputRefused(reason, f"{said} ({told})" if told else said, REASONS[reason])
 
 
+def _held(role: InputRole, dataset: Dataset, *, textless: bool) -> tuple[str, ...]:
+    """Hold one image's header against its role; return what was not known and allowed."""
+    gate.means(role, dataset)
+    unknown = gate.header(role, dataset)
+    # Last, so that whoever reads the reason learns first what the model is not meant for.
+    if textless:
+        require_no_text(dataset)
+    return unknown
+
+
 @dataclass(frozen=True, slots=True)
 class Series:
     """What of a role is handed to an engine that reads files by itself.
@@ -155,7 +173,7 @@ class Series:
     Attributes
     ----------
     files
-        Those that pass, in their order; of a volume all.
+        Those that pass, in their order; of a volume all, but for localizers whose text has to stay.
     words
         What was not known and allowed, and which images were left out.
     first
@@ -167,8 +185,13 @@ class Series:
     first: Features
 
 
-def series(role: InputRole, files: Sequence[ImageFile]) -> Series:
+def series(role: InputRole, files: Sequence[ImageFile], *, textless: bool = False) -> Series:
     """Hold the images of a role, for an engine that reads files by itself: radiographs each for itself, volumes whole.
+
+    Parameters
+    ----------
+    textless
+        Let no image pass that says that text is burned into it (:func:`inference.outgoing.keeps_text`).
 
     Raises
     ------
@@ -179,14 +202,34 @@ def series(role: InputRole, files: Sequence[ImageFile]) -> Series:
     if role.kind == "volume":
         from inference.volume import coverage_of, stacked
 
-        held = Held(role)
-        planes, _, lie = stacked(files, minimum=role.minimum_instances, hold=held.image)
+        held = Held(role, textless=textless)
+        planes, beside, lie = stacked(files, minimum=role.minimum_instances, hold=held.image)
         gate.volume(role, coverage_of(planes, lie))
-        return Series(tuple(files), held.words, held.first)
-    admitted = Admitted(role, files)
+        staying, words = (
+            _with_text(beside, {plane.index for plane in planes}, len(files)) if textless else (frozenset[int](), ())
+        )
+        passing = tuple(file for index, file in enumerate(files) if index not in staying)
+        return Series(passing, (*held.words, *words), held.first)
+    admitted = Admitted(role, files, textless=textless)
     passed: list[ImageFile] = []
     first: Features = {}
     for file, dataset in admitted.headers():
         passed.append(file)
         first = first or of_header(dataset)
     return Series(tuple(passed), admitted.warnings(), first)
+
+
+def _with_text(
+    localizers: Sequence[Plane], of_volume: Collection[int], count: int
+) -> tuple[frozenset[int], tuple[str, ...]]:
+    """Return which files hold localizers alone and say that text is burned into them, and words about these."""
+    staying: set[int] = set()
+    said: dict[str, None] = {}
+    for plane in localizers:
+        try:
+            if plane.index not in of_volume:
+                require_no_text(plane.groups[-1])
+        except InputRefused as refusal:
+            staying.add(plane.index)
+            said[f"{refusal.text} ({refusal.reason})"] = None
+    return frozenset(staying), tuple(f"Not analysed, {len(staying)} of {count} images: {one}." for one in said)

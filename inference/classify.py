@@ -14,6 +14,7 @@ from inference.errors import EngineFailure, InputRefused
 from inference.explain import Frame, heat_maps
 from inference.findings import Classification, Detection, Findings, HeatMap, Measurement
 from inference.fingerprint import fingerprint
+from inference.outgoing import keeps_text
 from inference.postprocess import as_probabilities, calibrated, probabilities_of
 from inference.preprocess import centre_crop, padded_square, radiograph_input, torchxrayvision_input
 from inference.statistics import of_radiograph
@@ -52,7 +53,7 @@ def classify(card: Card, model: Model, files: Sequence[ImageFile]) -> Findings:
     seconds = 0.0
     padding = 0
     # One series may hold a frontal and a lateral view: only what the card means is read.
-    admitted = Admitted(role, files)
+    admitted = Admitted(role, files, textless=keeps_text(card))
     inputs: list[Features] = []
     for file, radiograph, dataset in admitted:
         try:

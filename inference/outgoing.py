@@ -5,31 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from inference.errors import InputRefused
-from inference.imagefile import open_image, texts_of
+from inference.imagefile import texts_of
+from inference.reasons import REASONS
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
     from inference.card import Card
-    from inference.engine import Job
 
-__all__ = ["require_no_text", "require_that_pixels_may_leave"]
+__all__ = ["keeps_text", "require_no_text"]
 
 
-def require_that_pixels_may_leave(card: Card, job: Job) -> None:
-    """Look at all images of a job, where the card's engine sends pixels out and the card does not allow text in them.
-
-    Raises
-    ------
-    InputRefused
-        ``burned-in-annotation``, or ``unreadable``.
-    """
+def keeps_text(card: Card) -> bool:
+    """Whether the card's engine sends pixels out, and text in them has to stay."""
     outside = card.kserve or card.command
-    if outside is None or outside.burned_in:
-        return
-    for given in job.input_set.values():
-        for file in given:
-            require_no_text(open_image(file))
+    return outside is not None and not outside.burned_in
 
 
 def require_no_text(dataset: Dataset) -> None:
@@ -43,6 +33,6 @@ def require_no_text(dataset: Dataset) -> None:
         ``burned-in-annotation``, or ``unreadable``.
     """
     if any(text not in ("", "NO") for text in texts_of(dataset, "BurnedInAnnotation")):
-        raise InputRefused(
-            "burned-in-annotation", "an image says that text is burned into its pixels, which may name the patient"
-        )
+        reason = "burned-in-annotation"
+        words = "an image says that text is burned into its pixels, which may name the patient"
+        raise InputRefused(reason, words, REASONS[reason])

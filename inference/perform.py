@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from inference import admission, answers
 from inference.errors import InputRefused
 from inference.findings import Findings, NotAnalysed
-from inference.outgoing import require_that_pixels_may_leave
+from inference.outgoing import keeps_text
 from inference.statistics import Features, observed
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ class CardEngine:
 
     def _run(self, job: Job) -> Findings:
         _require_roles(self._card, job)
-        require_that_pixels_may_leave(self._card, job)
         if self._card.task == "segmentation" and self._card.layout == "nchw":
             from inference.segment2d import segment_radiograph
 
@@ -76,16 +75,14 @@ class GatedEngine:
             for role in self._card.inputs:
                 if not job.input_set.get(role.role):
                     continue
-                held = admission.series(role, job.input_set[role.role])
+                held = admission.series(role, job.input_set[role.role], textless=keeps_text(self._card))
                 words |= dict.fromkeys(held.words)
                 first = first or held.first
                 passed[role.role] = held.files
-            # One lateral view must not cost the frontal beside it its finding, nor be read in its place.
-            admitted = replace(job, input_set=passed)
-            require_that_pixels_may_leave(self._card, admitted)
         except InputRefused as refusal:
             return observed(_refused(job, refusal))
-        findings = answers.checked(self._card, self._engine.run(admitted))
+        # One lateral view must not cost the frontal beside it its finding, nor be read in its place.
+        findings = answers.checked(self._card, self._engine.run(replace(job, input_set=passed)))
         return observed(
             replace(
                 findings,

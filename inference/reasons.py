@@ -40,6 +40,7 @@ REASONS: Final[Mapping[str, Code | None]] = {
     "narrow-range": None,
     "turned-image": _POSITIONING,
     "not-a-frontal-chest": None,
+    "burned-in-annotation": None,
     "empty-mask": None,
     "volume-out-of-range": _OUT_OF_RANGE,
     "area-out-of-range": _OUT_OF_RANGE,

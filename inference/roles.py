@@ -64,7 +64,9 @@ class RoleVolumes:
     warnings: tuple[str, ...]
 
 
-def read_roles(roles: Sequence[InputRole], input_set: Mapping[str, Sequence[ImageFile]]) -> RoleVolumes:
+def read_roles(
+    roles: Sequence[InputRole], input_set: Mapping[str, Sequence[ImageFile]], *, textless: bool = False
+) -> RoleVolumes:
     """Read the volumes of an input set and bring them to one grid.
 
     Parameters
@@ -73,6 +75,8 @@ def read_roles(roles: Sequence[InputRole], input_set: Mapping[str, Sequence[Imag
         The card's, of kind volume, in its order.
     input_set
         Role to its images; optional roles may be absent.
+    textless
+        Read no image that says that text is burned into it (:func:`inference.outgoing.keeps_text`).
 
     Raises
     ------
@@ -87,7 +91,7 @@ def read_roles(roles: Sequence[InputRole], input_set: Mapping[str, Sequence[Imag
     first = next(role for role in roles if not role.optional)
     volumes: dict[str, Volume] = {}
     unknown: dict[str, None] = {}
-    reference = _read(first, input_set[first.role], unknown, named=len(roles) > 1)
+    reference = _read(first, input_set[first.role], unknown, named=len(roles) > 1, textless=textless)
     arrays: dict[str, npt.NDArray[Any]] = {}
     fields: dict[str, npt.NDArray[np.bool_] | None] = {first.role: reference.scanned}
     warnings: list[str] = []
@@ -95,7 +99,7 @@ def read_roles(roles: Sequence[InputRole], input_set: Mapping[str, Sequence[Imag
         if role is first:
             volumes[role.role], arrays[role.role] = reference, reference.array
         elif input_set.get(role.role):
-            volume = _read(role, input_set[role.role], unknown, named=True)
+            volume = _read(role, input_set[role.role], unknown, named=True, textless=textless)
             arrays[role.role], fields[role.role], said = _on(reference, volume, role.role)
             warnings.extend(said)
             volumes[role.role] = volume
@@ -111,8 +115,10 @@ def read_roles(roles: Sequence[InputRole], input_set: Mapping[str, Sequence[Imag
     )
 
 
-def _read(role: InputRole, files: Sequence[ImageFile], unknown: dict[str, None], *, named: bool) -> Volume:
-    held = Held(role)
+def _read(
+    role: InputRole, files: Sequence[ImageFile], unknown: dict[str, None], *, named: bool, textless: bool
+) -> Volume:
+    held = Held(role, textless=textless)
     try:
         volume = read_volume(files, minimum=role.minimum_instances, hold=held.image)
         gate.volume(role, volume.coverage)

@@ -11,6 +11,7 @@ import numpy as np
 from inference.findings import Findings, NotAnalysed, Segment, Segmentation
 from inference.imagefile import open_image
 from inference.labelling import label_by_slab, label_by_window, marking_of
+from inference.outgoing import keeps_text
 from inference.postprocess import fill_holes, keep_components, marked_ml, volumes_ml
 from inference.roles import read_roles
 from inference.statistics import of_volume
@@ -38,7 +39,7 @@ def segment(card: Card, model: Model, input_set: Mapping[str, Sequence[ImageFile
     EngineFailure
         If the model broke, or answered what its card does not say.
     """
-    read = read_roles(card.inputs, input_set)
+    read = read_roles(card.inputs, input_set, textless=keeps_text(card))
     volume = read.reference
     first = next(role.role for role in card.inputs if not role.optional)
     inputs = [of_volume(open_image(input_set[first][0]), volume.array, volume.coverage)]

@@ -21,6 +21,7 @@ from inference.explain import Frame
 from inference.findings import Findings, Segment, Segmentation
 from inference.fingerprint import fingerprint
 from inference.imagefile import texts_of, value_of
+from inference.outgoing import keeps_text
 from inference.postprocess import probabilities_of
 from inference.statistics import of_radiograph
 
@@ -51,7 +52,7 @@ def segment_radiograph(card: Card, model: Model, files: Sequence[ImageFile]) -> 
         If the model broke, or answered what its card does not say.
     """
     role = card.inputs[0]
-    admitted = Admitted(role, files)
+    admitted = Admitted(role, files, textless=keeps_text(card))
     found: Findings | None = None
     further = 0
     for file, radiograph, dataset in admitted:

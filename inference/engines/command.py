@@ -24,6 +24,7 @@ from inference.errors import CardError, EngineFailure, InputRefused
 from inference.findings import Findings, NotAnalysed, Segment, Segmentation
 from inference.imagefile import count_of
 from inference.marking import Marking
+from inference.outgoing import keeps_text, require_no_text
 from inference.programs import Limits, run_program
 from inference.sizing import threads_of
 
@@ -127,8 +128,10 @@ class CommandEngine:
         """Read each role of a volume as one: what cannot be placed in the patient is not handed out to be segmented."""
         from inference.volume import read_volume
 
+        # They were asked before, and are asked where they leave: whoever calls this engine, no text goes out.
+        hold = require_no_text if keeps_text(self._card) else None
         return {
-            role.role: read_volume(given[role.role], minimum=role.minimum_instances)
+            role.role: read_volume(given[role.role], minimum=role.minimum_instances, hold=hold)
             for role in self._card.inputs
             if role.kind == "volume" and role.role in given
         }

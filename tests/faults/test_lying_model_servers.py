@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from pydicom import dcmread
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from inference.engine import ImageFile, Job, open_engine
@@ -23,9 +24,9 @@ from inference.engines.kserve import KServeModel, open_model
 from inference.errors import CardError, EngineFailure
 from node.workflow.engines import Engines
 from tests.certificates import Authority, Pair, self_signed
-from tests.dicom_factory import radiograph
+from tests.dicom_factory import ct_series, radiograph
 from tests.integration.test_kserve import served
-from tests.model_factory import classification_card
+from tests.model_factory import classification_card, segmentation_card
 
 FEEDS = {"image": np.full((1, 1, 64, 64), 0.25, np.float32)}
 METADATA = {
@@ -317,6 +318,68 @@ def test_an_image_that_says_that_text_is_burned_in_is_sent_to_no_server(tmp_path
             findings = open_engine(card).run(Job(card.path, {"radiograph": (ImageFile("one", image),)}))
             assert (findings.not_analysed is None) == allowed
             assert any(path.endswith("/infer") for path, _, _ in server.requests) == allowed
+    finally:
+        server.close()
+
+
+def test_a_view_with_text_beside_a_frontal_costs_it_nothing_and_the_gates_own_reason_comes_first(
+    tmp_path: Path,
+) -> None:
+    server = Server(output())
+    pixels = np.arange(5600).reshape(80, 70) % 4000
+    frontal, lateral, named = (
+        radiograph(tmp_path / name, pixels, view=view, BurnedInAnnotation=text)
+        for name, view, text in (("f", "PA", "NO"), ("l", "LL", "YES"), ("n", "PA", "YES"))
+    )
+    try:
+        card = served(tmp_path, classification_card(), url=server.url, protocol="http")
+        files = tuple(ImageFile(name, path) for name, path in (("f", frontal), ("l", lateral), ("n", named)))
+        findings = open_engine(card).run(Job(card.path, {"radiograph": files}))
+        assert (findings.not_analysed, findings.images) == (None, ("f",))
+        assert [words.rpartition("(")[2] for words in findings.warnings] == ["view).", "burned-in-annotation)."]
+        assert sum(path.endswith("/infer") for path, _, _ in server.requests) == 1
+        alone = open_engine(card).run(Job(card.path, {"radiograph": files[1:2]})).not_analysed
+        assert alone is not None
+        assert alone.reason == "view"
+    finally:
+        server.close()
+
+
+def test_text_in_a_slice_keeps_a_volume_from_a_server_and_text_in_its_localizer_does_not(tmp_path: Path) -> None:
+    shape = [-1, -1, -1]
+    tensors = {
+        "inputs": [
+            {"name": "hu", "datatype": "INT16", "shape": shape},
+            {"name": "spacing", "datatype": "FP32", "shape": [3]},
+        ],
+        "outputs": [{"name": "labels", "datatype": "UINT8", "shape": shape}],
+    }
+    server = Server(ok({"outputs": []}), model=ok(METADATA | tensors))
+    frame = "1.2.826.0.1.3680043.8.498.1"
+    slices = ct_series(tmp_path / "ct", np.zeros((3, 8, 8)), frame_of_reference_uid=frame)
+    scout = ct_series(
+        tmp_path / "scout",
+        np.zeros((1, 8, 8)),
+        orientation=(1, 0, 0, 0, 0, -1),
+        frame_of_reference_uid=frame,
+        ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"],
+        BurnedInAnnotation="YES",
+    )
+    given = tuple(ImageFile(path.stem, path) for path in [*scout, *slices])
+    card = served(tmp_path, segmentation_card("levels"), url=server.url, protocol="http")
+    try:
+        # What the server says is no answer; but it was asked.
+        with pytest.raises(EngineFailure):
+            open_engine(card).run(Job(card.path, {"ct": given}))
+        asked = len(server.requests)
+        assert any(path.endswith("/infer") for path, _, _ in server.requests)
+        dataset = dcmread(slices[1])
+        dataset.BurnedInAnnotation = "YES"
+        dataset.save_as(slices[1])
+        refused = open_engine(card).run(Job(card.path, {"ct": given})).not_analysed
+        assert refused is not None
+        assert refused.reason == "burned-in-annotation"
+        assert not any(path.endswith("/infer") for path, _, _ in server.requests[asked:])
     finally:
         server.close()
 

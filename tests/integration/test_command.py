@@ -521,6 +521,31 @@ def test_an_image_that_says_that_text_is_burned_in_is_not_handed_out(tmp_path: P
         assert (refused and refused.reason) == reason
 
 
+def test_text_in_a_lateral_view_or_in_a_localizer_stays_behind_alone(tmp_path: Path) -> None:
+    frontal, lateral = (radiograph(tmp_path / "i", np.full((8, 9), 4095), view=view) for view in ("PA", "LL"))
+    change(lateral, BurnedInAnnotation="YES")
+    findings = run(program(tmp_path, finding_card(), JSON), lateral, frontal)
+    assert (findings.not_analysed, findings.images) == (None, (frontal.stem,))
+    frame = generate_uid()
+    slices = ct_series(tmp_path / "ct", HU, frame_of_reference_uid=frame)
+    scouts = ct_series(tmp_path / "s", HU[:2], orientation=(1, 0, 0, 0, 0, -1), frame_of_reference_uid=frame)
+    for scout, text in zip(scouts, ("YES", "NO"), strict=True):
+        change(scout, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"], BurnedInAnnotation=text)
+    counting = (
+        "import json, os, sys\n"
+        "assert len(os.listdir(sys.argv[1])) == 7\n"
+        "said = {'not_analysed': {'reason': 'no-lung'}}\n"
+        "json.dump(said, open(os.path.join(sys.argv[2], 'a.json'), 'w'))\n"
+    )
+    inputs = [{"role": "ct", "kind": "volume", "match": {"Modality": "CT"}}]
+    counted = run(program(tmp_path / "v", finding_card(inputs=inputs), counting), *scouts, *slices)
+    assert counted.not_analysed is not None
+    assert counted.not_analysed.reason == "no-lung"
+    (told,) = counted.warnings
+    assert told.startswith("Not analysed, 1 of 8 images: ")
+    assert told.endswith("(burned-in-annotation).")
+
+
 HANGS = """
 import os, sys, time
 if os.fork() == 0:
