@@ -3,7 +3,8 @@
 One parent binds each port once and forks receivers, the web, the workflow and the performers. It stays
 single-threaded and opens no database while it forks. A process that dies is started anew; when the parent dies,
 its processes end with it. What a process leaves behind that it has started itself (an engine that was killed, with a
-daemon of a model's own) becomes the parent's child on Linux, and is ended.
+daemon of a model's own) becomes the parent's child on Linux, and is ended; what the parent had as children before, or
+adopts from those, is not the node's and left alone.
 """
 
 from __future__ import annotations
@@ -233,6 +234,8 @@ class _Parent:
         self._due = dict.fromkeys(processes, 0.0)
         #: What was last seen below the processes.
         self._below: set[int] = set()
+        #: Whether all that is adopted comes from the processes: there is nobody else below, and no container around.
+        self._alone = os.getpid() != 1 and not children(os.getpid(), depth=1)
 
     def run(self, ready: Callable[[], None]) -> int:
         """Keep every process running until a signal says to stop; then end them all."""
@@ -277,24 +280,35 @@ class _Parent:
                 self._due[name] = time.monotonic() + _RESTART_SECONDS
 
     def _end_adopted(self) -> None:
-        """End what was left behind below: every other child was started here, and nothing is meant to outlive those."""
-        near = set(children(os.getpid(), depth=1))
-        left = near - set(self._running)
-        if os.getpid() == 1:
-            # The first process of a container gets what others leave in it as well (`docker exec`): not ours to end.
-            left &= self._below
-            self._below = set(children(os.getpid())) - near
+        """End what the processes have left behind: nothing is meant to outlive them.
+
+        A wrapper that has started a helper and become the node (``helper & exec overread serve``) leaves a child that
+        is not ours to end, and neither is what that one leaves behind, or what the first process of a container gets
+        from others in it (``docker exec``). Where there may be such, only what was seen below a process of ours is.
+        """
+        # Asked for in this order: what is adopted meanwhile is among the children, or met the next time.
+        below = self._seen_below()
+        left = set(children(os.getpid(), depth=1)) - set(self._running)
+        if not self._alone:
+            left &= self._below | below
         for pid in left:
             kill_tree(pid)
             _log.warning("ended what a process had left behind", pid=pid)
+        # Numbers come again: those that are gone are not kept.
+        self._below = below
+
+    def _seen_below(self) -> set[int]:
+        return {one for pid in self._running for one in children(pid)}
 
     def _end(self) -> int:
         _log.info("stopping", processes=len(self._running))
+        self._below |= self._seen_below()
         for pid in self._running:
             os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + _GRACE_SECONDS
         while self._running and time.monotonic() < deadline:
             signal.sigtimedwait({signal.SIGCHLD}, 0.2)
+            self._below |= self._seen_below()
             while self._running and (pid := os.waitpid(-1, os.WNOHANG)[0]):
                 self._running.pop(pid, None)
         for pid, name in self._running.items():
