@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from inference.bring.archive import take_in
 from inference.card import Card, load_card
@@ -32,7 +33,10 @@ from storage.errors import AlreadyThere
 from storage.lifecycle import REMOVED
 from storage.records import ModelVersion
 
-__all__ = ["add", "alone"]
+__all__ = ["COMING", "add", "alone"]
+
+#: What stands in the store under such a name is not whole, and nobody's once its maker is gone.
+COMING: Final = ".coming-*"
 
 Progress = Callable[[int, int], None]
 
@@ -82,11 +86,17 @@ def add(
 
 
 @contextmanager
-def alone(store: Path) -> Iterator[None]:
-    """Let one after the other bring something in; what one has left that was killed is taken away."""
+def alone(store: Path, *, wait: bool = True) -> Iterator[None]:
+    """Let one after the other bring something in; what one has left that was killed is taken away.
+
+    Raises
+    ------
+    BlockingIOError
+        If another is at it, and this one does not ``wait``.
+    """
     with (store / ".lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        for left in store.glob(".coming-*"):
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for left in store.glob(COMING):
             shutil.rmtree(left, ignore_errors=True)
         yield
 

@@ -12,11 +12,13 @@ import shutil
 import uuid
 from pathlib import Path
 
+import structlog
+
 from inference.registry import version_folder
 from node.errors import ModelRefused
 from node.settings import Settings
 from node.workflow import shadows
-from node.workflow.arriving import alone
+from node.workflow.arriving import COMING, alone
 from node.workflow.control import Done
 from node.workflow.governing import version_named
 from node.workflow.models import store_of
@@ -27,6 +29,8 @@ from storage.lifecycle import REMOVED
 from storage.records import ModelVersion
 
 __all__ = ["remove", "sweep"]
+
+_log = structlog.get_logger("overread.leaving")
 
 
 def remove(settings: Settings, database: Database, reference: str, *, by: str, why: str = "") -> Done:
@@ -62,14 +66,29 @@ def remove(settings: Settings, database: Database, reference: str, *, by: str, w
 
 
 def sweep(settings: Settings, database: Database) -> int:
-    """Take away what is left of the files of versions that were removed; return of how many."""
+    """Take away what is left of the files of versions that were removed; return of how many.
+
+    Nothing waits for it: where somebody is adding or removing a version, and may be loading a model for that, it is
+    left to the next start, or to whoever removes or adds something.
+    """
     store = store_of(settings)
     if not store.is_dir():
         return 0
+    if not _left(store, database) and next(store.glob(COMING), None) is None:
+        return 0
+    try:
+        with alone(store, wait=False):
+            # Asked again: whoever was here just now may have brought one back.
+            return sum(_unlink(store, one) for one in _left(store, database))
+    except BlockingIOError:
+        _log.info("a version is being added or removed now; what is left of removed ones stays until the next start")
+        return 0
+
+
+def _left(store: Path, database: Database) -> list[ModelVersion]:
     with database.read() as connection:
-        gone = [one for one in models.versions(connection) if one.state == REMOVED]
-    with alone(store):
-        return sum(_unlink(store, one) for one in gone)
+        removed = [one for one in models.versions(connection) if one.state == REMOVED]
+    return [one for one in removed if version_folder(store, one.model, one.version).exists()]
 
 
 def _check_routes(settings: Settings, one: ModelVersion, there: list[ModelVersion]) -> None:

@@ -556,6 +556,13 @@ def test_a_version_that_nothing_needs_is_removed_and_its_number_stays_taken(
         finish()
         assert (stage_of(embedded.database, "2.0.0"), place.exists()) == ("removed", False)
         arriving.add(settings, embedded.database, source, by=ANN)
+    # A start waits for nobody who is adding a model, whether there is something to take away or not.
+    with arriving.alone(store_of(settings)):
+        assert leaving.sweep(settings, embedded.database) == 0
+        with embedded.database.write() as connection:
+            stages.remove(connection, models.get(connection, "blobs", "2.0.0"), by=ANN)
+        assert (leaving.sweep(settings, embedded.database), place.is_dir()) == (0, True)
+    assert (leaving.sweep(settings, embedded.database), place.is_dir()) == (1, False)
 
 
 def test_what_is_needed_is_not_removed_and_it_is_said_what_to_do(
