@@ -188,9 +188,15 @@ def turned_back(connection: Connection, model: str, to: str | None = None) -> tu
         target = to or live.instead_of
     if target is None:
         raise Unknown(
-            f"{live.name} is the first that was live here: there is nothing to go back to but by --to VERSION"
+            f"nothing that was live before {live.name} may run again: overread models list --all, then overread models "
+            "promote VERSION (--stage candidate first for one that is retired)"
         )
     before = models.get(connection, model, target)
+    if before.state == RETIRED:
+        raise IllegalTransition(
+            f"{before.name} is retired: overread models promote {before.name} --stage candidate takes it back, to be "
+            "promoted"
+        )
     if before.state == LIVE:
         raise IllegalTransition(f"{before.name} is live already")
     if before.state == REMOVED:

@@ -72,7 +72,8 @@ def _models(settings: Settings) -> Iterator[Check]:
             what=f"model in {place}",
             passed=False,
             found=problem,
-            todo="add the same version again (overread models add), or retire it",
+            todo="files that are lost: overread models add of the same ones. A card that is at fault: overread models "
+            "add of a mended one, as a version of its own; overread models rollback meanwhile",
         )
     view = _view(settings, registry)
     # One after the other: each may take as much memory as its card allows.
@@ -98,7 +99,7 @@ def _model(settings: Settings, card: Card, view: View | None) -> Check:
             what=what,
             passed=False,
             found=f"{card.version}, hashes right, but it cannot be loaded ({failure.reason}): {failure.text}",
-            todo=f"correct {card.path} or its files; then give the new sha256 there",
+            todo=_mend(settings, card, failure.reason),
         )
     shown = "; a demonstration, and off (demonstration_models)" if _is_off(settings, card.demonstration) else ""
     share, wanted = int(share_of_memory(settings.perform)), card.resources.memory_mb
@@ -110,6 +111,19 @@ def _model(settings: Settings, card: Card, view: View | None) -> Check:
         said, todo = _way(settings, card, view)
         shown += f"; {said}" if said else ""
     return Check(what=what, passed=True, found=f"{card.version}, hashes right, loads{shown}", todo=todo)
+
+
+def _mend(settings: Settings, card: Card, reason: str) -> str:
+    """Say what to do about a model that cannot be loaded."""
+    from node.workflow.models import store_of
+
+    if reason == "unreachable":
+        return f"start the model's server, or correct {card.path}: kserve.url"
+    if reason == "no-room":
+        return "give the node what is short"
+    if card.path.is_relative_to(store_of(settings)):
+        return "bring it mended under a version of its own: overread models add; what was added is never edited"
+    return f"correct {card.path} or its files; then give the new sha256 there"
 
 
 def _way(settings: Settings, card: Card, view: View | None) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sqlalchemy import Connection, text
@@ -33,13 +34,23 @@ class Readiness:
         What must be free on the disks.
     tls
         Where associations come in over TLS.
+    unfit
+        Says which versions of models should read studies and cannot, and why.
     """
 
-    def __init__(self, database: Database, folder: Path, room: Room, tls: Acceptor | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        folder: Path,
+        room: Room,
+        tls: Acceptor | None = None,
+        unfit: Callable[[Connection], Mapping[tuple[str, str], str]] = lambda _: {},
+    ) -> None:
         self._database = database
         self._folder = folder
         self._room = room
         self._tls = tls
+        self._unfit = unfit
         self._schema: str | None = None
 
     def complaints(self) -> dict[str, str]:
@@ -57,7 +68,7 @@ class Readiness:
             "disk": self._scarce(),
             "tls": trouble(self._tls) if self._tls is not None else "",
             "bytes": self._damage(),
-            "models": self._held_up(),
+            "models": self._models(),
         }
         return {name: warning for name, warning in found.items() if warning}
 
@@ -76,13 +87,15 @@ class Readiness:
         counted = ", ".join(f"{count} {kind}" for kind, count in damaged.items())
         return f"files that are not what their rows say: {counted}; see overread status" if counted else ""
 
-    def _held_up(self) -> str:
+    def _models(self) -> str:
         try:
             with self._database.read() as connection:
                 held = attempts.held_up(connection)
+                unfit = self._unfit(connection)
         except SQLAlchemyError:
             return ""  # a complaint already
-        return "; ".join(f"{model} waits with {count}: {reason}" for model, (count, reason) in sorted(held.items()))
+        waits = [f"{model} waits with {count}: {reason}" for model, (count, reason) in sorted(held.items())]
+        return "; ".join([*unfit.values(), *waits])
 
     def background(self) -> dict[str, str]:
         """Return how far work has come that goes on beside everything else."""

@@ -78,16 +78,17 @@ class _FromState(Collector):
             left.add_metric([one.name], 0 if one.ended_at else one.total - one.done)
         yield left
 
-    @staticmethod
-    def _models(connection: Connection) -> GaugeMetricFamily:
+    def _models(self, connection: Connection) -> GaugeMetricFamily:
+        unfit = self._weighing.unfit(connection)
         gauge = GaugeMetricFamily(
             "overread_model_version",
-            "The part of the studies that a version reads (1: all of them), by its stage.",
+            "The part of the studies that a version reads (1: all of them; 0: it cannot run here), by its stage.",
             labels=["model", "version", "stage"],
         )
         for one in models.versions(connection):
             if one.state in (lifecycle.LIVE, lifecycle.CANARY, lifecycle.SHADOW):
-                gauge.add_metric([one.model, one.version, one.state], one.share or 1)
+                reads = 0 if (one.model, one.version) in unfit else one.share or 1
+                gauge.add_metric([one.model, one.version, one.state], reads)
         return gauge
 
     def _stability(self, connection: Connection) -> Iterator[GaugeMetricFamily]:

@@ -22,9 +22,9 @@ from typing import Any, Literal
 from sqlalchemy import Connection
 
 from inference.card import Card, Histogram
-from inference.registry import Registry
+from inference.registry import Registry, parted
 from node.settings import Settings
-from node.workflow.models import Models, store_of
+from node.workflow.models import Models, View, store_of
 from storage import drift
 
 __all__ = ["MODERATE", "MUCH", "Feature", "Stability", "Weighing", "index", "stability", "weighed"]
@@ -122,8 +122,8 @@ def weighed(
         chance=chance,
         level=level,
         bins=tuple(words) if words else _named(edges),
-        then=tuple(before),
-        now=tuple(after),
+        then=_shares(counted, then_count),
+        now=_shares(now_counted, len(now)),
         then_count=0 if isinstance(then, Histogram) else then_count,
         now_count=len(now),
     )
@@ -166,21 +166,34 @@ class Weighing:
         """Return every version that there are observations of, by the model's name, the last observed first."""
         with self._lock:
             there = drift.observed(connection)
-            if there and self._models is None:
-                # Asked for what it declares and never run, so nothing is hashed: this is within a transaction.
-                on_disk = Registry.from_folder(self._settings.models, lenient=True, hashed=False)
-                self._models = Models(on_disk, store_of(self._settings))
             self._held = {one.digest: self._of(connection, one) for one in there}
             return [self._held[one.digest] for one in there]
+
+    def unfit(self, connection: Connection) -> Mapping[tuple[str, str], str]:
+        """Return each version that a route would have read studies, by its stage, and that cannot run here, and why."""
+        routed = {parted(model)[0] for route in self._settings.route_list for model in route.models}
+        with self._lock:
+            unfit = self._view(connection).unfit
+        return {(model, version): why for (model, version), why in unfit.items() if model in routed}
+
+    def _view(self, connection: Connection) -> View:
+        if self._models is None:
+            # Asked for what it declares and never run, so nothing is hashed: this is within a transaction.
+            on_disk = Registry.from_folder(self._settings.models, lenient=True, hashed=False)
+            self._models = Models(on_disk, store_of(self._settings))
+        return self._models.view(connection)
 
     def _of(self, connection: Connection, observed: drift.Observed) -> Stability:
         held = self._held.get(observed.digest)
         if held is not None and held.observations == observed.count:
             return held
-        assert self._models is not None
-        card = self._models.view(connection).of_digest(observed.digest)
+        card = self._view(connection).of_digest(observed.digest)
         kept = self._settings.drift
         return stability(connection, observed, card, reference=kept.reference, window=kept.window)
+
+
+def _shares(counted: Sequence[float], of: int) -> tuple[float, ...]:
+    return tuple(one / of if of else 0.0 for one in counted)
 
 
 def _values(observations: Iterable[Mapping[str, Any]], name: str) -> list[float | str]:

@@ -108,7 +108,9 @@ async def _without_nul(request: Request) -> None:
 
 
 def _include_operations(application: FastAPI, services: Services, weighing: Weighing) -> None:
-    readiness = Readiness(services.database, services.incoming, services.room, services.settings.dimse.tls)
+    readiness = Readiness(
+        services.database, services.incoming, services.room, services.settings.dimse.tls, weighing.unfit
+    )
 
     @application.get("/health/live", tags=["health"], summary="The process answers")
     def live() -> dict[str, Any]:

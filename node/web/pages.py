@@ -215,7 +215,11 @@ def _drawing(feature: Feature) -> str:
     tallest = max(*feature.then, *feature.now, 1e-6)
     parts: list[Any] = []
     for place, (name, then, now) in enumerate(zip(feature.bins, feature.then, feature.now, strict=True)):
-        parts.append(f"<g><title>{escape(name)}: {100 * then:.1f} % then, {100 * now:.1f} % now</title>")
+        told = ", ".join(
+            f"{100 * share:.1f} % {when}" if there else f"none {when}"
+            for share, there, when in ((then, any(feature.then), "then"), (now, feature.now_count, "now"))
+        )
+        parts.append(f"<g><title>{escape(name)}: {told}</title>")
         for offset, kind, share in ((0.08, "then", then), (0.5, "now", now)):
             tall = max(share / tallest * high, 0.5)
             left = (place + offset) * step

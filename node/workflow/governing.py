@@ -247,7 +247,7 @@ def retire(settings: Settings, database: Database, reference: str, *, by: str, w
     if now.state == LIVE:
         hint = (
             f"no version of {one.model} is live now, and its routes say so of every study: overread models rollback "
-            f"{one.model} goes back to the one before"
+            f"{one.model} goes back to one that was live before, where there is one"
         )
     return Done(changed=[f"{one.name}: {now.state} -> {RETIRED}"], hint=hint)
 

@@ -112,6 +112,15 @@ class View:
         """Return the card with a digest, whatever its stage."""
         return next((card for card in self.cards.values() if card.digest == digest), None)
 
+    @property
+    def unfit(self) -> Mapping[_Key, str]:
+        """What reads studies by its stage and cannot run here, and why: its files or its card are at fault."""
+        return {
+            key: self._why_absent(one)
+            for key, one in self.versions.items()
+            if one.state in (LIVE, CANARY, SHADOW) and key in self.problems
+        }
+
     def why_not(self, digest: str) -> str:
         """Return why what was scheduled with a digest must not run now; "" where it may."""
         for key, one in self.versions.items():

@@ -95,7 +95,7 @@ def test_one_version_is_live_whoever_writes_and_each_rollback_goes_one_step_furt
         assert live is not None
         assert live.version == expected
         assert Counter(states(database).values())[LIVE] == 1
-    with database.write() as connection, pytest.raises(Unknown, match="nothing to go back to"):
+    with database.write() as connection, pytest.raises(Unknown, match="nothing that was live before"):
         stages.rollback(connection, MODEL, by=ANN)
     with database.write() as connection:
         stages.rollback(connection, MODEL, by=ANN, to="3.0.0")
@@ -129,7 +129,7 @@ def test_a_rollback_leads_back_also_after_the_live_version_was_retired(database:
     assert live is not None
     assert (gone.version, gone.state, live.version) == ("3.0.0", RETIRED, "1.0.0")  # past the one that is retired too
     move(database, "1.0.0", CANDIDATE)
-    with database.write() as connection, pytest.raises(Unknown, match="first that was live here"):
+    with database.write() as connection, pytest.raises(Unknown, match="nothing that was live before"):
         stages.rollback(connection, MODEL, by=ANN)
     with database.write() as connection:
         _, live = stages.rollback(connection, MODEL, by=ANN, to="1.0.0")
@@ -391,6 +391,7 @@ def test_a_version_whose_files_are_gone_cannot_run_and_says_so(
     assert chosen == ()
     assert "blobs@2.0.0 cannot run here" in why
     assert "sha256" in why
+    assert now.unfit == {("blobs", "2.0.0"): why}
 
 
 def test_files_are_hashed_before_a_transaction_and_never_within_one(

@@ -39,6 +39,9 @@ def test_the_same_population_stays_steady_and_a_shifted_one_does_not() -> None:
     assert weighed("x", reference, drawn(1, 500, spread=2.5)).level == "much"
     assert sum(shifted.then) == pytest.approx(1)
     assert sum(shifted.now) == pytest.approx(1)
+    # What is shown is what was counted, and nothing where nothing was.
+    assert weighed("x", ["a", "a", "b"], ["a"]).now == (1, 0, 0)
+    assert weighed("x", ["a", "a", "b"], []).now == (0, 0, 0)
 
 
 def test_few_inputs_tell_nothing_or_need_more_than_chance() -> None:
