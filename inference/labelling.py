@@ -337,10 +337,7 @@ class _Deciding:
             # Where any channel reaches the threshold, the largest does.
             found: Labels = np.where(reached.any(axis=0), self._labels[best], 0).astype(np.uint8)
             return found
-        labels: Labels = np.zeros(scores.shape[1:], np.uint8)
-        for label, marked in zip(self._labels, reached, strict=True):
-            self._marking.put(labels, marked, int(label))
-        return labels
+        return self._marking.painted(reached, self._labels)
 
 
 def _known(card: Card) -> npt.NDArray[np.bool_]:

@@ -8,7 +8,7 @@ more memory than one without.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 
     Labels = npt.NDArray[np.uint8]
     Place = tuple[str, int]
+    Change = Callable[[frozenset[int]], frozenset[int]]
     Planes = dict[Place, npt.NDArray[np.bool_]]
 
 __all__ = ["Marking", "Overlap", "Together", "checked_together", "dice", "places_of", "planes_of"]
 
 #: Up to so many values are counted one by one, which is quicker than to count all that there could be.
 _FEW = 9
+#: All sets of so many structures have a value of a byte.
+_ALL_SETS = 8
 
 #: What becomes of a voxel that several structures have: no answer, the later structure's, or all of them hold there.
 Overlap = Literal["refuse", "last", "keep"]
@@ -75,24 +78,34 @@ class Marking:
         """The sets of labels that have a value of their own."""
         return {value: tuple(sorted(those)) for value, those in self._sets.items() if len(those) > 1}
 
-    def put(self, mask: Labels, where: npt.NDArray[np.bool_], label: int) -> None:
+    def put(self, mask: Labels, where: npt.NDArray[np.bool_], label: int, *, within: Labels | None = None) -> None:
         """Mark a structure, in place.
 
         Parameters
         ----------
         mask, where
             Of one shape, of two axes or three.
+        within
+            The whole mask, of which ``mask`` is a part or all: values of sets that it holds nowhere any more are used
+            again once there are no others. Without it they stay used up.
 
         Raises
         ------
         EngineFailure
             ``broke``, where another structure has a voxel and the card takes no such answer.
         """
-        if mask.ndim == 3:
-            # Plane by plane: what is looked up takes eight times the memory of what it is looked up for.
-            for plane, here in zip(mask, where, strict=True):
-                self.put(plane, here, label)
-            return
+        # Plane by plane: what is looked up takes eight times the memory of what it is looked up for.
+        pairs = list(zip(mask, where, strict=True)) if mask.ndim == 3 else [(mask, where)]
+        try:
+            for plane, here in pairs:
+                self._put(plane, here, label)
+        except _NoValueFree:
+            if within is None:
+                raise
+            # What was put already may be put again.
+            self._change_anew(within, pairs, lambda those: those | {label})
+
+    def _put(self, mask: Labels, where: npt.NDArray[np.bool_], label: int) -> None:
         if self._overlap == "last":
             mask[where] = label
             return
@@ -110,10 +123,41 @@ class Marking:
         else:
             mask[where] = label
 
+    def painted(self, marked: npt.NDArray[np.bool_], labels: Iterable[int]) -> Labels:
+        """Return a plane with all its structures; only the sets of its voxels in the end take values.
+
+        Parameters
+        ----------
+        marked
+            Where each structure is: (structures, rows, columns).
+        labels
+            Of the structures, in this order.
+
+        Raises
+        ------
+        EngineFailure
+            ``broke``, as :meth:`put` says.
+        """
+        plane: Labels = np.zeros(marked.shape[1:], np.uint8)
+        # All sets of a few structures have room; of more, those on the way to a voxel's own are kept apart.
+        apart = self.keeps and len(self._labels) > _ALL_SETS
+        marking = Marking(self._labels, "keep") if apart else self
+        for label, where in zip(labels, marked, strict=True):
+            marking.put(plane, where, int(label), within=plane if apart else None)
+        if not apart or not marking.together:
+            return plane
+        table = np.arange(256, dtype=np.uint8)
+        for value in np.flatnonzero(_seen(plane)):
+            table[value] = self._value(marking._sets[int(value)])
+        return table[plane]
+
     def take(self, mask: Labels, where: Any, label: int) -> None:
-        """Take a structure away, in place, from where an index says; others that hold there stay."""
+        """Take a structure away from a whole mask, in place, where an index says; others that hold there stay."""
         present = mask[where]
-        mask[where] = self._table(present, lambda those: those - {label})[present]
+        try:
+            mask[where] = self._table(present, lambda those: those - {label})[present]
+        except _NoValueFree:
+            self._change_anew(mask, [(mask, where)], lambda those: those - {label})
 
     def of(self, mask: Labels, label: int) -> npt.NDArray[np.bool_]:
         """Return where a structure is, in the shape of the mask."""
@@ -125,10 +169,7 @@ class Marking:
 
     def labels_in(self, mask: Labels) -> list[int]:
         """Return the structures that a mask of three axes holds, ascending."""
-        seen = np.zeros(256, np.bool_)
-        for plane in mask:
-            # Plane by plane, as in :meth:`put`.
-            seen |= _seen(plane)
+        seen = _seen_in(mask)
         found = {label for value, those in self._sets.items() if seen[value] for label in those}
         return sorted(found)
 
@@ -147,7 +188,7 @@ class Marking:
                 held[label] += int(counts[value])
         return held
 
-    def _table(self, present: Labels, change: Any) -> Labels:
+    def _table(self, present: Labels, change: Change) -> Labels:
         """Return what becomes of each value; those that are not there stay as they are."""
         table = np.arange(256, dtype=np.uint8)
         for value in np.flatnonzero(_seen(present)):
@@ -158,14 +199,51 @@ class Marking:
         if those not in self._values:
             value = next((one for one in range(1, 256) if one not in self._sets), None)
             if value is None:
-                raise EngineFailure(
-                    "broke",
-                    "the model's structures lie over one another in more ways than a mask tells apart: its structures "
-                    "and their overlaps are 255 at most",
-                )
+                raise _NoValueFree
             self._sets[value] = those
             self._values[those] = value
         return self._values[those]
+
+    def _change_anew(self, within: Labels, pairs: Sequence[tuple[Labels, Any]], change: Change) -> None:
+        """Change the sets at some places of a mask once the values that it does not hold anywhere else are free.
+
+        Parameters
+        ----------
+        within
+            The whole mask.
+        pairs
+            Parts of it, and where in each of them.
+
+        Raises
+        ------
+        EngineFailure
+            ``broke``, if the mask holds more sets then than there are values; it is of no use afterwards.
+        """
+        held = [plane[where] for plane, where in pairs]
+        before = {
+            int(value): self._sets[int(value)]
+            for value in np.flatnonzero(np.any([_seen(values) for values in held], axis=0))
+        }
+        for plane, where in pairs:
+            plane[where] = 0
+        stay = _seen_in(within)
+        alone = {0, *self._labels}
+        self._sets = {value: those for value, those in self._sets.items() if value in alone or stay[value]}
+        self._values = {those: value for value, those in self._sets.items()}
+        table = np.zeros(256, np.uint8)
+        for value, those in before.items():
+            table[value] = self._value(change(those))
+        for (plane, where), values in zip(pairs, held, strict=True):
+            plane[where] = table[values]
+
+
+class _NoValueFree(EngineFailure):
+    def __init__(self) -> None:
+        super().__init__(
+            "broke",
+            "the model's structures lie over one another in more ways than a mask tells apart: its structures and "
+            "their overlaps are 255 at most",
+        )
 
 
 def planes_of(segmentation: Segmentation, label: int) -> Planes:
@@ -226,6 +304,14 @@ def checked_together(values: Together, labels: Iterable[int] | None) -> dict[int
     if not sound or members - known or set(found) & (known | {0}) or not set(found) | known <= set(range(256)):
         raise ValueError("a mask's overlaps are not of its structures")
     return found
+
+
+def _seen_in(mask: Labels) -> npt.NDArray[np.bool_]:
+    seen = np.zeros(256, np.bool_)
+    for plane in mask:
+        # Plane by plane, as in :meth:`Marking.put`.
+        seen |= _seen(plane)
+    return seen
 
 
 def _seen(values: Labels) -> npt.NDArray[np.bool_]:

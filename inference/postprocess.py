@@ -111,7 +111,8 @@ def fill_holes(
         for label in wanted:
             here = marking.of(plane, label)
             if here.any():
-                marking.put(plane, binary_fill_holes(here) & (~here if marking.keeps else plane == 0), label)
+                held = binary_fill_holes(here) & (~here if marking.keeps else plane == 0)
+                marking.put(plane, held, label, within=labels)
     return labels
 
 

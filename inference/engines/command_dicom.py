@@ -182,7 +182,7 @@ class _Seg:
                 plane[:] = table[frame]
             else:
                 inside = frame >= least if self._type == "FRACTIONAL" else frame != 0
-                self._marking.put(plane, inside, self._labels[number])
+                self._marking.put(plane, inside, self._labels[number], within=answer)
         return answer
 
     def _number(self, groups: Dataset) -> int:

@@ -119,7 +119,7 @@ def labels_of_nifti(card: Card, folder: Path, volume: Volume, most_bytes: int, m
             if len(paths) > 1:
                 raise EngineFailure("broke", f"the program left {len(paths)} files for command.masks.{name}")
             [part] = _on(grid, paths[0], most_bytes)
-            marking.put(labels, part != 0, label)
+            marking.put(labels, part != 0, label, within=labels)
         return labels
     paths = results(folder, command.result or "*.nii*")
     if len(paths) > 1:
@@ -132,7 +132,7 @@ def labels_of_nifti(card: Card, folder: Path, volume: Volume, most_bytes: int, m
         for output, part in zip(card.outputs, parts, strict=True):
             if part.max() > 1:
                 raise EngineFailure("broke", "the program's mask has channels that hold more than 0 and 1")
-            marking.put(labels, part != 0, output.label or 0)
+            marking.put(labels, part != 0, output.label or 0, within=labels)
         return labels
     labels = parts[0]
     strange = sorted(labels_in(labels) - known - {0})

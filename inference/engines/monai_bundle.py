@@ -262,7 +262,7 @@ def _from_channels(
         channel = (output.label or 0) - shift
         if not 0 <= channel < len(marked):
             raise EngineFailure("broke", f"the bundle answered {len(marked)} channels; its card names one more")
-        marking.put(found, marked[channel], output.label or 0)
+        marking.put(found, marked[channel], output.label or 0, within=found)
     return found
 
 

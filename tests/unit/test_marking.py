@@ -61,10 +61,56 @@ def test_a_mask_without_overlap_is_what_it_would_be_anyway() -> None:
     assert marking.together == {}
 
 
+def test_structures_are_kept_whatever_sets_there_were_on_the_way_as_long_as_those_in_the_end_have_room() -> None:
+    # Each of 129 structures is put where all before it are: 128 sets on the way to each of the two in the end.
+    here = np.zeros((3, 4, 4), np.bool_)
+    here[1:, :3] = True
+    structures = {label: here.copy() for label in range(1, 130)}
+    structures[100][2] = False
+    mask, marking = np.zeros(here.shape, np.uint8), Marking(structures, "keep")
+    for label, where in structures.items():
+        marking.put(mask, where, label, within=mask)
+    painting = Marking(structures, "keep")
+    marked = np.stack(list(structures.values()))
+    painted = np.stack([painting.painted(marked[:, plane], structures) for plane in range(3)])
+    for one, those in ((mask, marking), (painted, painting)):
+        assert all((those.of(one, label) == where).all() for label, where in structures.items())
+        assert len(np.unique(one)) == 3
+        assert those.together.keys() >= set(np.unique(one)) - {0}
+        # 128 of them are taken away again, one after the other, each leaving a set of its own behind.
+        for label in list(structures)[:-1]:
+            those.take(one, np.nonzero(structures[label]), label)
+        assert (one == np.where(here, 129, 0)).all()
+    assert len(painting.together) < 128
+
+
+@settings(max_examples=20, deadline=None)
+@given(count=st.integers(9, 40), seed=st.integers(0, 2**32 - 1))
+def test_a_plane_that_is_painted_at_once_holds_each_structure_as_if_alone(count: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    # As many sets as have room beside the structures' own values, and each of its own on the way.
+    sets = random.random((count, 255 - count)) < random.random()
+    marked = sets[:, random.integers(0, sets.shape[1], (12, 20))]
+    marking = Marking(range(1, count + 1), "keep")
+    plane = marking.painted(marked, range(1, count + 1))
+    assert all((marking.of(plane, label) == marked[label - 1]).all() for label in range(1, count + 1))
+    mask = np.zeros((3, 12, 20), np.uint8)
+    whole = Marking(range(1, count + 1), "keep")
+    for label, where in enumerate(marked, start=1):
+        whole.put(mask, np.stack([where, where[::-1], where]), label, within=mask)
+    assert all((whole.of(mask[1], label) == marked[label - 1, ::-1]).all() for label in range(1, count + 1))
+
+
 def test_more_ways_to_overlap_than_a_byte_tells_apart_are_refused() -> None:
     random = np.random.default_rng(1)
     with pytest.raises(EngineFailure, match="255 at most"):
         written({label: random.random((4, 40, 40)) < 0.5 for label in range(1, 13)})
+    marking, mask = Marking(range(1, 13), "keep"), np.zeros((4, 40, 40), np.uint8)
+    with pytest.raises(EngineFailure, match="255 at most"):
+        for label in range(1, 13):
+            marking.put(mask, random.random(mask.shape) < 0.5, label, within=mask)
+    with pytest.raises(EngineFailure, match="255 at most"):
+        Marking(range(1, 13), "keep").painted(random.random((12, 40, 40)) < 0.5, range(1, 13))
 
 
 @pytest.mark.parametrize(
