@@ -14,7 +14,7 @@ import uuid
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from inference.cardfile import read_yaml
 from inference.cardfiles import Stamp, checked_file, require_unchanged
@@ -73,6 +73,13 @@ Documentation = str | list[Any] | dict[str, Any]
 
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
+
+
+def _long_string(value: str) -> str:
+    text = value.strip()
+    if not text or len(text) > 64 or "\\" in text or not text.isprintable():
+        raise ValueError("expected 1 to 64 characters on one line, none of them a backslash")
+    return text
 
 
 class FileEntry(Strict):
@@ -225,6 +232,8 @@ class Card(Strict):
     training_data: Documentation
     performance: Documentation
     made_by: Documentation
+    #: Whom documents name as the maker of the model (LO, PS3.5 Section 6.2); the node's own where nothing is said.
+    manufacturer: Annotated[str, AfterValidator(_long_string)] | None = None
     inputs: tuple[InputRole, ...] = Field(min_length=1)
     tensors: dict[str, str] = Field(default_factory=dict)
     layout: Literal["zyx", "ncdhw", "nchw"] = "zyx"

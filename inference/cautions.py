@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from inference.engines.modelfile import model_file
@@ -13,8 +15,12 @@ if TYPE_CHECKING:
     from inference.card import Card
     from inference.inputs import InputRole
 
-__all__ = ["cautions", "logits"]
+__all__ = ["cautions", "copied", "logits"]
 
+#: What a card says to people about one model alone; a licence is shared by many.
+_TEXTS = ("intended_use", "limits", "training_data", "performance", "made_by")
+#: From this length on (characters of JSON) words are somebody's own.
+_OWN_WORDS = 30
 #: Operators whose values are 0 to 1.
 _BOUNDED = frozenset({"Sigmoid", "Softmax", "HardSigmoid", "Clip"})
 
@@ -23,6 +29,25 @@ def cautions(card: Card) -> tuple[str, ...]:
     """Return a line for each thing that a card leaves open and that costs dearly where it was forgotten."""
     open_roles = [_open(role) for role in card.inputs]
     return tuple(line for line in (*open_roles, logits(card)) if line)
+
+
+def copied(card: Card, others: Collection[Card]) -> tuple[str, ...]:
+    """Return a line for each other model of which a card says the same words; as a rule they were copied.
+
+    Versions of one model share theirs, and short words such as "not said" are nobody's own.
+    """
+    lines: dict[str, list[str]] = {}
+    for key in _TEXTS:
+        said = getattr(card, key)
+        mine = len(json.dumps(said, default=str)) >= _OWN_WORDS
+        same = (one.name for one in others if one.name != card.name and getattr(one, key) == said)
+        first = next(same, None) if mine else None
+        if first:
+            lines.setdefault(first, []).append(key)
+    return tuple(
+        f"{', '.join(keys)}: word for word what {model} says of itself; say what is true of {card.name}"
+        for model, keys in lines.items()
+    )
 
 
 def _open(role: InputRole) -> str:

@@ -49,6 +49,7 @@ def model_of(card: Card) -> Model:
         name=card.name,
         version=card.version,
         title=card.title,
+        manufacturer=card.manufacturer or MANUFACTURER,
         device_uid=card.device_uid,
         demonstration=card.demonstration,
         intended_use=_plain(card.intended_use),

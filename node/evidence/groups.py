@@ -46,7 +46,7 @@ def _algorithm(context: Context, *parameters: str) -> Any:
         version=context.model.version,
         parameters=said or None,
         family=concept(codes.ARTIFICIAL_INTELLIGENCE),
-        manufacturer=context.node.manufacturer,
+        manufacturer=context.model.manufacturer,
     )
 
 

@@ -21,6 +21,7 @@ from node.dimse import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from node.errors import EvidenceError
 from node.evidence import codes
 from node.evidence.source import SourceStudy
+from storage.index import MANUFACTURER
 
 UTF_8: Final = "ISO_IR 192"
 #: High, so that our series sort last; real ones seldom pass 9,999.
@@ -33,6 +34,7 @@ _DELIMITERS: Final = {0x0D, 0x0A, 0x09, 0x0C}
 class Model:
     """What a model's card tells about it; ``device_uid`` changes with the model's bytes and thresholds.
 
+    ``manufacturer`` is who made the model, which need not be who made the node that runs it.
     ``sought`` is what a detector looks for, so that what it does not find is said too.
     """
 
@@ -42,6 +44,7 @@ class Model:
     device_uid: str
     demonstration: bool
     intended_use: str
+    manufacturer: str = MANUFACTURER
     task: str = ""
     sought: tuple[Code, ...] = ()
 
@@ -143,7 +146,10 @@ def finish(document: Dataset, context: Context) -> bytes:
 
 
 def _equipment(document: Dataset, context: Context) -> None:
-    """General Equipment is the node; the algorithm stands in Contributing Equipment (PS3.3 C.12.1, IHE AIR)."""
+    """General Equipment is the node; the algorithm stands in Contributing Equipment (PS3.3 C.12.1, IHE AIR).
+
+    The node stands there too where somebody else made the model: by it nodes of this software know each other's work.
+    """
     node, model = context.node, context.model
     document.Manufacturer = node.manufacturer
     document.ManufacturerModelName = node.model_name
@@ -152,13 +158,22 @@ def _equipment(document: Dataset, context: Context) -> None:
     document.DeviceUID = node.device_uid
     item = Dataset()
     item.PurposeOfReferenceCodeSequence = [codes.concept(codes.PROCESSING_EQUIPMENT)]
-    item.Manufacturer = node.manufacturer
+    item.Manufacturer = model.manufacturer
     item.ManufacturerModelName = model.name[:64]
     item.SoftwareVersions = model.version[:64]
     item.DeviceUID = model.device_uid
     item.ContributionDateTime = _date_time(context.now)
     item.ContributionDescription = " ".join(statements(model))
     document.ContributingEquipmentSequence = [item]
+    if model.manufacturer != node.manufacturer:
+        own = Dataset()
+        own.PurposeOfReferenceCodeSequence = [codes.concept(codes.PROCESSING_EQUIPMENT)]
+        own.Manufacturer = node.manufacturer
+        own.ManufacturerModelName = node.model_name
+        own.SoftwareVersions = node.software_version
+        own.DeviceUID = node.device_uid
+        own.ContributionDateTime = _date_time(context.now)
+        document.ContributingEquipmentSequence.append(own)
 
 
 def _times(document: Dataset, now: datetime) -> None:

@@ -141,7 +141,7 @@ def _observer(context: Context) -> Any:
         observer_identifying_attributes=DeviceObserverIdentifyingAttributes(
             uid=context.model.device_uid,
             name=context.model.name,
-            manufacturer_name=context.node.manufacturer,
+            manufacturer_name=context.model.manufacturer,
             model_name=context.model.title,
             serial_number=context.model.version,
         ),

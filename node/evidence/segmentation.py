@@ -84,7 +84,7 @@ def write_segmentation(
         name=context.model.name,
         family=codes.concept(codes.ARTIFICIAL_INTELLIGENCE),
         version=context.model.version,
-        source=context.node.manufacturer,
+        source=context.model.manufacturer,
     )
     descriptions = [
         SegmentDescription(

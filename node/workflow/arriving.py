@@ -17,9 +17,9 @@ from typing import Final
 
 from inference.bring.archive import take_in
 from inference.card import Card, load_card
-from inference.cautions import cautions
+from inference.cautions import cautions, copied
 from inference.errors import CardError
-from inference.registry import card_of, card_sha256, version_folder
+from inference.registry import Registry, card_of, card_sha256, version_folder
 from inference.samples import check_samples
 from inference.trial import why_not_loaded
 from node.settings import Settings
@@ -115,7 +115,7 @@ def _add(settings: Settings, database: Database, source: Path, coming: Path, *, 
     problem = why_not_loaded(card) if check and (known is None or removed) else ""
     if problem:
         raise CardError(f"{name} cannot be loaded, and was not added: {problem} (--no-check adds it as it is)")
-    warnings = list(cautions(card))
+    warnings = [*cautions(card), *copied(card, _others(settings))]
     _put(coming, place)
     found = found_of(card_of(place / "card.yaml", store), store)
     with database.write() as connection:
@@ -135,6 +135,12 @@ def _add(settings: Settings, database: Database, source: Path, coming: Path, *, 
     if not card.samples:
         hint = f"no samples: add some to the card, or overread models promote {name} --untested --why"
     return Done(changed=[what], warnings=warnings, hint=hint)
+
+
+def _others(settings: Settings) -> tuple[Card, ...]:
+    """Return the cards of all models on disk, for their words: no file is hashed, and what is wrong is passed over."""
+    folders = settings.models, store_of(settings)
+    return tuple(card for folder in folders for card in Registry.from_folder(folder, lenient=True, hashed=False))
 
 
 def _known(database: Database, card: Card) -> ModelVersion | None:

@@ -52,6 +52,10 @@ def value_of(item: Dataset) -> str:
     return str(item.ConceptCodeSequence[0].CodeMeaning)
 
 
+def value_of_text(report: Dataset, name: str) -> list[str]:
+    return [str(one.TextValue) for one in content(report, name)]
+
+
 def listed(report: Dataset) -> set[str]:
     return {
         item.ReferencedSOPInstanceUID
@@ -286,6 +290,22 @@ def test_truncated_bytes_do_not_leave(film: Path) -> None:
     context = Context(source=source, model=DEMO, node=NODE, revision=1, predecessors=(), now=NOW)
     with pytest.raises(EvidenceError):
         check_documents([replace(document, data=document.data[:600])], context)
+
+
+def test_a_model_of_another_maker_is_named_as_theirs_and_its_documents_are_known_as_the_nodes(
+    ct: list[Path], tmp_path: Path
+) -> None:
+    theirs = replace(LUNG_CT, manufacturer="Ann's Workshop")
+    report, mask = (made := make(segmented(ct, labels()), ct, theirs))["SR"], made["SEG"]
+    assert value_of_text(report, "Device Observer Manufacturer") == ["Ann's Workshop"]
+    assert set(value_of_text(report, "Algorithm Manufacturer")) == {"Ann's Workshop"}
+    (source,) = {item.SegmentationAlgorithmIdentificationSequence[0].AlgorithmSource for item in mask.SegmentSequence}
+    assert source == "Ann's Workshop"
+    for kind, document in made.items():
+        assert document.Manufacturer == "Overread"
+        assert [one.Manufacturer for one in document.ContributingEquipmentSequence] == ["Ann's Workshop", "Overread"]
+        document.save_as(tmp_path / f"{kind}.dcm")
+        assert is_made_here(read_header(tmp_path / f"{kind}.dcm"), ())
 
 
 def test_whoever_takes_a_document_in_again_knows_it_and_its_model(ct: list[Path], tmp_path: Path) -> None:

@@ -198,6 +198,19 @@ def test_what_answers_noise_otherwise_than_its_card_says_is_not_added(
         arriving.add(settings, embedded.database, folder, by=ANN, check=True)
 
 
+def test_words_that_were_copied_with_another_models_card_are_pointed_out_when_it_is_added(
+    embedded: Holding, settings: Settings, tmp_path: Path
+) -> None:
+    words = "Research use. Marks all that is bright in a volume."
+    write_model(settings.models, segmentation_card("first", intended_use=words), thresholding())
+    copied = write_model(tmp_path / "new", segmentation_card("second", intended_use=words), thresholding()).parent
+    said = arriving.add(settings, embedded.database, copied, by=ANN).warnings
+    assert "intended_use: word for word what first says of itself; say what is true of second" in said
+    own = segmentation_card("third", intended_use="Research use. Marks air in a volume of the chest.")
+    told = arriving.add(settings, embedded.database, write_model(tmp_path, own, thresholding()).parent, by=ANN).warnings
+    assert not [line for line in told if "word for word" in line]
+
+
 def test_what_a_card_leaves_open_is_said_when_it_is_added_and_shown(
     embedded: Holding, settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

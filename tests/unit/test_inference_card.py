@@ -80,6 +80,7 @@ def test_absent_weights_are_refused_by_the_files_name(tmp_path: Path) -> None:
         ({"resources": {"memory_mb": 10**15}}, "resources.memory_mb: Input should be less than"),
         ({"inputs": [{"role": "ct", "kind": "volume", "slice_spacing_mm": [0, float("inf")]}]}, "slice_spacing_mm"),
         ({"outputs": []}, "outputs:"),
+        ({"manufacturer": "A\\B"}, "manufacturer: expected 1 to 64 characters on one line"),
         ({"boxes": {"form": "xywh"}}, "boxes: only a model whose tensors are boxes"),
         ({"postprocess": [{"smooth": {}}]}, "postprocess.0.smooth: unknown key"),
         ({"preprocess": [{"normalize": {"mean": [0], "std": [1]}}]}, "z_score; a mean and a standard deviation"),
@@ -230,7 +231,13 @@ def test_a_hostile_card_is_a_problem_of_its_own_and_no_other_models(tmp_path: Pa
 def test_the_digest_and_the_device_uid_change_with_behaviour_alone(tmp_path: Path) -> None:
     base = card_with(tmp_path / "base")
     for number, same in enumerate(
-        [{"title": "Other"}, {"performance": "better"}, {"limits": "x"}, {"resources": {"seconds": 9}}]
+        [
+            {"title": "Other"},
+            {"performance": "better"},
+            {"limits": "x"},
+            {"resources": {"seconds": 9}},
+            {"manufacturer": "A"},
+        ]
     ):
         card = card_with(tmp_path / f"same{number}", **same)
         assert (card.digest, card.device_uid) == (base.digest, base.device_uid)
