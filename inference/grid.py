@@ -209,6 +209,7 @@ def resample(
     interpolation: Interpolation = "linear",
     outside: float = 0.0,
     antialias: bool = False,
+    as_float: bool = False,
     threads: int | None = None,
 ) -> npt.NDArray[Any]:
     """Bring values to another grid.
@@ -228,6 +229,8 @@ def resample(
         Where an axis of the target is coarser, weigh all the source voxels that a target voxel covers (a triangle of
         twice its width) instead of the nearest two. Off by default, since networks are mostly trained without it. It
         needs grids whose axes run along each other; elsewhere it is not applied.
+    as_float
+        Give float32 also by ``nearest``: whole numbers have no value of their own for what lies ``outside``.
     threads
         Default: as many as this process may use.
 
@@ -238,7 +241,7 @@ def resample(
     """
     if array.shape != source.shape:
         raise ValueError(f"an array of shape {array.shape} is not on a grid of {source.shape}")
-    dtype = array.dtype if interpolation == "nearest" else np.dtype(np.float32)
+    dtype = array.dtype if interpolation == "nearest" and not as_float else np.dtype(np.float32)
     result = np.empty(target.shape, dtype=dtype)
     mapping = np.linalg.inv(source.affine) @ target.affine
     order = aligned(mapping, target.shape)

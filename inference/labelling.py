@@ -237,8 +237,7 @@ class _Reader:
     def __init__(
         self, card: Card, array: npt.NDArray[Any], source: Grid, way: _Way, field: npt.NDArray[np.bool_] | None
     ) -> None:
-        # The nearest value is of the array's own type, and whole numbers have none that says "beyond".
-        self._array = array.astype(np.float32, copy=False) if way.interpolation == "nearest" else array
+        self._array = array
         self._source = source
         self._way = way
         self._field = field
@@ -255,10 +254,8 @@ class _Reader:
         return values
 
     def _plain(self, section: Grid, outside: float) -> Scores:
-        plain: Scores = resample(
-            self._array, self._source, section, interpolation=self._way.interpolation, outside=outside
-        ).astype(np.float32, copy=False)
-        return plain
+        way = self._way.interpolation
+        return resample(self._array, self._source, section, interpolation=way, outside=outside, as_float=True)
 
     def _pieces(self, over: Over) -> Iterator[Scores]:
         grid = self._way.measured

@@ -126,6 +126,21 @@ def test_cropping_and_padding_are_centred_and_exact(old: int, new: int, first: i
     assert sorted(found[found != 0]) == sorted(values[kept, kept, kept].ravel())
 
 
+@pytest.mark.parametrize("turn", [0.0, 0.4])
+def test_the_nearest_of_whole_numbers_can_say_where_there_is_none(turn: float) -> None:
+    source = grid((6, 9, 8), (2.0, 1.0, 1.0))
+    values = np.random.default_rng(1).integers(-1000, 3000, source.shape).astype(np.int16)
+    target = grid((8, 7, 12), (1.5, 1.3, 1.1), turn)
+    found = resample(values, source, target, interpolation="nearest", outside=float("nan"), as_float=True)
+    plain = resample(values, source, target, interpolation="nearest", outside=-5000)
+    assert found.dtype == np.float32
+    assert plain.dtype == np.int16
+    beyond = plain == -5000
+    assert 0 < beyond.sum() < beyond.size
+    assert (np.isnan(found) == beyond).all()
+    assert (found[~beyond] == plain[~beyond]).all()
+
+
 def test_a_mask_comes_back_within_half_a_voxel_from_a_coarser_grid_smooth_or_not() -> None:
     source = grid((40, 60, 60), (2.0, 0.8, 0.8))
     model = source.oriented("RAS").with_spacing((1.5, 1.5, 1.5))

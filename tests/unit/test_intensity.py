@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from inference.card import load_card
+from inference.card import Card, load_card
 from inference.engine import ImageFile
 from inference.errors import CardError, InputRefused
+from inference.grid import Grid
 from inference.inputs import InputRole
 from inference.intensity import changes
 from inference.labelling import label_by_window, marking_of
@@ -65,10 +68,9 @@ def series(folder: Path, *, step: tuple[float, ...] | None = None, shape: tuple[
     return [ImageFile(path.stem, path) for path in paths]
 
 
-def seen(tmp_path: Path, read: RoleVolumes, preprocess: list[dict[str, Any]]) -> Values:
-    """What the model is given: (channels, slices, rows, columns)."""
+def model_of(tmp_path: Path, roles: Sequence[str], preprocess: list[dict[str, Any]]) -> Card:
     card = segmentation_card(
-        inputs=[{"role": name, "kind": "volume", "minimum_instances": 2} for name in read.arrays],
+        inputs=[{"role": name, "kind": "volume", "minimum_instances": 2} for name in roles],
         tensors={"image": "image", "output": "scores"},
         layout="ncdhw",
         preprocess=preprocess,
@@ -76,7 +78,12 @@ def seen(tmp_path: Path, read: RoleVolumes, preprocess: list[dict[str, Any]]) ->
         not_analysed={},
     )
     del card["slab"]
-    loaded = load_card(write_model(tmp_path / "models", card, b"none is run here"))
+    return load_card(write_model(tmp_path / "models", card, b"none is run here"))
+
+
+def seen(tmp_path: Path, read: RoleVolumes, preprocess: list[dict[str, Any]]) -> Values:
+    """What the model is given: (channels, slices, rows, columns)."""
+    loaded = model_of(tmp_path, list(read.arrays), preprocess)
     given = []
 
     def infer(feeds: Any) -> npt.NDArray[Any]:
@@ -131,3 +138,25 @@ def test_a_turn_after_the_steps_on_intensities_is_refused(tmp_path: Path) -> Non
     read = read_roles(ROLES[:1], {"t1": series(tmp_path / "1")})
     with pytest.raises(CardError, match="crop_or_pad may come last"):
         seen(tmp_path, read, [{"z_score": {}}, {"orient": {"axes": "RAS"}}])
+
+
+def test_the_nearest_values_are_looked_up_without_a_copy_of_the_volume(tmp_path: Path) -> None:
+    nearest = {"resample": {"spacing_mm": [8, 8, 8], "interpolation": "nearest"}}
+    card = model_of(tmp_path, ["ct"], [nearest, {"scale": {"low": 0, "high": 1000}}])
+    volume = np.full((64, 256, 256), 500, np.int16)
+    grid = Grid(volume.shape, np.diag([2.0, 1, 1, 1])[[2, 1, 0, 3]])
+    given = []
+
+    def infer(feeds: Any) -> npt.NDArray[Any]:
+        given.append(float(feeds["image"].mean()))
+        return np.zeros((1, 1, *feeds["image"].shape[2:]), np.uint8)
+
+    tracemalloc.start()
+    try:
+        labels = label_by_window(card, infer, [volume], grid, marking_of(card))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert given == [0.5]
+    # The mask itself is half as large as the volume, and a copy of it in float32 twice.
+    assert peak - labels.nbytes < volume.nbytes

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,11 +29,12 @@ def nested(*radii: float, shape: Sequence[int] = (20, 24, 22)) -> Structures:
     return {label: away <= radius**2 for label, radius in enumerate(radii, start=1)}
 
 
-def written(structures: Structures, **options: Any) -> tuple[npt.NDArray[np.uint8], Marking]:
-    marking = Marking(structures, "keep", **options)
+def written(structures: Structures, *, again: bool = False) -> tuple[npt.NDArray[np.uint8], Marking]:
+    """The mask of these structures; values may be used again where that is said."""
+    marking = Marking(structures, "keep")
     mask = np.zeros(next(iter(structures.values())).shape, np.uint8)
     for label, where in structures.items():
-        marking.put(mask, where, label)
+        marking.put(mask, where, label, within=mask if again else None)
     return mask, marking
 
 
@@ -67,9 +67,7 @@ def test_structures_are_kept_whatever_sets_there_were_on_the_way_as_long_as_thos
     here[1:, :3] = True
     structures = {label: here.copy() for label in range(1, 130)}
     structures[100][2] = False
-    mask, marking = np.zeros(here.shape, np.uint8), Marking(structures, "keep")
-    for label, where in structures.items():
-        marking.put(mask, where, label, within=mask)
+    mask, marking = written(structures, again=True)
     painting = Marking(structures, "keep")
     marked = np.stack(list(structures.values()))
     painted = np.stack([painting.painted(marked[:, plane], structures) for plane in range(3)])
@@ -94,23 +92,19 @@ def test_a_plane_that_is_painted_at_once_holds_each_structure_as_if_alone(count:
     marking = Marking(range(1, count + 1), "keep")
     plane = marking.painted(marked, range(1, count + 1))
     assert all((marking.of(plane, label) == marked[label - 1]).all() for label in range(1, count + 1))
-    mask = np.zeros((3, 12, 20), np.uint8)
-    whole = Marking(range(1, count + 1), "keep")
-    for label, where in enumerate(marked, start=1):
-        whole.put(mask, np.stack([where, where[::-1], where]), label, within=mask)
+    planes = {label: np.stack([where, where[::-1], where]) for label, where in enumerate(marked, start=1)}
+    mask, whole = written(planes, again=True)
     assert all((whole.of(mask[1], label) == marked[label - 1, ::-1]).all() for label in range(1, count + 1))
 
 
 def test_more_ways_to_overlap_than_a_byte_tells_apart_are_refused() -> None:
     random = np.random.default_rng(1)
+    structures = {label: random.random((4, 40, 40)) < 0.5 for label in range(1, 13)}
+    for again in (False, True):
+        with pytest.raises(EngineFailure, match="255 at most"):
+            written(structures, again=again)
     with pytest.raises(EngineFailure, match="255 at most"):
-        written({label: random.random((4, 40, 40)) < 0.5 for label in range(1, 13)})
-    marking, mask = Marking(range(1, 13), "keep"), np.zeros((4, 40, 40), np.uint8)
-    with pytest.raises(EngineFailure, match="255 at most"):
-        for label in range(1, 13):
-            marking.put(mask, random.random(mask.shape) < 0.5, label, within=mask)
-    with pytest.raises(EngineFailure, match="255 at most"):
-        Marking(range(1, 13), "keep").painted(random.random((12, 40, 40)) < 0.5, range(1, 13))
+        Marking(structures, "keep").painted(np.stack([one[0] for one in structures.values()]), structures)
 
 
 @pytest.mark.parametrize(
