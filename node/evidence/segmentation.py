@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from pydicom import Dataset
 from pydicom.uid import CTImageStorage
 from pydicom.valuerep import format_number_as_ds
 
-from inference.marking import Marking, places_of
+from inference.marking import places_of
 from node.errors import EvidenceError, kind_and_place
 from node.evidence import codes
 from node.evidence.provenance import (
@@ -22,6 +22,7 @@ from node.evidence.provenance import (
     series_description,
     series_number,
 )
+from node.evidence.structures import Structures
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,7 +111,7 @@ def write_segmentation(
             source_images=[reference for _, reference in references],
             pixel_array=_renumbered(labels, numbers)
             if len(planes) == len(labels) and not overlapping
-            else _apart(segmentation, list(numbers), list(planes.values())),
+            else cast("npt.NDArray[np.uint8]", Structures(segmentation, list(numbers), list(planes.values()))),
             segmentation_type="BINARY",
             segment_descriptions=descriptions,
             series_instance_uid=series_uid,
@@ -151,32 +152,6 @@ def _planes_by_place(segmentation: Segmentation) -> dict[tuple[str, int], list[i
     for plane, place in enumerate(places_of(segmentation)):
         places.setdefault(place, []).append(plane)
     return places
-
-
-def _apart(segmentation: Segmentation, wanted: list[int], places: list[list[int]]) -> npt.NDArray[np.uint8]:
-    """Return uint8 0 or 1 of (places, rows, columns, segments), since segments that overlap share no plane.
-
-    A segment's plane lies in one piece, since highdicom takes one after the other.
-    """
-    labels, marking = segmentation.labels, Marking(wanted, together=segmentation.together)
-    apart = np.zeros((len(wanted), len(places), *labels.shape[1:]), np.uint8)
-    for place, planes in enumerate(places):
-        for plane in planes:
-            if labels[plane].any():
-                for segment, label in enumerate(wanted):
-                    apart[segment, place] |= marking.of(labels[plane], label)
-    return np.moveaxis(apart, 0, -1).view(_Apart)
-
-
-class _Apart(np.ndarray[Any, np.dtype[np.uint8]]):
-    """An array of 0 and 1 for at most 255 segments, whose sums therefore fit a byte.
-
-    highdicom adds the segments up to see whether they overlap: as numpy does by itself, in eight bytes a voxel.
-    """
-
-    def sum(self, axis: Any = None, **options: Any) -> Any:  # type: ignore[override]
-        """Add up in bytes."""
-        return np.add.reduce(self.view(np.ndarray), axis=axis, **{"dtype": np.uint8} | options)
 
 
 def _say_in_each_frame(document: Dataset) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -16,11 +17,22 @@ from inference.findings import Code, Coverage, Findings, Segment, Segmentation
 from inference.marking import Marking, dice, planes_of
 from inference.samples import read_mask, write_mask
 from inference.volume import Volume, read_volume
-from node.evidence import segmentation
+from node.evidence.provenance import Context
+from node.evidence.segmentation import write_segmentation
+from node.evidence.source import read_sources
 from node.workflow import comparing
 from tests.dicom_factory import ct_series
 from tests.enhanced_factory import enhanced
-from tests.evidence_factory import content, documents_of, errors_of, masks_by_point
+from tests.evidence_factory import (
+    LUNG_CT,
+    NODE,
+    NOW,
+    content,
+    documents_of,
+    errors_of,
+    masks_by_point,
+    uids_of,
+)
 
 SHAPE = (9, 24, 20)
 ABNORMAL = Code(value="49755003", scheme="SCT", meaning="Morphologically Abnormal Structure")
@@ -96,13 +108,39 @@ def test_structures_that_lie_in_one_another_have_their_own_frames_and_whole_volu
         assert (np.moveaxis(read, -1, 0) == kept).all()
 
 
-def test_structures_are_told_apart_for_the_writer_without_eight_bytes_a_voxel(tmp_path: Path) -> None:
-    findings, volume = tumours_on(ct_series(tmp_path, np.zeros(SHAPE)))
-    assert findings.segmentation is not None
-    apart = segmentation._apart(findings.segmentation, [1, 2, 3], [[plane] for plane in range(SHAPE[0])])
-    assert (np.moveaxis(apart, -1, 0) == [volume.to_source(one.astype(np.uint8)) for one in nested().values()]).all()
-    deep = apart.sum(axis=-1)
-    assert (deep.dtype, deep.max()) == (np.uint8, 3)
+def test_structures_that_overlap_are_written_without_a_byte_for_each_of_them_and_each_voxel(tmp_path: Path) -> None:
+    labels = range(1, 25)
+    paths = ct_series(tmp_path, np.zeros((6, 512, 512)))
+    uids = uids_of(paths)
+    marking = Marking(labels, "keep")
+    mask = np.zeros((6, 512, 512), np.uint8)
+    for label in labels:
+        where = np.zeros((512, 512), np.bool_)
+        where[10 : 20 + label, 30:90] = True
+        marking.put(mask[label // 5], where, label)
+    segmentation = Segmentation(
+        segments=tuple(
+            Segment(label=label, name=f"part {label}", code=CODES[0], category=ABNORMAL, volume_ml=1.0)
+            for label in labels
+        ),
+        images=uids,
+        labels=mask,
+        together=marking.together,
+    )
+    context = Context(source=read_sources(paths, uids), model=LUNG_CT, node=NODE, revision=1, predecessors=(), now=NOW)
+    # Once before it is measured, since what is imported takes memory too.
+    write_segmentation(segmentation, None, context)
+    tracemalloc.start()
+    try:
+        written = write_segmentation(segmentation, None, context)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert written is not None
+    seg = dcmread(BytesIO(written.data))
+    assert (seg.SegmentsOverlap, int(seg.NumberOfFrames)) == ("YES", len(labels))
+    assert seg.pixel_array.sum(axis=(1, 2)).tolist() == [(10 + label) * 60 for label in labels]
+    assert peak < mask.size * len(labels) / 2
 
 
 @pytest.mark.parametrize("kind", ["series", "enhanced"])
