@@ -107,7 +107,7 @@ def _check_mirror(card: Card) -> None:
     """Refuse flips that change the patient's sides where an output is of one side: its mean would be of both."""
     axes = next((step.orient.axes for step in card.preprocess if step.orient), _VOLUME_AXES)
     across = next(number for number, letter in enumerate(axes) if letter in "LR")
-    sided = next((output.name for output in card.outputs if _SIDES & _words(output)), None)
+    sided = next((output.name for output in card.outputs if _is_of_one_side(output)), None)
     if card.window is not None and across in card.window.mirror and sided is not None:
         raise ValueError(
             f"window.mirror: axis {across} runs between the patient's left and right, and {sided!r} is of one side, "
@@ -117,11 +117,18 @@ def _check_mirror(card: Card) -> None:
 
 #: What the array axes of a volume grow towards where a card does not turn it (docs/geometry.md).
 _VOLUME_AXES: Final = "SPL"
-_SIDES: Final = frozenset({"left", "right"})
+#: A side within a word, as in "leftlung"; neither "cleft" nor "bright" nor "upright" has one.
+_SIDED_WORD: Final = re.compile("(left|right).*|.*(?<!c)left|.*(?<!b)(?<!up)right")
 
 
-def _words(output: Output) -> set[str]:
-    return {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", f"{output.name} {output.code.meaning}")}
+def _is_of_one_side(output: Output) -> bool:
+    """Whether a name or a code's meaning says so: left and right, lh and rh, and l or r at its end (lung_l)."""
+    for text in (output.name, output.code.meaning):
+        # With their numbers: the L of L1 is none.
+        words = [word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+|[0-9]+", text)]
+        if any(word in ("lh", "rh") or _SIDED_WORD.fullmatch(word) for word in words) or words[-1:] in (["l"], ["r"]):
+            return True
+    return False
 
 
 def _check_radiograph(card: Card) -> None:

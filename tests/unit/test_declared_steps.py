@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,26 @@ def test_what_would_be_done_in_part_is_refused_with_its_key(
 ) -> None:
     with pytest.raises(CardError, match=words):
         load_card(write_model(tmp_path, card_of(*way, []) | changes, graph(way[1], way[0])))
+
+
+@pytest.mark.parametrize(
+    ("name", "sided"),
+    [
+        *[
+            (name, True)
+            for name in ("lung_l", "lung-R", "LungL", "leftlung", "LUNGRIGHT", "hippocampus_lh", "ctx-rh-v1")
+        ],
+        *[
+            (name, False)
+            for name in ("lungs", "vertebrae_L1", "cleft palate", "bright spots", "l_spine", "oral", "pR2")
+        ],
+    ],
+)
+def test_a_side_is_known_however_a_name_is_written(tmp_path: Path, name: str, sided: bool) -> None:
+    changes = {"outputs": [OUTPUT | {"name": name}], "window": mirrored(2)}
+    path = write_model(tmp_path, card_of(*VOLUME, []) | changes, graph("ncdhw"))
+    with pytest.raises(CardError, match=f"and '{name}' is of one side") if sided else nullcontext():
+        load_card(path)
 
 
 @pytest.mark.parametrize(
