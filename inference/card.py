@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, Valida
 from inference.cardfile import read_yaml
 from inference.cardfiles import Stamp, checked_file, require_unchanged
 from inference.cardwords import explained
-from inference.declared import check_steps
+from inference.declared import check_layout, check_steps
 from inference.errors import CardError
 from inference.fields import CodeField, Limit, Strict
 from inference.inputs import InputRole
@@ -265,6 +265,7 @@ class Card(Strict):
             raise ValueError("inputs: at least one role is needed and not optional")
         if len({role.kind for role in self.inputs}) != 1:
             raise ValueError("inputs: all roles are of one kind")
+        check_layout(self, tensors=self.engine in TENSOR_ENGINES)
         if self.engine in TENSOR_ENGINES:
             self._check_tensors()
         elif self.tensors or self.preprocess or self.postprocess or self.slab or self.window:

@@ -15,7 +15,7 @@ from inference.steps import GEOMETRIC, PROJECTION
 if TYPE_CHECKING:
     from inference.card import Card, Output
 
-__all__ = ["POSTPROCESS", "check_steps"]
+__all__ = ["POSTPROCESS", "check_layout", "check_steps"]
 
 _MASK: Final = frozenset({"keep_components", "fill_holes", "require_volume"})
 _SCORES: Final = frozenset({"activation", "threshold"})
@@ -41,6 +41,27 @@ _WHY: Final[Mapping[tuple[str, str], str]] = {
     ("measurement", "nchw"): "its values are measured and no probabilities of a finding",
     ("detection", "nchw"): "its scores have to be 0 to 1 in the graph itself",
 }
+
+
+def check_layout(card: Card, *, tensors: bool) -> None:
+    """Refuse a layout that nothing reads; the default says nothing, and passes.
+
+    Parameters
+    ----------
+    tensors
+        Whether the card's engine takes tensors and gives tensors.
+
+    Raises
+    ------
+    ValueError
+        With the reason.
+    """
+    if card.layout == "zyx":
+        return
+    if card.task != "segmentation":
+        raise ValueError(f"layout: only a segmentation has one; a {card.task} is given (images, 1, size, size) anyway")
+    if not tensors:
+        raise ValueError(f"layout: the engine {card.engine} reads the images itself; leave it out")
 
 
 def check_steps(card: Card) -> None:

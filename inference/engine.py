@@ -113,6 +113,7 @@ def open_engine(card: Card) -> Engine:
     """
     from inference.batching import shared
     from inference.card import TENSOR_ENGINES
+    from inference.extras import lacking
     from inference.perform import CardEngine, GatedEngine
 
     try:
@@ -123,6 +124,4 @@ def open_engine(card: Card) -> Engine:
             return CardEngine(card, model) if card.engine == "kserve" else shared(card, model)
         return GatedEngine(card, cast("Engine", module.open_engine(card)))
     except ModuleNotFoundError as absent:
-        raise CardError(
-            f"{card.path}: engine: {card.engine} needs {absent.name}, which is not installed here"
-        ) from absent
+        raise CardError(f"{card.path}: engine: {card.engine} {lacking(absent)}") from absent

@@ -17,6 +17,7 @@ from inference.bring.codes import ANATOMY, as_values, category_of, open_code, pa
 from inference.bring.convgraph import chain_to_onnx
 from inference.bring.tfjs import Convolution, read_chain
 from inference.errors import CardError
+from inference.extras import lacking
 
 __all__ = ["MODEL_FILE", "convert_meshnet"]
 
@@ -59,9 +60,7 @@ def convert_meshnet(
     try:
         import onnx
     except ModuleNotFoundError as absent:
-        raise CardError(
-            f"{source}: to convert it needs {absent.name}, which is not here: .venv/bin/pip install -e '.[convert]'"
-        ) from absent
+        raise CardError(f"{source}: to convert it {lacking(absent)}") from absent
 
     layers, remarks = read_chain(source / "model.json")
     classes = _classes(source, labels, layers[-1].kernel.shape[0])

@@ -17,10 +17,8 @@ if TYPE_CHECKING:
     from inference.bring.bundle import Described
     from inference.card import Card
 
-__all__ = ["CheckOption", "add_bundle", "add_meshnet"]
+__all__ = ["CheckOption", "add_bundle", "add_meshnet", "as_typed"]
 
-#: What installs the engine of a bundle.
-_TORCH = ".venv/bin/pip install -e '.[torch]'"
 NameOption = Annotated[str, typer.Option("--name", help="What the model is called here; made from its own name else.")]
 VersionOption = Annotated[
     str, typer.Option("--version", help="Its version here, where what it says of itself is taken already.")
@@ -63,11 +61,11 @@ def add_bundle(
     from inference.bring.archive import take_in
     from inference.bring.bundle import describe_bundle
 
-    with _room() as folder:
+    with _room() as folder, as_typed(source, folder):
         with progress("copy") as step:
             files = take_in(source, folder / "bundle", progress=step)
         copy = folder / "bundle"
-        with _as_typed(source, copy):
+        with as_typed(source, copy):
             described = describe_bundle(
                 copy, files, folder="bundle", name=name or None, codes=code or [], modality=modality or None
             ).called(version)
@@ -103,7 +101,7 @@ def add_meshnet(
     if scaling not in ("auto", "minmax", "quantile"):
         raise typer.BadParameter("expected auto, minmax or quantile", param_hint="--scaling")
     called = name or re.sub(r"[^a-z0-9]+", "-", f"meshnet-{source.resolve().name}".lower()).strip("-")[:62]
-    with _room() as folder:
+    with _room() as folder, as_typed(source, folder):
         described = convert_meshnet(
             source,
             folder,
@@ -125,14 +123,17 @@ def _room() -> Iterator[Path]:
 
 
 @contextmanager
-def _as_typed(source: Path, copy: Path) -> Iterator[None]:
+def as_typed(source: Path | str, copy: Path) -> Iterator[None]:
     """Name in an error what was given, and not the copy of it that is gone afterwards."""
     from inference.errors import CardError
 
     try:
         yield
     except CardError as problem:
-        raise CardError(str(problem).replace(str(copy), str(source))) from problem
+        text = str(problem)
+        for place in (copy.resolve(), copy):
+            text = text.replace(str(place), str(source))
+        raise CardError(text) from problem
 
 
 def _finish(
@@ -166,7 +167,7 @@ def _try(card: Card, source: Path) -> None:
 def refusal(card: Card, source: Path, problem: str) -> str:
     """Return why a model was not added, by what was typed: the folder that it was made in is gone by then."""
     problem = problem.replace(f"{card.path}: ", "").replace(f"{card.directory}/", "")
-    hint = f": {_TORCH} (--no-check adds it as it is)" if "not installed here" in problem else ""
+    hint = " (--no-check adds it as it is)" if "not installed here" in problem else ""
     return f"{source}: {card.name} {card.version} cannot be loaded, and was not added: {problem}{hint}"
 
 

@@ -195,6 +195,7 @@ def card_named(model: str, config: Path) -> Card:
 def _failing() -> Iterator[None]:
     """Explain an engine that broke as any other error of a command."""
     from inference.errors import EngineFailure
+    from inference.extras import lacking
     from node.errors import NodeError
 
     try:
@@ -202,4 +203,4 @@ def _failing() -> Iterator[None]:
     except EngineFailure as failure:
         raise NodeError(failure.text) from failure
     except ModuleNotFoundError as absent:
-        raise NodeError(f"{absent.name} is not installed here: .venv/bin/pip install -e '.[convert]'") from absent
+        raise NodeError(f"this {lacking(absent)}") from absent

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from node.cli.bringing import as_typed
 from node.cli.options import CONFIG, ByOption, ConfigOption
 from node.cli.support import asker, console, load, progress, show
 
@@ -72,7 +73,7 @@ def pull(
         with progress("fetch") as step:
             file = obtain(wanted, source, mirror=mirror or None, progress=step)
         real = _radiographs(images, wanted.resolution) if images else []
-        with tempfile.TemporaryDirectory(prefix="overread-pull-") as folder:
+        with tempfile.TemporaryDirectory(prefix="overread-pull-") as folder, as_typed(model, Path(folder)):
             typer.echo(f"read {file.name} and compare with the library ...", err=True)
             brought = bring(wanted, file, Path(folder), name=name or None, native=native, images=real)
             from node.cli.models import at_work
@@ -94,13 +95,12 @@ def pull(
 def _catalogue() -> Any:
     from inference.engines import torchxrayvision_catalogue
     from inference.errors import CardError
+    from inference.extras import lacking
 
     try:
         torchxrayvision_catalogue.names()
     except ModuleNotFoundError as absent:
-        raise CardError(
-            f"torchxrayvision: needs {absent.name}, which is not installed: .venv/bin/pip install -e '.[torch,convert]'"
-        ) from absent
+        raise CardError(f"torchxrayvision: {lacking(absent, 'torch,convert')}") from absent
     return torchxrayvision_catalogue
 
 

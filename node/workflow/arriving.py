@@ -114,6 +114,7 @@ def _add(settings: Settings, database: Database, source: Path, coming: Path, *, 
     check_samples(card)
     problem = why_not_loaded(card) if check and (known is None or removed) else ""
     if problem:
+        problem = problem.replace(f"{card.path}: ", "")
         raise CardError(f"{name} cannot be loaded, and was not added: {problem} (--no-check adds it as it is)")
     warnings = [*cautions(card), *copied(card, _others(settings))]
     _put(coming, place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 from inference.card import Card, load_card
 from inference.engine import open_engine
 from inference.errors import CardError
+from inference.extras import lacking
 from inference.registry import Registry
 from tests.model_factory import classification_card, code, mean_brightness, segmentation_card, thresholding, write_model
 
@@ -287,6 +289,18 @@ def test_a_folder_that_is_not_its_cards_name_is_refused(tmp_path: Path) -> None:
         Registry.from_folder(tmp_path)
     with pytest.raises(CardError, match="folder"):
         Registry.from_folder(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("package", "extra"),
+    [("openvino", "openvino"), ("grpc", "kserve"), ("tritonclient.grpc", "kserve"), ("torch.nn", "torch")],
+)
+def test_a_package_that_is_not_here_is_told_with_the_command_that_installs_it(package: str, extra: str) -> None:
+    assert lacking(ModuleNotFoundError(name=package)) == (
+        f"needs {package}, which is not installed here: .venv/bin/pip install -e '.[{extra}]'"
+    )
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert extra in project["project"]["optional-dependencies"]
 
 
 def test_every_shipped_card_loads_and_its_model_opens() -> None:

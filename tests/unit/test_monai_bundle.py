@@ -18,6 +18,7 @@ from inference.bring.codes import open_names, suggest
 from inference.card import Card, load_card
 from inference.engine import ImageFile, Job, open_engine
 from inference.errors import CardError, EngineFailure
+from inference.extras import lacking
 from inference.findings import Findings
 from inference.grid import Grid
 from inference.host import EngineHost
@@ -78,11 +79,12 @@ def test_what_is_no_bundle_and_what_cannot_run_here_are_told_by_what_was_typed(t
     text = str(_add(tmp_path, wrong).exception)
     assert text.startswith(f"{wrong}: no configs/metadata.json")
     card = load_card(write_model(tmp_path / "gone", segmentation_card(), thresholding()))
-    told = refusal(card, wrong, f"{card.path}: engine: monai-bundle needs torch, which is not installed here")
+    absent = lacking(ModuleNotFoundError(name="torch.nn"))
+    told = refusal(card, wrong, f"{card.path}: engine: monai-bundle {absent}")
     assert told.startswith(
         f"{wrong}: blobs 1.0.0 cannot be loaded, and was not added: engine: monai-bundle needs torch"
     )
-    assert "pip install -e '.[torch]'" in told
+    assert "pip install -e '.[torch]' (--no-check" in told
     assert "gone" not in told
 
 
