@@ -11,14 +11,16 @@ its own making. A memory cgroup, set by whoever starts the node, sees that too.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from inference.processtree import resident_bytes, together_resident_bytes
 
-__all__ = ["together_held_bytes"]
+__all__ = ["HeldMemory"]
 
 _SHM = "/dev/shm"  # noqa: S108 - looked at, not written to
 _BLOCK = 512
@@ -29,20 +31,58 @@ _MAPPING = re.compile(rb"[0-9a-f]+-[0-9a-f]+ \S+ [0-9a-f]+ ([0-9a-f]+):([0-9a-f]
 _File = tuple[int, int]
 
 
-def together_held_bytes(pids: list[int], limit: int) -> int:
-    """Return the memory that processes hold together, in bytes.
+class HeldMemory:
+    """Tells again and again how much memory the processes of one program hold together.
 
-    A page that is in a file and mapped too counts twice, unless that would be above ``limit``: then the mappings are
-    read, which is exact and dearer. The processes are given, and not looked up: a program that forks without an end has
-    more of them each time that anybody looks.
+    To look through all that they have open is dear. It is done every so many seconds, and in between whenever what lies
+    in files in memory has grown by so much, in the whole system, that the program could be above its limit.
+
+    Parameters
+    ----------
+    every_seconds
+        How long what was found may stand.
     """
-    resident = together_resident_bytes(pids, limit)
-    files = _memfds(pids)
-    device, shared = _own_shm(pids)
-    filed = sum(files.values()) + shared
-    if filed and resident + filed > limit:
-        resident = sum(_besides(one, set(files), device) for one in pids)
-    return resident + filed
+
+    def __init__(self, every_seconds: float = 1.0) -> None:
+        self._every_seconds = every_seconds
+        self._until = -math.inf
+        self._files: dict[_File, int] = {}
+        self._device: int | None = None
+        self._filed = 0
+        self._least = 0
+
+    def bytes(self, pids: list[int], limit: int) -> int:
+        """Return the memory that processes hold together, in bytes.
+
+        A page that is in a file and mapped too counts twice, unless that would be above ``limit``: then the mappings
+        are read, which is exact and dearer. The processes are given, and not looked up: a program that forks without an
+        end has more of them each time that anybody looks.
+        """
+        resident = together_resident_bytes(pids, limit)
+        filed_anywhere = _shmem()
+        self._least = min(self._least, filed_anywhere)
+        most = resident + self._filed + filed_anywhere - self._least
+        if most > limit or time.monotonic() >= self._until:
+            self._least = filed_anywhere
+            self._look(pids)
+        if self._filed and resident + self._filed > limit:
+            resident = sum(_besides(one, set(self._files), self._device) for one in pids)
+        return resident + self._filed
+
+    def _look(self, pids: list[int]) -> None:
+        self._files = _memfds(pids)
+        self._device, shared = _own_shm(pids)
+        self._filed = sum(self._files.values()) + shared
+        self._until = time.monotonic() + self._every_seconds
+
+
+def _shmem() -> int:
+    """Return the bytes that lie in files in memory anywhere (proc(5), ``meminfo``); 0 where that is not told."""
+    try:
+        with open("/proc/meminfo", "rb") as lines:  # noqa: PTH123 - asked twenty times a second
+            return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(b"Shmem:")), 0)
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 def _memfds(pids: list[int]) -> dict[_File, int]:
@@ -51,7 +91,7 @@ def _memfds(pids: list[int]) -> dict[_File, int]:
     for pid in pids:
         folder = f"/proc/{pid}/fd"
         try:
-            numbers = os.listdir(folder)  # noqa: PTH208 - asked twenty times a second
+            numbers = os.listdir(folder)  # noqa: PTH208 - thousands of names, and no need of a Path for each
         except OSError:
             continue
         for number in numbers:

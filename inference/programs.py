@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from inference.errors import EngineFailure
-from inference.heldmemory import together_held_bytes
+from inference.heldmemory import HeldMemory
 from inference.processtree import children, kill_marked, kill_tree
 
 __all__ = ["Limits", "run_program"]
@@ -158,6 +158,7 @@ def _watch(process: subprocess.Popen[bytes], watched: Sequence[Path], limits: Li
     tail = bytearray()
     deadline = time.monotonic() + limits.seconds
     look = 0.0
+    memory = HeldMemory()
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         while True:
@@ -178,7 +179,7 @@ def _watch(process: subprocess.Popen[bytes], watched: Sequence[Path], limits: Li
             below = children(process.pid, most=limits.processes)
             if len(below) > limits.processes:
                 raise EngineFailure("broke", f"the program started more than {limits.processes} processes")
-            held = together_held_bytes([process.pid, *below], limits.memory_bytes)
+            held = memory.bytes([process.pid, *below], limits.memory_bytes)
             if held > limits.memory_bytes:
                 raise EngineFailure(
                     "overran-memory",

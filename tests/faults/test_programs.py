@@ -12,6 +12,7 @@ import pytest
 
 from inference import programs
 from inference.errors import EngineFailure
+from inference.heldmemory import HeldMemory
 from inference.processtree import descendants, kill_tree, tree_resident_bytes
 from inference.programs import Limits, run_program
 from tests.faults.test_engine_faults import alive, wait_for
@@ -130,6 +131,22 @@ else:
         run(tmp_path, code, where, "90", "unmapped", memory_bytes=140 * MB)
     assert caught.value.reason == "overran-memory"
     run(tmp_path, code, where, "90", "mapped", memory_bytes=140 * MB)
+
+
+def test_open_files_are_looked_through_now_and_then_and_at_once_where_they_could_be_above_the_limit() -> None:
+    memory, own = HeldMemory(every_seconds=3600), [os.getpid()]
+    file = os.memfd_create("x")
+    try:
+        os.write(file, b"1")
+        plain = memory.bytes(own, 1 << 50)
+        exact = memory.bytes(own, 1)
+        for _ in range(128):
+            os.write(file, bytes(MB))
+        assert memory.bytes(own, 1 << 50) < plain + 64 * MB
+        assert memory.bytes(own, plain + 32 * MB) > exact + 64 * MB
+    finally:
+        os.close(file)
+    assert memory.bytes(own, plain + 32 * MB) < plain + 32 * MB
 
 
 def test_a_program_that_only_forks_is_ended(tmp_path: Path) -> None:
