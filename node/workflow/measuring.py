@@ -186,7 +186,7 @@ def _measured(settings: Settings, card: Card, progress: Callable[..., None]) -> 
     analysed = [one for one in card.samples if one.not_analysed is None]
     done = 0
 
-    def told(way: str) -> None:
+    def tell(way: str) -> None:
         nonlocal done
         progress(done, 3, f"measure {way}")
         done += 1
@@ -199,7 +199,7 @@ def _measured(settings: Settings, card: Card, progress: Callable[..., None]) -> 
             jobs=[job_of(card, one) for one in analysed[:4]],
             source="samples",
             cores=cores_of(settings.perform),
-            progress=told,
+            progress=tell,
         )
     except EngineFailure as failure:
         # Its samples will tell better what is wrong with the model.
