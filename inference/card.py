@@ -408,8 +408,8 @@ def load_card(path: Path, *, hashed: bool = True) -> Card:
     try:
         card = Card.model_validate(content)
     except ValidationError as problem:
-        said = explained(problem.errors(), list(PreprocessStep.model_fields))
-        raise CardError("; ".join(f"{path}: {one}" for one in said)) from problem
+        said = explained(problem.errors(), list(PreprocessStep.model_fields), content)
+        raise CardError(f"{path}: {'; '.join(said)}") from problem
     card._directory = path.parent.resolve()
     for name, entry in card.files.items():
         stamp = checked_file(path, name, entry.sha256 if hashed else None)

@@ -22,6 +22,10 @@ _MOST_BYTES = 1 << 20
 _MOST_NODES = 100_000
 _DEEPEST = 32
 _LARGEST = 1 << 63
+#: What PyYAML says of a frequent slip, and what to do about it.
+_HINTS = {
+    "mapping values are not allowed here": 'a text with a colon and a space in it stands in quotes: title: "Lungs: CT"',
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -105,7 +109,8 @@ def read_yaml(path: Path) -> Any:
         mark = getattr(problem, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         why = f": {problem.problem}" if isinstance(problem, yaml.MarkedYAMLError) and problem.problem else ""
-        raise CardError(f"{path}: not YAML{where}{why}; expected a model's card") from problem
+        hint = _HINTS.get(str(getattr(problem, "problem", None)), "expected a model's card")
+        raise CardError(f"{path}: not YAML{where}{why}; {hint}") from problem
     except (ValueError, OverflowError, RecursionError, ArithmeticError, LookupError, TypeError) as problem:
         # What PyYAML lets through: a date that is none, a number of too many digits, an empty !!int or !!float.
         raise CardError(

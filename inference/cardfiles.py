@@ -41,6 +41,8 @@ def checked_file(card_path: Path, name: str, expected: str | None) -> Stamp:
             # Taken before: what is written while it is read differs afterwards.
             stamp = _stamp(os.fstat(stream.fileno()))
             found = hashlib.file_digest(stream, "sha256").hexdigest() if expected else None
+    except FileNotFoundError as problem:
+        raise CardError(f"{card_path}: files.{name}: no such file in {folder}") from problem
     except OSError as problem:
         raise CardError(f"{card_path}: files.{name}: cannot be read ({type(problem).__name__})") from problem
     if found != expected:

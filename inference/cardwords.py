@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 __all__ = ["explained"]
@@ -12,6 +12,7 @@ _PATTERNS = {
     "name": "expected small letters, digits and . _ -, beginning with a letter or a digit, at most 63",
     "version": "expected letters, digits and . _ + -, beginning with a letter or a digit, at most 64",
 }
+_BOUNDS = frozenset({"less_than", "less_than_equal", "greater_than", "greater_than_equal"})
 #: What other tools call a step, and what the card has for it.
 _STEPS = {
     "normalize": "a mean and a standard deviation for each channel belong into the graph (docs/models.md shows how)",
@@ -22,17 +23,19 @@ _STEPS = {
 }
 
 
-def explained(errors: Iterable[Any], steps: Sequence[str]) -> list[str]:
+def explained(errors: Iterable[Any], steps: Sequence[str], content: Mapping[Any, Any]) -> list[str]:
     """Return what pydantic found, a line for each mistake that stands for itself.
 
     Parameters
     ----------
     steps
         What ``preprocess`` knows.
+    content
+        What the card holds, for the names of its outputs.
     """
     found = list(errors)
     places = [tuple(one["loc"]) for one in found]
-    return [_explained(one, steps) for one in found if not _follows(one, places)]
+    return [_explained(one, steps, content) for one in found if not _follows(one, places)]
 
 
 def _follows(error: Any, places: Sequence[tuple[Any, ...]]) -> bool:
@@ -41,9 +44,19 @@ def _follows(error: Any, places: Sequence[tuple[Any, ...]]) -> bool:
     return error["type"] == "too_short" and any(one[: len(place)] == place and one != place for one in places)
 
 
-def _explained(error: Any, steps: Sequence[str]) -> str:
+def _explained(error: Any, steps: Sequence[str], content: Mapping[Any, Any]) -> str:
     place = [str(part) for part in error["loc"]]
-    return f"{'.'.join(place) or 'card'}: {_said(error, place, steps)}"
+    return f"{'.'.join(place) or 'card'}: {_said(error, place, steps)}{_whose(error['loc'], content)}"
+
+
+def _whose(place: Sequence[Any], content: Mapping[Any, Any]) -> str:
+    """Name the output that a place in a list of them means: nobody counts thirty."""
+    if len(place) < 3 or place[0] != "outputs":
+        return ""
+    outputs = content.get("outputs")
+    one = outputs[place[1]] if isinstance(outputs, list) and isinstance(place[1], int) else None
+    name = one.get("name") if isinstance(one, Mapping) else None
+    return f" (the output {name[:64]!r})" if isinstance(name, str) else ""
 
 
 def _said(error: Any, place: Sequence[str], steps: Sequence[str]) -> str:
@@ -59,4 +72,6 @@ def _said(error: Any, place: Sequence[str], steps: Sequence[str]) -> str:
         return f"{_PATTERNS[place[-1]]}, found {str(given)[:80]!r}"
     if kind == "string_type" and isinstance(given, int | float):
         return f'expected text: write it in quotes, "{given}"'
+    if kind in _BOUNDS and isinstance(given, int | float | str):
+        return f"expected {str(error['msg']).removeprefix('Input should be ')}, found {str(given)[:80]}"
     return str(error["msg"]).removeprefix("Value error, ")

@@ -10,6 +10,7 @@ from inference.engines.modelfile import model_file
 from inference.engines.onnxfile import made_by
 from inference.errors import InferenceError
 from inference.inputs import Limits
+from inference.proof import little_compared
 
 if TYPE_CHECKING:
     from inference.card import Card
@@ -28,7 +29,7 @@ _BOUNDED = frozenset({"Sigmoid", "Softmax", "HardSigmoid", "Clip"})
 def cautions(card: Card) -> tuple[str, ...]:
     """Return a line for each thing that a card leaves open and that costs dearly where it was forgotten."""
     open_roles = [_open(role) for role in card.inputs]
-    return tuple(line for line in (*open_roles, logits(card)) if line)
+    return tuple(line for line in (*open_roles, logits(card), little_compared(card)) if line)
 
 
 def copied(card: Card, others: Collection[Card]) -> tuple[str, ...]:

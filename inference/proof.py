@@ -14,10 +14,13 @@ from inference.errors import EngineFailure
 if TYPE_CHECKING:
     from inference.card import Card
 
-__all__ = ["REPORT", "unproven"]
+__all__ = ["REPORT", "few", "little_compared", "unproven"]
 
 #: Written by ``overread models quantise``; any tool may write one: ``passed``, ``summary``, and ``files`` with SHA-256.
 REPORT = "report.json"
+
+#: Fewer cases than this show that a version runs, and hardly that it answers as the exact one does.
+_ENOUGH = 20
 
 #: Layers of a quantised or compressed IR, and constants (``data`` with a size in the .bin; inputs have none) of it: of
 #: a hundred bytes or more, since a few numbers in bytes are in exact models too.
@@ -53,6 +56,25 @@ def unproven(card: Card) -> str:
         if about[name] != entry.sha256:
             return f"{file} is about another {name}"
     return ""
+
+
+def little_compared(card: Card) -> str:
+    """Return on how few cases a card's report compares it with the exact model; "" where they suffice or none says."""
+    file = card.directory / REPORT
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+        cases = int(report["agreement"]["cases"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return few(cases)
+
+
+def few(cases: int) -> str:
+    """Return what to think of a comparison on so many cases; "" where they are enough."""
+    if cases >= _ENOUGH:
+        return ""
+    many = "1 case" if cases == 1 else f"{cases} cases"
+    return f"compared with the exact model on {many} only: take {_ENOUGH} or more, with and without findings"
 
 
 def _lowered(card: Card) -> str:

@@ -61,7 +61,11 @@ class Images:
         if pseudonym is None and len(self.true) == 1:
             return next(iter(self.true.values()))
         if pseudonym is None:
-            raise EngineFailure("broke", "the program answered about no image in particular, and there are several")
+            raise EngineFailure(
+                "broke",
+                "the program answered about no image in particular, and there are several: the key 'image' names one, "
+                "by its SOP Instance UID in the copy",
+            )
         if pseudonym not in self.true:
             raise EngineFailure("broke", "the program answered about an image that it was not given")
         return self.true[pseudonym]
@@ -327,7 +331,8 @@ def output_of(card: Card, name: str) -> Output:
     for output in card.outputs:
         if output.name == name:
             return output
-    raise EngineFailure("broke", "the program answered something that its card does not name")
+    known = ", ".join(repr(output.name) for output in card.outputs)[:400]
+    raise EngineFailure("broke", f"the program answered {name[:64]!r}, which its card does not name; it has {known}")
 
 
 def classification(output: Output, probability: float, image: str) -> Classification:

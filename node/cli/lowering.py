@@ -53,6 +53,7 @@ def quantise(
     from inference.agreement import Bounds
     from inference.bring.quantise import quantise as make
     from inference.cases import jobs_in
+    from inference.proof import few
 
     if precision not in ("int8", "fp16", "bf16"):
         raise typer.BadParameter(f"{precision!r}: expected int8, fp16 or bf16", param_hint="--precision")
@@ -76,6 +77,8 @@ def quantise(
         seconds = f"{made.agreement.exact_seconds:.2f} s became {made.agreement.other_seconds:.2f} s"
         verdict = "passed" if made.passed else "not passed"
         console().print(f"{target}: {verdict}; {made.summary}; {seconds} for all cases, images read", highlight=False)
+        if few(made.agreement.cases):
+            console().print(f"look: {few(made.agreement.cases)}", highlight=False)
         console().print(f"next: overread models add {target}", highlight=False)
     if not made.passed:
         raise typer.Exit(1)

@@ -17,7 +17,7 @@ from inference.bring.codes import open_names
 from inference.card import Card
 from inference.cautions import logits
 from inference.errors import CardError
-from inference.proof import unproven
+from inference.proof import little_compared, unproven
 from inference.registry import card_of, card_sha256, parted
 from inference.trial import why_not_loaded
 from node.errors import ModelRefused
@@ -160,6 +160,7 @@ def promote(
         When its stage does not lead there.
     """
     one = version_named(database, reference)
+    warnings: list[str] = []
     if stage != CANDIDATE:
         card = _as_registered(settings, one)
         if untested and not why:
@@ -170,6 +171,7 @@ def promote(
             raise ModelRefused(f"{otherwise}: overread models test {one.name}, and promote it then")
         _check_report(card)
         _check_codes(card)
+        warnings += filter(None, [little_compared(card)])
         # What has passed its test has been loaded for it.
         problem = why_not_loaded(card) if stage in (LIVE, CANARY) and not one.is_tested else ""
         if problem:
@@ -187,8 +189,9 @@ def promote(
     changed = [f"{one.name}: {now.state} -> {moved.state}" + (f", {100 * share:g} % of the studies" if share else "")]
     if stage == LIVE:
         changed += [f"{other.name}: {LIVE} -> {CANDIDATE}" for other in before]
-        return Done(changed=changed, hint=f"to turn it back: overread models rollback {one.model}" if before else "")
-    return Done(changed=changed)
+        hint = f"to turn it back: overread models rollback {one.model}" if before else ""
+        return Done(changed=changed, warnings=warnings, hint=hint)
+    return Done(changed=changed, warnings=warnings)
 
 
 def rollback(

@@ -254,7 +254,10 @@ LEAVES = {
     "no JSON": (say("<html>"), "not what is expected"),
     "another key": (say('{"findings": []}'), "findings: Extra inputs"),
     "no finding": (say("{}"), "answered no classification"),
-    "another name": (say('{"classifications": [{"name": "x", "probability": 0.5}]}'), "does not name"),
+    "another name": (
+        say('{"classifications": [{"name": "x", "probability": 0.5}]}'),
+        "answered 'x', which its card does not name; it has",
+    ),
     "no probability": (nodule("1.5"), "less than or equal to 1"),
     "not a number": (nodule("NaN"), "probability"),
     "another image": (

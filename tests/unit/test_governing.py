@@ -334,9 +334,11 @@ def test_what_has_not_passed_its_own_samples_is_not_promoted(
         beside.write_text(content)
         with pytest.raises(ModelRefused, match=r"report\.json"):
             promote()
-    beside.write_text(json.dumps({"passed": True, "files": files}))
+    beside.write_text(json.dumps({"passed": True, "files": files, "agreement": {"cases": 1}}))
     assert stage_of(embedded.database, "2.0.0") == "candidate"
-    assert promote(why="tested").changed == ["blobs@2.0.0: candidate -> live", "blobs@1.0.0: live -> candidate"]
+    done = promote(why="tested")
+    assert done.changed == ["blobs@2.0.0: candidate -> live", "blobs@1.0.0: live -> candidate"]
+    assert done.warnings == ["compared with the exact model on 1 case only: take 20 or more, with and without findings"]
 
 
 def test_of_two_who_move_a_version_at_once_the_second_is_told_that_it_is_no_longer_where_he_saw_it(

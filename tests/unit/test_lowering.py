@@ -17,6 +17,7 @@ from inference.agreement import Agreement, Bounds, compare
 from inference.bring.quantise import quantise
 from inference.card import Card, load_card
 from inference.cases import jobs_in
+from inference.cautions import cautions
 from inference.engine import open_engine
 from inference.engines.choice import Way, read_choice
 from inference.engines.distance import distance
@@ -114,6 +115,7 @@ def test_what_is_lowered_is_promoted_only_with_a_report_that_has_passed_for_its_
     assert unproven(card) == ""
     made = load_card(quantise(card, jobs_in(card, radiographs), tmp_path / "new", progress=silent).path)
     assert unproven(made) == ""
+    assert cautions(made)[-1].startswith("compared with the exact model on 4 cases only: take 20 or more")
     report = made.directory / "report.json"
     said = json.loads(report.read_text())
     for content, why in (
@@ -126,6 +128,8 @@ def test_what_is_lowered_is_promoted_only_with_a_report_that_has_passed_for_its_
     ):
         report.write_text(content)
         assert why in unproven(made)
+    report.write_text(json.dumps(said | {"agreement": {"cases": 20}}))
+    assert not [line for line in cautions(made) if "compared" in line]
     report.unlink()
     assert "declares int8, and no report.json shows that it answers as the exact model does" in unproven(made)
     silently = classifier(tmp_path / "silently", (made.directory / "model.onnx").read_bytes())
