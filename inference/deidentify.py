@@ -21,7 +21,7 @@ from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from inference.codedstrings import harmless
 from inference.errors import InputRefused
-from inference.imagefile import count_of, open_image, texts_of
+from inference.imagefile import count_of, open_image, texts_of, value_of
 from inference.outgoing import require_no_text
 
 if TYPE_CHECKING:
@@ -128,6 +128,8 @@ def write_copy(
         copy.DeidentificationMethod = "Overread: listed attributes kept, UIDs replaced"
         if not copy.get("SOPInstanceUID") or not copy.get("SOPClassUID"):
             raise InputRefused("unreadable", "an image has no SOP Class or Instance UID")
+        if not value_of(copy, "PixelData"):
+            raise InputRefused("no-pixels", "an image has no Pixel Data")
         syntax = source.file_meta.TransferSyntaxUID
         meta = FileMetaDataset()
         meta.MediaStorageSOPClassUID = copy.SOPClassUID
@@ -155,8 +157,6 @@ def write_copy(
 
 def _cut_behind_pixels(copy: Dataset) -> None:
     """Cut native pixels after the last one: what follows is shown by nobody, and may hold anything."""
-    if "PixelData" not in copy:
-        return
     # Of YBR_FULL_422 two pixels share their colour (PS3.3 C.7.6.3.1.2).
     halved = texts_of(copy, "PhotometricInterpretation") == ("YBR_FULL_422",)
     values = (
@@ -176,8 +176,6 @@ def _clear_spare_bits(copy: Dataset) -> None:
 
     Above a signed value its sign is written, as most that write such images do.
     """
-    if "PixelData" not in copy:
-        return
     allocated = count_of(copy, "BitsAllocated", default=16)
     stored = count_of(copy, "BitsStored", default=allocated)
     if count_of(copy, "HighBit", default=stored - 1) == stored - 1 == allocated - 1:
@@ -222,7 +220,10 @@ def _kept(dataset: Dataset, keep: Collection[str], pseudonyms: Pseudonyms) -> It
                     items.append(item)
                 yield DataElement(tag, "SQ", Sequence(items))
             elif element.VR == "UI":
-                if tag.group in _GROUPS or tag.group == 0x0008:
+                if keyword == "SOPClassUID" and UID(element.value).is_valid:
+                    # What kind of object it is names nobody, and the standard has kinds that pydicom does not know.
+                    yield element
+                elif tag.group in _GROUPS or tag.group == 0x0008:
                     yield DataElement(tag, "UI", _replaced(element.value, pseudonyms, keyword in _IDENTITIES))
             elif element.VR == "CS" and keyword not in keep and _plain(tag.group, element.VR):
                 yield DataElement(tag, "CS", _coded(keyword, element.value))

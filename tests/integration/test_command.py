@@ -464,6 +464,22 @@ def test_what_lies_behind_the_pixels_or_looks_like_the_standards_own_stays_behin
     assert write_copy(ImageFile("k", path), tmp_path / "copy.dcm", ours).BodyPartExamined == "CHEST"
 
 
+def test_a_kind_of_image_that_nobody_here_knows_stays_one_and_an_image_without_pixels_is_told(tmp_path: Path) -> None:
+    path = radiograph(tmp_path / "i", np.arange(72).reshape(8, 9))
+    source = dcmread(path)
+    for kind in ("1.2.840.10008.5.1.4.1.1.99.7", "1.3.12.2.1107.5.9.1"):
+        source.SOPClassUID = source.file_meta.MediaStorageSOPClassUID = kind
+        dcmwrite(path, source)
+        write_copy(ImageFile("k", path), tmp_path / "copy.dcm", Pseudonyms())
+        copy = dcmread(tmp_path / "copy.dcm")
+        assert copy.SOPClassUID == copy.file_meta.MediaStorageSOPClassUID == kind
+    source.PixelData = None
+    dcmwrite(path, source)
+    with pytest.raises(InputRefused, match="no Pixel Data") as caught:
+        write_copy(ImageFile("k", path), tmp_path / "copy.dcm", Pseudonyms())
+    assert caught.value.reason == "no-pixels"
+
+
 def test_real_files_lose_their_identifiers_and_keep_their_pixels(tmp_path: Path, shared_data: Path) -> None:
     names = [*sorted((shared_data / "transfer_syntax").rglob("*.dcm"))[:12]]
     assert names
