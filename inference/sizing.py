@@ -10,7 +10,7 @@ from inference.card import TENSOR_ENGINES
 if TYPE_CHECKING:
     from inference.card import Card
 
-__all__ = ["CORES_VARIABLE", "concurrency_of", "cores", "threads_of"]
+__all__ = ["CORES_VARIABLE", "allotted", "concurrency_of", "cores", "threads_of"]
 
 
 #: Tells an engine's process how many cores it gets, where several such processes share the machine.
@@ -19,9 +19,16 @@ CORES_VARIABLE = "ENGINE_CORES"
 
 def cores() -> int:
     """Return how many cores this process may use."""
-    there = len(os.sched_getaffinity(0))
+    return min(len(os.sched_getaffinity(0)), allotted())
+
+
+def allotted() -> int:
+    """Return how many cores this process was given, whether all of them are there or not; else those that are there.
+
+    An engine that is tried from a shell with fewer cores than the node has is still to do what the node's would.
+    """
     given = os.environ.get(CORES_VARIABLE, "")
-    return min(there, max(1, int(given))) if given.isdigit() else there
+    return max(1, int(given)) if given.isdigit() else len(os.sched_getaffinity(0))
 
 
 def threads_of(card: Card) -> int:

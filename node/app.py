@@ -23,6 +23,7 @@ from typing import Final, NoReturn
 
 import structlog
 
+from inference.ownership import hand_over
 from inference.processtree import children, kill_tree
 from inference.registry import Registry
 from node.delivery.factory import make_destination
@@ -40,6 +41,7 @@ from node.ops.rooms import watching
 from node.settings import Settings
 from node.web.application import Services, run_web
 from node.workflow import leaving
+from node.workflow.engines import note_cores
 from node.workflow.models import Models, installed, register, store_of
 from node.workflow.way import Way
 from node.workflow.workers import run_performer, run_workflow
@@ -82,6 +84,7 @@ def serve(settings: Settings) -> int:
     ):
         refuse_incomplete(directory.root, settings.database_url)
         _prepare(settings, directory, registry)
+        note_cores(settings)
         parent = _Parent(_processes(settings, directory, registry, dimse, http, directory.moment()))
         return parent.run(lambda: _log.info("ready", seconds=round(time.monotonic() - started, 3)))
 
@@ -99,6 +102,8 @@ def prepare_database(settings: Settings) -> None:
         refuse_incomplete(directory.root, settings.database_url)
         # What a route names may be what is about to be added.
         _prepare(settings, directory, installed(settings, routed=False))
+        for one in directory.root.iterdir():
+            hand_over(one)
 
 
 def _prepare(settings: Settings, directory: DataDirectory, registry: Registry) -> None:

@@ -9,18 +9,30 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import tempfile
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from inference.engines.machine import cache_folder, signature
-from inference.sizing import threads_of
+from inference.engines.machine import CACHE_VARIABLE, cache_folder, signature
+from inference.ownership import make_folder, write_whole
+from inference.sizing import allotted
 
 if TYPE_CHECKING:
     from inference.card import Card
 
-__all__ = ["Choice", "Measured", "Way", "best_of", "on_gpu", "read_choice", "tunable", "way_of", "write_choice"]
+__all__ = [
+    "Choice",
+    "Measured",
+    "Way",
+    "best_of",
+    "on_gpu",
+    "read_choice",
+    "tunable",
+    "why_unreadable",
+    "way_of",
+    "write_choice",
+]
 
 #: What is not faster by this much is not worth other answers in the last digits.
 _WORTH = 0.95
@@ -98,41 +110,57 @@ def read_choice(card: Card, file: str, folder: Path | None = None, cores: int | 
     Parameters
     ----------
     folder
-        Where choices are kept; by default what this process was given (:func:`inference.engines.machine.cache_folder`).
+        Where choices are kept; by default what this process was given. Whosever that is: unlike a compiled model
+        (:func:`inference.engines.machine.cache_folder`) a choice is no code, and is followed within the card alone.
     cores
-        How many the engine's process gets; by default what this process may use.
+        How many the engine's process gets; by default what this process was given.
     """
-    path = _place(card, file, folder, cores)
-    if path is None:
-        return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return Choice(
-            way=way_of(values["way"]),
-            measured=tuple(Measured(**(one | {"way": way_of(one["way"])})) for one in values["measured"]),
-            measured_on=str(values.get("measured_on", "noise")),
-        )
+        return _read(card, file, folder, cores)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
+def why_unreadable(card: Card, file: str, folder: Path | None = None, cores: int | None = None) -> str:
+    """Return why what was measured cannot be read; "" where it can, or nothing was."""
+    try:
+        _read(card, file, folder, cores)
+    except OSError as problem:
+        return f"{problem.filename}: {problem.strerror}"
+    except (ValueError, KeyError, TypeError):
+        return "it is damaged"
+    return ""
+
+
+def _read(card: Card, file: str, folder: Path | None, cores: int | None) -> Choice | None:
+    if folder is None and not os.environ.get(CACHE_VARIABLE):
+        return None
+    path = _place(card, file, folder or Path(os.environ[CACHE_VARIABLE]), cores)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return Choice(
+        way=way_of(values["way"]),
+        measured=tuple(Measured(**(one | {"way": way_of(one["way"])})) for one in values["measured"]),
+        measured_on=str(values.get("measured_on", "noise")),
+    )
+
+
 def write_choice(card: Card, file: str, choice: Choice, folder: Path | None = None, cores: int | None = None) -> bool:
     """Keep a choice for the next time that the model is loaded; return whether there is a place to keep it."""
-    path = _place(card, file, folder, cores)
-    if path is None:
+    folder = folder or cache_folder()
+    if folder is None:
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as stream:
-        json.dump(asdict(choice), stream)
-    Path(stream.name).replace(path)
+    path = _place(card, file, folder, cores)
+    for one in (folder, path.parent):
+        make_folder(one)
+    write_whole(path, json.dumps(asdict(choice)))
     return True
 
 
-def _place(card: Card, file: str, folder: Path | None, cores: int | None) -> Path | None:
-    folder = folder or cache_folder()
-    if folder is None:
-        return None
-    threads = card.resources.threads or cores or threads_of(card)
+def _place(card: Card, file: str, folder: Path, cores: int | None) -> Path:
+    threads = card.resources.threads or cores or allotted()
     return folder / "choices" / f"{card.files[file].sha256[:32]}-{threads}-{signature(cores)}.json"
 
 

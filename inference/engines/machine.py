@@ -9,7 +9,7 @@ import os
 import platform
 from pathlib import Path
 
-from inference.sizing import cores
+from inference.sizing import allotted
 
 __all__ = ["CACHE_VARIABLE", "cache_folder", "computes_bf16", "signature"]
 
@@ -41,16 +41,20 @@ def computes_bf16() -> bool:
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & _flags())
 
 
-@functools.cache
 def signature(given: int | None = None) -> str:
     """Return what a measured choice holds for: processor, its abilities, cores and the runtimes' versions, hashed.
 
     Parameters
     ----------
     given
-        How many cores the engine's process gets; by default what this process may use.
+        How many cores the engine's process gets; by default what this process was given.
     """
-    parts = [platform.machine(), *sorted(_about("model name")), *sorted(_flags()), str(given or cores())]
+    return _signature(given or allotted())
+
+
+@functools.cache
+def _signature(count: int) -> str:
+    parts = [platform.machine(), *sorted(_about("model name")), *sorted(_flags()), str(count)]
     for name in ("onnxruntime", "openvino"):
         try:
             parts.append(f"{name} {importlib.metadata.version(name)}")

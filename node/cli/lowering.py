@@ -119,7 +119,7 @@ def tune(
     from inference.engines.tune import tune as measure
     from inference.samples import job_of
     from node.workflow.engines import cores_of
-    from node.workflow.measuring import cache_of, way_of
+    from node.workflow.measuring import made_cache, way_of
 
     settings = load(config)
     chosen: dict[str, Choice] = {}
@@ -138,10 +138,10 @@ def tune(
             jobs = list(jobs_in(card, images)[:8]) if images else [job_of(card, one) for one in samples[:4]]
             chosen[name] = measure(
                 card,
-                cache_of(settings),
+                made_cache(settings),
                 jobs=jobs,
                 source="images" if images else "samples",
-                cores=cores_of(settings.perform),
+                cores=cores_of(settings),
                 progress=lambda way, number=number, name=name: bar(number, len(cards), f"{name} {way}"),  # type: ignore[misc]
             )
             if images and chosen[name].measured_on == "noise":

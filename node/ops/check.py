@@ -86,13 +86,13 @@ def _model(settings: Settings, card: Card, view: View | None) -> Check:
     """Load a model as the node would, in a process of its own: a right hash does not make bytes a model."""
     from inference.errors import EngineFailure
     from inference.host import EngineHost
-    from node.workflow.engines import share_of_memory
+    from node.workflow.engines import cache_of, cores_of, share_of_memory
 
     what = f"model {card.name} {card.version}"
-    engines = settings.data_dir / "engines"
+    engines = cache_of(settings)
     try:
         # Nothing is left by a check: what engines keep is used where a node has run, and not begun.
-        with EngineHost(card, cache=engines if engines.is_dir() else None) as host:
+        with EngineHost(card, cache=engines if engines.is_dir() else None, cores=cores_of(settings)) as host:
             host.load()
     except EngineFailure as failure:
         return Check(

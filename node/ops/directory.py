@@ -11,6 +11,7 @@ from typing import IO, Final
 
 from sqlalchemy import make_url, select
 
+from inference.ownership import hand_over
 from node.errors import AlreadyRunning, BackupError
 from storage import schema
 from storage.blobs import FileBlobs
@@ -77,6 +78,7 @@ class DataDirectory:
             # Whoever held it has taken it away with the directory's content.
             file.close()
             return self.lock()
+        hand_over(self.root / LOCK)
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()

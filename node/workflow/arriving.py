@@ -19,13 +19,14 @@ from inference.bring.archive import take_in
 from inference.card import Card, load_card
 from inference.cautions import cautions, copied
 from inference.errors import CardError
+from inference.ownership import hand_over, make_folder
 from inference.registry import Registry, card_of, card_sha256, version_folder
 from inference.samples import check_samples
 from inference.trial import why_not_loaded
 from node.settings import Settings
 from node.workflow.control import Done
 from node.workflow.governing import locate
-from node.workflow.models import found_of, store_of
+from node.workflow.models import found_of, made_store, store_of
 from storage import models, stages
 from storage.blobs.files import fsync_directory
 from storage.database import Database
@@ -68,8 +69,7 @@ def add(
     AlreadyThere
         When other content stands under its number.
     """
-    store = store_of(settings)
-    store.mkdir(mode=0o700, parents=True, exist_ok=True)
+    store = made_store(settings)
     with alone(store):
         coming = store / f".coming-{uuid.uuid4().hex}"
         try:
@@ -94,7 +94,9 @@ def alone(store: Path, *, wait: bool = True) -> Iterator[None]:
     BlockingIOError
         If another is at it, and this one does not ``wait``.
     """
-    with (store / ".lock").open("a") as file:
+    lock = store / ".lock"
+    with lock.open("a") as file:
+        hand_over(lock)
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         for left in store.glob(COMING):
             shutil.rmtree(left, ignore_errors=True)
@@ -177,6 +179,7 @@ def _is_whole(settings: Settings, known: ModelVersion) -> bool:
 
 def _put(coming: Path, place: Path) -> None:
     """Move a version to its place, durable on return."""
+    hand_over(coming)
     for path in sorted(coming.rglob("*")):
         if path.is_file():
             descriptor = os.open(path, os.O_RDONLY)
@@ -186,7 +189,7 @@ def _put(coming: Path, place: Path) -> None:
                 os.close(descriptor)
     for folder in (coming, *(path for path in coming.rglob("*") if path.is_dir())):
         fsync_directory(folder)
-    place.parent.mkdir(mode=0o700, exist_ok=True)
+    make_folder(place.parent)
     before = coming.with_name(f"{coming.name}-before")
     if place.exists():
         # What was never registered, is damaged, or has other words: what was registered is compared before.

@@ -14,22 +14,34 @@ import structlog
 
 from inference.card import Card
 from inference.engine import Job
-from inference.engines.choice import read_choice, tunable
+from inference.engines.choice import read_choice, tunable, why_unreadable
 from inference.engines.modelfile import model_file
 from inference.errors import EngineFailure
 from inference.findings import Findings
 from inference.host import EngineHost
+from inference.ownership import write_whole
 from inference.processtree import tree_resident_bytes
 from inference.sizing import cores
-from node.settings import PerformSettings
+from node.settings import PerformSettings, Settings
 
-__all__ = ["Engines", "cores_of", "half_of_memory", "share_of_memory"]
+__all__ = [
+    "Engines",
+    "cache_of",
+    "cores_of",
+    "half_of_memory",
+    "note_cores",
+    "share_of_cores",
+    "share_of_memory",
+    "unreadable",
+]
 
 _log = structlog.get_logger("overread.engines")
 
 #: How long a model is left alone that had no room, or whose server was not there; each time twice as long.
 _FIRST_HELD_SECONDS = 5.0
 _MOST_HELD_SECONDS = 60.0
+#: The file in the engines' folder that says how many cores the node has.
+_CORES = "cores"
 
 
 @dataclass(slots=True)
@@ -157,6 +169,7 @@ class Engines:
             kept = self._kept.get(card.digest)
             if kept is None:
                 self._make_room(card)
+                self._tell_unreadable(card)
                 kept = self._kept[card.digest] = _Kept(
                     EngineHost(
                         card, folder=self._folder, cache=self._cache, cores=self._cores, memory_mb=self._memory_mb
@@ -165,6 +178,10 @@ class Engines:
                 )
             kept.users += 1
             return kept
+
+    def _tell_unreadable(self, card: Card) -> None:
+        if why := unreadable(card, self._cache, self._cores):
+            _log.warning("what was measured of a model cannot be read; ONNX Runtime runs it", model=card.name, why=why)
 
     def _way_of(self, card: Card) -> str:
         if not tunable(card):
@@ -205,9 +222,36 @@ class Engines:
             kept.host.close()
 
 
-def cores_of(perform: PerformSettings) -> int:
-    """Return how many cores an engine of one performer gets, where its card does not say."""
-    return max(1, cores() // perform.workers)
+def cache_of(settings: Settings) -> Path:
+    """Return where engines keep compiled models and measured choices; it may be deleted at any time."""
+    return settings.data_dir / "engines"
+
+
+def note_cores(settings: Settings) -> None:
+    """Write down how many cores the node has: what is measured for it from a shell is to hold for as many.
+
+    A service may be held to some of the machine's cores (systemd's ``CPUAffinity``), and a shell beside it is not.
+    """
+    try:
+        # The node's own, whosever the data directory is: compiled models are kept in no other folder.
+        cache_of(settings).mkdir(exist_ok=True)
+        write_whole(cache_of(settings) / _CORES, f"{cores()}\n")
+    except OSError as problem:
+        _log.warning("how many cores there are cannot be written down", why=problem.strerror, file=problem.filename)
+
+
+def cores_of(settings: Settings) -> int:
+    """Return how many cores an engine of the node's gets, as its last start has said; asked from wherever it may be."""
+    try:
+        noted = int((cache_of(settings) / _CORES).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        noted = 0
+    return share_of_cores(settings.perform, noted if noted > 0 else cores())
+
+
+def share_of_cores(perform: PerformSettings, there: int) -> int:
+    """Return how many of these cores an engine of one performer gets, where its card does not say."""
+    return max(1, there // perform.workers)
 
 
 def share_of_memory(perform: PerformSettings) -> float:
@@ -218,6 +262,17 @@ def share_of_memory(perform: PerformSettings) -> float:
 def half_of_memory() -> float:
     """Return half of the machine's memory in MB."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**21
+
+
+def unreadable(card: Card, cache: Path, count: int) -> str:
+    """Return why what was measured for a card cannot be read; "" where it can, or nothing was."""
+    if not tunable(card):
+        return ""
+    try:
+        return why_unreadable(card, model_file(card, ".onnx"), cache, count)
+    except EngineFailure:
+        # Its engine will say what is wrong with the card.
+        return ""
 
 
 def _resident_mb(host: EngineHost) -> float:

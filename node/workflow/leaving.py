@@ -21,7 +21,7 @@ from node.workflow import shadows
 from node.workflow.arriving import COMING, alone
 from node.workflow.control import Done
 from node.workflow.governing import version_named
-from node.workflow.models import store_of
+from node.workflow.models import made_store, store_of
 from storage import models, stages, worklist
 from storage.blobs.files import fsync_directory
 from storage.database import Database
@@ -44,8 +44,7 @@ def remove(settings: Settings, database: Database, reference: str, *, by: str, w
         Where it was not added, reads studies, or is what a rollback would go back to.
     """
     one = version_named(database, reference)
-    store = store_of(settings)
-    store.mkdir(mode=0o700, parents=True, exist_ok=True)
+    store = made_store(settings)
     with alone(store):
         if one.state == REMOVED:
             there = _unlink(store, one)

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from inference.engines.choice import Choice, on_gpu, read_choice, tunable, write_choice
 from inference.engines.modelfile import model_file
 from inference.errors import EngineFailure
+from inference.ownership import make_folder
 from inference.samples import SampleResult, job_of, run_samples
 from node.settings import Settings
-from node.workflow.engines import cores_of
+from node.workflow.engines import cache_of, cores_of, unreadable
 from storage import models
 from storage.database import Database
 
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
     from storage.records import ModelVersion
 
 __all__ = [
-    "cache_of",
     "choice_of",
     "is_unmeasured",
+    "made_cache",
     "measured_samples",
     "note_changed",
     "tested_otherwise",
@@ -40,9 +41,12 @@ _PLAIN = ""
 _UNEXPECTED = "the samples do not come out as expected"
 
 
-def cache_of(settings: Settings) -> Path:
-    """Return where engines keep compiled models and measured choices; it may be deleted at any time."""
-    return settings.data_dir / "engines"
+def made_cache(settings: Settings) -> Path:
+    """Return the folder of what is measured, made where it is not there, for whoever runs the node."""
+    # It will hold patients' data; see :meth:`node.ops.directory.DataDirectory.lock`.
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(cache_of(settings))
+    return cache_of(settings)
 
 
 def choice_of(settings: Settings, card: Card) -> Choice | None:
@@ -50,7 +54,7 @@ def choice_of(settings: Settings, card: Card) -> Choice | None:
     if not _is_open(card):
         return None
     try:
-        return read_choice(card, model_file(card, ".onnx"), cache_of(settings), cores_of(settings.perform))
+        return read_choice(card, model_file(card, ".onnx"), cache_of(settings), cores_of(settings))
     except EngineFailure:
         return None
 
@@ -87,6 +91,9 @@ def told(settings: Settings, version: ModelVersion, card: Card) -> tuple[str, st
     A model with one way only (a pinned provider, another engine, a GPU) has none to measure.
     """
     tested = f"overread models test {version.name}"
+    if _is_open(card) and (why := unreadable(card, cache_of(settings), cores_of(settings))):
+        todo = f"let the node's user read it, or overread models tune {version.name}"
+        return f"what was measured on this machine cannot be read ({why}): ONNX Runtime", todo
     if is_unmeasured(settings, card):
         # A card without samples has no test that would measure.
         todo = tested if card.samples else f"overread models tune {version.name}"
@@ -123,8 +130,7 @@ def measured_samples(
     CardError
         When a sample's files are not there.
     """
-    cache, count = cache_of(settings), cores_of(settings.perform)
-    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    cache, count = made_cache(settings), cores_of(settings)
     kept = choice_of(settings, card)
     choice, remark = kept, ""
     if measure and is_unmeasured(settings, card):
@@ -198,7 +204,7 @@ def _measured(settings: Settings, card: Card, progress: Callable[..., None]) -> 
             cache_of(settings),
             jobs=[job_of(card, one) for one in analysed[:4]],
             source="samples",
-            cores=cores_of(settings.perform),
+            cores=cores_of(settings),
             progress=tell,
         )
     except EngineFailure as failure:

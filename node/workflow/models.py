@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from inference.bring.codes import open_names
 from inference.card import Card
 from inference.errors import CardError
+from inference.ownership import make_folder
 from inference.registry import Registry, card_of, card_sha256, parted, version_folder
 from node.errors import ConfigurationError
 from node.settings import Route, Settings
@@ -25,7 +26,18 @@ from storage.database import Database
 from storage.lifecycle import CANARY, CANDIDATE, LIVE, REMOVED, RETIRED, SHADOW
 from storage.records import ModelVersion
 
-__all__ = ["Chosen", "Models", "View", "check_routes", "found_of", "fraction_of", "installed", "register", "store_of"]
+__all__ = [
+    "Chosen",
+    "Models",
+    "View",
+    "check_routes",
+    "found_of",
+    "fraction_of",
+    "installed",
+    "made_store",
+    "register",
+    "store_of",
+]
 
 _Key = tuple[str, str]
 _Exact = tuple[str, str, str, str]
@@ -258,6 +270,14 @@ def fraction_of(model: str, study_instance_uid: str) -> float:
 def store_of(settings: Settings) -> Path:
     """Return where versions lie that are added at run time."""
     return settings.data_dir.absolute() / "models"
+
+
+def made_store(settings: Settings) -> Path:
+    """Return that folder, made where it is not there, for whoever runs the node."""
+    # It will hold patients' data; see :meth:`node.ops.directory.DataDirectory.lock`.
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(store_of(settings))
+    return store_of(settings)
 
 
 def installed(settings: Settings, *, routed: bool = True) -> Registry:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from node.settings import Route, Settings
+from node.workflow.engines import cache_of
 from node.workflow.models import Models
 from storage.blobs import Blobs, FileBlobs
 from storage.database import Database
@@ -32,7 +33,7 @@ class Way:
     @property
     def engine_cache(self) -> Path:
         """Return where engines keep compiled models and measured choices; it may be deleted at any time."""
-        return self.settings.data_dir / "engines"
+        return cache_of(self.settings)
 
     @property
     def results(self) -> Blobs:

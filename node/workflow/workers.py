@@ -16,12 +16,12 @@ import structlog
 from inference.card import Card
 from inference.engine import Job
 from inference.findings import Findings
-from inference.sizing import concurrency_of
+from inference.sizing import concurrency_of, cores
 from node.delivery.port import Destination
 from node.dimse.commitment_scp import reported_to
 from node.notify.receivers import Receiver
 from node.workflow import steps
-from node.workflow.engines import Engines, cores_of, share_of_memory
+from node.workflow.engines import Engines, share_of_cores, share_of_memory
 from node.workflow.models import View
 from node.workflow.sweeps import sweeping
 from node.workflow.way import Way
@@ -99,7 +99,7 @@ def run_performer(way: Way, index: int, stop: threading.Event) -> None:
     engines = Engines(
         scratch,
         cache=way.engine_cache,
-        cores=cores_of(perform),
+        cores=share_of_cores(perform, cores()),
         memory_mb=share_of_memory(perform),
         idle_seconds=perform.idle_seconds,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,18 @@ from typer.testing import CliRunner
 
 from inference.card import load_card
 from inference.engines.choice import Choice, Measured, Way, read_choice, write_choice
+from inference.engines.machine import CACHE_VARIABLE
 from inference.engines.tune import measure
 from inference.errors import EngineFailure
 from inference.samples import job_of
+from inference.sizing import CORES_VARIABLE, cores
 from node.cli import app
 from node.errors import ModelRefused
 from node.ops.check import check
 from node.settings import Settings
-from node.workflow import governing, overview
-from node.workflow.engines import Engines, cores_of
-from node.workflow.measuring import cache_of, is_unmeasured, note_changed
+from node.workflow import arriving, governing, overview
+from node.workflow.engines import Engines, cache_of, cores_of, note_cores
+from node.workflow.measuring import is_unmeasured, made_cache, note_changed
 from node.workflow.models import installed, register, store_of
 from storage import models
 from tests.dicom_factory import radiograph
@@ -76,7 +79,7 @@ def test_a_test_measures_first_and_what_it_tested_is_what_the_node_runs(
     assert steps[-1] == "samples"
     card = load_card(settings.models / "levels")
     # As a worker's engine will look it up, and no other.
-    choice = read_choice(card, FILE, cache_of(settings), cores_of(settings.perform))
+    choice = read_choice(card, FILE, cache_of(settings), cores_of(settings))
     assert choice is not None
     assert choice.measured_on == "samples"
     (shown,) = overview.versions(settings, embedded.database)
@@ -85,7 +88,7 @@ def test_a_test_measures_first_and_what_it_tested_is_what_the_node_runs(
     engines = Engines(
         tmp_path / "scratch",
         cache=cache_of(settings),
-        cores=cores_of(settings.perform),
+        cores=cores_of(settings),
         memory_mb=4096,
         idle_seconds=60,
     )
@@ -96,7 +99,7 @@ def test_a_test_measures_first_and_what_it_tested_is_what_the_node_runs(
         assert engines.identity(card) is not None
         # Measured anew with another outcome, the process that runs the old way is ended.
         other = Choice(Way("cpu", "fp32") if choice.way.provider == "openvino" else Way("openvino", "fp32"))
-        write_choice(card, FILE, other, cache_of(settings), cores_of(settings.perform))
+        write_choice(card, FILE, other, cache_of(settings), cores_of(settings))
         engines.close_idle({card.digest})
         assert engines.identity(card) is None
     finally:
@@ -111,7 +114,7 @@ def test_what_passed_its_test_on_another_way_has_to_pass_it_again(
         one = models.get(connection, "levels", "1.0.0")
     governing.promote(settings, embedded.database, "levels", "candidate", by="ann")
     card = load_card(settings.models / "levels")
-    write_choice(card, FILE, BF16, cache_of(settings), cores_of(settings.perform))
+    write_choice(card, FILE, BF16, cache_of(settings), cores_of(settings))
     told = list(note_changed(settings, embedded.database, [card], {one.name: ""}, by="ann"))
     with pytest.raises(ModelRefused, match="on ONNX Runtime, and here openvino/bf16 runs it now") as refused:
         governing.promote(settings, embedded.database, "levels", by="ann")
@@ -130,6 +133,66 @@ def test_what_passed_its_test_on_another_way_has_to_pass_it_again(
         register(connection, installed(settings), store_of(settings))
     assert not is_unmeasured(settings, load_card(pinned))
     assert [one.way for one in overview.versions(settings, embedded.database) if one.version == "2.0.0"] == [""]
+
+
+def test_a_choice_is_found_by_the_cores_of_the_node_and_not_by_those_of_who_asks(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings.model_copy(update={"perform": settings.perform.model_copy(update={"workers": 1})})
+    card, there = load_card(settings.models / "levels"), os.sched_getaffinity(0)
+    assert cores_of(settings) == len(there)
+    os.sched_setaffinity(0, {min(there)})
+    try:
+        # As a service that is held to one core starts.
+        note_cores(settings)
+    finally:
+        os.sched_setaffinity(0, there)
+    assert cores_of(settings) == 1
+    write_choice(card, FILE, BF16, cache_of(settings), cores_of(settings))
+    assert read_choice(card, FILE, cache_of(settings), 1) == BF16
+    # And an engine that is tried where there are fewer than the node has.
+    write_choice(card, FILE, BF16, cache_of(settings), len(there) + 3)
+    monkeypatch.setenv(CACHE_VARIABLE, str(cache_of(settings)))
+    assert read_choice(card, FILE) == (BF16 if len(there) == 1 else None)
+    monkeypatch.setenv(CORES_VARIABLE, str(len(there) + 3))
+    assert (read_choice(card, FILE), cores()) == (BF16, len(there))
+
+
+def test_what_was_measured_and_cannot_be_read_is_said_and_is_not_taken_for_unmeasured(
+    embedded: Holding, settings: Settings
+) -> None:
+    card = load_card(settings.models / "levels")
+    write_choice(card, FILE, BF16, cache_of(settings), cores_of(settings))
+    (kept,) = (cache_of(settings) / "choices").iterdir()
+    kept.write_text("")
+    (shown,) = overview.versions(settings, embedded.database)
+    assert shown.way == "what was measured on this machine cannot be read (it is damaged): ONNX Runtime"
+    kept.unlink()
+    kept.mkdir()
+    (shown,) = overview.versions(settings, embedded.database)
+    assert f"cannot be read ({kept}: Is a directory)" in shown.way
+    assert "overread models tune levels@1.0.0" in shown.todo
+
+
+def test_what_a_command_leaves_can_be_read_by_the_user_of_the_node(
+    embedded: Holding, settings: Settings, tmp_path: Path
+) -> None:
+    # Root may work for a node of another user; anybody else works as that user, or for one of the same group.
+    owner = 65534 if os.geteuid() == 0 else os.geteuid()
+    os.chown(settings.data_dir, owner, -1)
+    card = load_card(settings.models / "levels")
+    before = os.umask(0o027)
+    try:
+        write_choice(card, FILE, BF16, made_cache(settings), cores_of(settings))
+        new = write_model(tmp_path / "new", classification_card("other"), convolutions(seed=4)).parent
+        arriving.add(settings, embedded.database, new, by="ann")
+    finally:
+        os.umask(before)
+    made = [one for top in (cache_of(settings), store_of(settings)) for one in (top, *top.rglob("*"))]
+    assert len([one for one in made if one.is_file()]) == 4
+    assert {one.stat().st_uid for one in made} == {owner}
+    assert {one.stat().st_mode & 0o777 for one in made if one.is_dir()} == {0o750}
+    assert {one.stat().st_mode & 0o777 for one in made if one.is_file()} == {0o640}
 
 
 def test_a_way_on_which_the_samples_do_not_come_out_is_not_taken(embedded: Holding, settings: Settings) -> None:
@@ -151,13 +214,11 @@ def test_a_way_on_which_the_samples_do_not_come_out_is_not_taken(embedded: Holdi
     with embedded.database.write() as connection:
         register(connection, installed(settings), store_of(settings))
     ways = tuple(Way(provider, "fp32") for provider in ("cpu", "openvino"))
-    write_choice(
-        card, FILE, Choice(ways[1], tuple(map(Measured, ways))), cache_of(settings), cores_of(settings.perform)
-    )
+    write_choice(card, FILE, Choice(ways[1], tuple(map(Measured, ways))), cache_of(settings), cores_of(settings))
     report = governing.run_test(settings, embedded.database, "levels@2.0.0", by="ann", measure=True)
     assert (report["passed"], report["choice"], report["way"]) == (True, "", "onnxruntime:CPU fp32")
     assert "on openvino/fp32 the samples do not come out as expected" in report["remark"]
-    kept = read_choice(card, FILE, cache_of(settings), cores_of(settings.perform))
+    kept = read_choice(card, FILE, cache_of(settings), cores_of(settings))
     assert kept is not None
     assert (kept.way, kept.measured[1].problem) == (ways[0], "the samples do not come out as expected")
 
