@@ -26,21 +26,12 @@ from inference.batching import SharedEngine
 from inference.card import load_card
 from inference.engine import Engine, open_engine
 from inference.errors import EngineFailure, InferenceError
+from inference.lacking import LACKING
 from inference.processtree import end_with
 from inference.wire import findings_to, job_from
 
 #: The number of what is not a job: loading the model.
 _LOADING = 0
-#: What the machine lacks for the moment, whatever the job is: no try is lost by it.
-_LACKING = {
-    errno.ENOSPC: "no space is left on the disk that the engine writes to",
-    errno.EDQUOT: "the quota of the disk that the engine writes to is used up",
-    errno.EROFS: "the disk that the engine writes to takes nothing (it is read-only)",
-    errno.EIO: "a disk answers with errors",
-    errno.EMFILE: "the engine can open no more files",
-    errno.ENFILE: "the machine can open no more files",
-    errno.ENOMEM: "the machine has no memory free for the engine",
-}
 #: A disk with less free is full, where an error does not say what it is (numpy's, when it cannot write).
 _FULL_BYTES = 1 << 20
 
@@ -141,10 +132,10 @@ def _lacking(problem: BaseException | None) -> str | None:
     while problem is not None and id(problem) not in seen:
         seen.add(id(problem))
         if isinstance(problem, OSError):
-            if problem.errno in _LACKING:
-                return _LACKING[problem.errno]
+            if problem.errno in LACKING:
+                return LACKING[problem.errno]
             if problem.errno is None and _is_full(tempfile.gettempdir()):
-                return _LACKING[errno.ENOSPC]
+                return LACKING[errno.ENOSPC]
         problem = problem.__cause__ or problem.__context__
     return None
 

@@ -6,6 +6,7 @@ whatever order they are done. A thread of the supervisor reads them and enforces
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import selectors
@@ -21,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 from inference.engines.machine import CACHE_VARIABLE
 from inference.environment import environment_of
 from inference.errors import EngineFailure
+from inference.lacking import LACKING
 from inference.processtree import kill_tree, tree_resident_bytes
 from inference.scratch import clear, cut, files_in, size_of
 from inference.sizing import CORES_VARIABLE, concurrency_of, threads_of
@@ -39,6 +41,8 @@ _MOST_ANSWER_BYTES = 64 * 1024 * 1024
 _LOOK_SECONDS = 1.0
 #: Less than so many bytes are left in its folder between jobs.
 _LITTLE_BYTES = 64 << 20
+#: Why no process can be started now, and one may be later: fork(2) says EAGAIN where there are too many.
+_NO_ROOM = frozenset({*LACKING, errno.EAGAIN})
 #: The number of what is not a job: loading the model.
 _LOADING = 0
 
@@ -114,7 +118,7 @@ class EngineProcess:
     Raises
     ------
     EngineFailure
-        ``no-room``, if it cannot be started: the machine lacks memory, processes or space for it now.
+        If it cannot be started: ``no-room``, if the machine lacks memory, processes or space for it now, else ``died``.
     """
 
     def __init__(
@@ -150,7 +154,8 @@ class EngineProcess:
         self._started.wait()
         for problem in self._problems:
             text = f"the engine's process could not be started ({problem.strerror})"
-            raise EngineFailure("no-room", text) from problem
+            # What is not there, or not allowed, is so the next time as well: that must not wait for ever.
+            raise EngineFailure("no-room" if problem.errno in _NO_ROOM else "died", text) from problem
         self._watcher = threading.Thread(target=self._watch, name=f"watch-{card.name}", daemon=True)
         self._watcher.start()
 

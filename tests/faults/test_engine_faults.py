@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -460,6 +461,29 @@ def test_a_job_that_comes_to_a_process_that_another_has_ended_is_not_blamed_for_
         assert own.value.reason == "died"
     finally:
         process.close()
+
+
+def test_a_process_that_cannot_be_started_waits_only_for_what_the_machine_may_have_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = load_card(write_model(tmp_path, segmentation_card(resources=LIMITS), thresholding()))
+
+    def why(folder: Path) -> tuple[str, bool]:
+        with pytest.raises(EngineFailure, match="could not be started") as failure:
+            EngineProcess(card, folder).close()
+        return failure.value.reason, failure.value.counts
+
+    assert why(tmp_path / "gone") == ("died", True)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # No descriptor is left for a pipe.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limit[1]))
+    try:
+        lacking = why(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    assert lacking == ("no-room", False)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    assert why(tmp_path) == ("died", True)
 
 
 @pytest.fixture(scope="module")
