@@ -23,6 +23,10 @@ _MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR", "PET": "PT", "PT": "PT"}
 _CONFIGS = ("configs/inference.json", "configs/inference.yaml", "configs/inference.yml")
 _WEIGHTS = ("models/model.pt", "models/model.pth", "models/model.ckpt")
 _SCRIPT = "models/model.ts"
+#: Which of several series that match is read: by what they are, until an engineer says better. A volume of MR may well
+#: be sagittal, and thinner than the axial series beside it.
+_PREFER = {"CT": ["axial", "original", "thinnest", "most_slices"]}
+_PREFER_ELSE = ["original", "thinnest", "most_slices"]
 #: More than anything abnormal in a body measures.
 _MOST_ML = 20_000
 
@@ -193,9 +197,9 @@ def _inputs(root: Path, image: dict[str, Any], modality: str | None) -> tuple[li
             "say --modality CT, MR or PT"
         )
     count = int(image.get("num_channels") or 1)
+    common = {"minimum_instances": 8, "prefer": list(_PREFER.get(known, _PREFER_ELSE))}
     if count == 1:
-        match = {"Modality": known}
-        return [{"role": known.lower(), "kind": "volume", "match": match, "minimum_instances": 8}], []
+        return [{"role": known.lower(), "kind": "volume", "match": {"Modality": known}, **common}], []
     names = image.get("channel_def") or {}
     roles, remarks = [], []
     for place in range(count):
@@ -206,7 +210,7 @@ def _inputs(root: Path, image: dict[str, Any], modality: str | None) -> tuple[li
                 "role": role,
                 "kind": "volume",
                 "match": {"Modality": known, "SeriesDescription": f"*{label}*"},
-                "minimum_instances": 8,
+                **common,
             }
         )
         remarks.append(f"inputs: {role}: the series is picked by a description that holds {label!r}; check the rule")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -151,6 +152,9 @@ def _finish(
     with at_work(config) as (settings, database), progress("add") as step:
         done = arriving.add(settings, database, folder, by=asker(by), why=f"from {source.name}", progress=step)
     _tell(card, described)
+    if card.engine == "monai-bundle" and done.changed:
+        # The metadata of a bundle say neither, and the digest holds both.
+        done = replace(done, hint=f"limits and prefer of its inputs, in a version of its own; {done.hint}")
     show(done)
 
 

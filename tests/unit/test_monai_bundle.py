@@ -130,6 +130,8 @@ def test_a_bundle_is_added_by_one_command_and_marks_the_right_points_of_the_pati
     assert added.exit_code == 0, added.output
     card = load_card(home / "var" / "models" / "bright-ball" / "0.2.1")
     assert (card.version, card.engine, open_names(card)) == ("0.2.1", "monai-bundle", ())
+    assert card.inputs[0].prefer == ("axial", "original", "thinnest", "most_slices")
+    assert "next  limits and prefer of its inputs" in added.output
     assert card.outputs[0].code.meaning == "Lesion"
     assert card.outputs[0].category is not None
     assert card.outputs[0].category.meaning == "Morphologically Abnormal Structure"
