@@ -37,6 +37,7 @@ __all__ = [
     "made_store",
     "register",
     "store_of",
+    "why_held",
 ]
 
 _Key = tuple[str, str]
@@ -153,11 +154,10 @@ class View:
         one = self.versions.get((model, version))
         if one is None:
             return (), f"{reference} is not registered here"
-        if one.state in (RETIRED, REMOVED):
-            return (), f"{reference} is {one.state}"
-        released = one.is_tested or (model, version) in self.released or one.origin == models.SHIPPED
-        if one.state == CANDIDATE and (one.has_failed or not released):
-            return (), f"{reference} is a candidate that has not passed its test (overread models test {reference})"
+        held = why_held(one, self.released, pinned=True)
+        if held:
+            todo = f" (overread models test {reference})" if one.state == CANDIDATE else ""
+            return (), f"{reference} is {held}{todo}"
         card = self.cards.get((model, version))
         if card is None:
             return (), self._why_absent(one)
@@ -254,6 +254,25 @@ class Models:
         if card.digest != one.digest:
             raise CardError(f"{card.path}: its digest is {card.digest[:12]}, not {one.digest[:12]}")
         return card
+
+
+def why_held(one: ModelVersion, released: frozenset[_Key], *, pinned: bool) -> str:
+    """Return what a version is whose stage lets it read no study; "" where it reads those of its routes.
+
+    Parameters
+    ----------
+    released
+        Those that were live or a canary at some time: their results have been let out before.
+    pinned
+        Whether a route names this very version: a candidate is asked for by nothing else.
+    """
+    if one.state in (RETIRED, REMOVED):
+        return one.state
+    if one.state != CANDIDATE:
+        return ""
+    if one.has_failed or not (one.is_tested or (one.model, one.version) in released or one.origin == models.SHIPPED):
+        return "a candidate that has not passed its test"
+    return "" if pinned else "a candidate: not promoted"
 
 
 def _exactly(one: ModelVersion) -> _Exact:

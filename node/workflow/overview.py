@@ -15,9 +15,10 @@ from inference.cautions import cautions
 from inference.errors import CardError
 from node.settings import Settings
 from node.workflow import governing, measuring
+from node.workflow.models import why_held
 from storage import control, models
 from storage.database import Database
-from storage.lifecycle import CANDIDATE, REMOVED, RETIRED
+from storage.lifecycle import REMOVED, RETIRED
 from storage.records import ModelChange, ModelVersion
 
 __all__ = ["VersionShown", "VersionTold", "version", "versions"]
@@ -144,15 +145,9 @@ def _idle(
     settings: Settings, one: ModelVersion, *, active: bool, paused: bool, released: frozenset[tuple[str, str]]
 ) -> str:
     """Return why a version reads no study that comes now; "" where it reads those of its routes."""
-    if one.state == RETIRED:
-        return "retired"
-    pinned = any(one.name in route.models for route in settings.route_list)
-    if one.state == CANDIDATE:
-        if one.has_failed:
-            return "a candidate that has failed its test"
-        let_out = one.is_tested or (one.model, one.version) in released or one.origin == models.SHIPPED
-        if not (pinned and let_out):
-            return "a candidate: not promoted" + (", and not tested" if one.test_passed is None else "")
+    held = why_held(one, released, pinned=any(one.name in route.models for route in settings.route_list))
+    if held:
+        return held
     if not _routes(settings, one):
         return "no route names it"
     if not active:

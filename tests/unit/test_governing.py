@@ -580,6 +580,31 @@ def test_a_version_that_nothing_needs_is_removed_and_its_number_stays_taken(
     assert (leaving.sweep(settings, embedded.database), place.is_dir()) == (1, False)
 
 
+def test_what_is_told_of_a_candidate_is_what_a_route_that_names_it_does(
+    embedded: Holding, settings: Settings, tmp_path: Path
+) -> None:
+    arriving.add(settings, embedded.database, version_in(tmp_path / "new", expect=None), by=ANN)
+    route = Route(name="pin", match={"Modality": "CT"}, models=("blobs@2.0.0",))
+    pinned, process = settings.model_copy(update={"routes": (route,)}), Models(installed(settings), store_of(settings))
+
+    def idle(asked: Settings) -> str:
+        return next(one.idle for one in overview.versions(asked, embedded.database) if one.version == "2.0.0")
+
+    untested = "a candidate that has not passed its test"
+    for passed, told, unpinned in (
+        (None, untested, untested),
+        (True, "", "a candidate: not promoted"),
+        (False, untested, untested),
+    ):
+        with embedded.database.write() as connection:
+            if passed is not None:
+                one = models.get(connection, "blobs", "2.0.0")
+                models.record_test(connection, one, passed=passed, report={}, by=ANN)
+            chosen, why = process.view(connection).chosen("blobs@2.0.0", "1.2")
+        assert (idle(pinned), idle(settings), bool(chosen)) == (told, unpinned, not told)
+        assert told in why
+
+
 def test_what_is_needed_is_not_removed_and_it_is_said_what_to_do(
     embedded: Holding, settings: Settings, tmp_path: Path
 ) -> None:
