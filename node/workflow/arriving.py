@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from inference.bring.archive import take_in
+from inference.bring.meanings import foreign_meanings
 from inference.card import Card, load_card
 from inference.cautions import cautions, copied
 from inference.errors import CardError
@@ -118,7 +119,7 @@ def _add(settings: Settings, database: Database, source: Path, coming: Path, *, 
     if problem:
         problem = problem.replace(f"{card.path}: ", "")
         raise CardError(f"{name} cannot be loaded, and was not added: {problem} (--no-check adds it as it is)")
-    warnings = [*cautions(card), *copied(card, _others(settings))]
+    warnings = [*cautions(card), *copied(card, _others(settings)), *foreign_meanings(card)]
     _put(coming, place)
     found = found_of(card_of(place / "card.yaml", store), store)
     with database.write() as connection:

@@ -23,6 +23,7 @@ from rich.console import Console
 from sqlalchemy import update
 
 from demo.peers import wait_until
+from inference.bring.meanings import foreign_meanings
 from inference.card import load_card
 from inference.cautions import logits as logits_of
 from inference.errors import CardError
@@ -196,6 +197,23 @@ def test_what_answers_noise_otherwise_than_its_card_says_is_not_added(
     folder = write_model(tmp_path / "new", card, model).parent
     with pytest.raises(CardError, match=f"on a made-up input, the model answered .*{why}"):
         arriving.add(settings, embedded.database, folder, by=ANN, check=True)
+
+
+def test_a_known_code_that_is_called_something_else_is_pointed_out_and_its_synonyms_are_not(tmp_path: Path) -> None:
+    def said(number: int, meaning: str, value: str = "8186001") -> tuple[str, ...]:
+        [output] = classification_card()["outputs"]
+        outputs = [output | {"code": {"value": value, "scheme": "SCT", "meaning": meaning}}]
+        path = write_model(tmp_path / str(number), classification_card(outputs=outputs), mean_brightness())
+        return foreign_meanings(load_card(path))
+
+    assert said(1, "Nodule of lung") == (
+        "nodule: 8186001 (SCT) is 'Cardiomegaly', and the card calls it 'Nodule of lung': look the code up",
+    )
+    assert said(2, "cardiomegaly (disorder)") == ()
+    # Of PS3.16, and in no table of this project.
+    assert "is 'Abdominal aorta'" in said(3, "Rib", "7832008")[0]
+    assert said(4, "Aorta, abdominal", "7832008") == ()
+    assert said(5, "Anything", "73211009") == ()
 
 
 def test_words_that_were_copied_with_another_models_card_are_pointed_out_when_it_is_added(
