@@ -129,7 +129,7 @@ def test_the_databases_own_disk_is_watched_and_when_it_is_full_nothing_acknowled
     tmp_path: Path, node: Node
 ) -> None:
     small = ct_series(tmp_path / "ct", np.zeros((120, 8, 8)))
-    with small_disk(tmp_path / "disk", size="16m") as disk:
+    with small_disk(tmp_path / "disk", size="10m") as disk:
         url = f"sqlite:///{disk / 'overread.sqlite'}"
         node.options = {"database": {"url": url}, "storage": {**_OFF, "refuse_free": "1 MB"}}
         node.start()

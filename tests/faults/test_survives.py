@@ -37,7 +37,7 @@ def test_it_survives_being_killed_at_every_arrow_and_at_random(patient_site: Sit
     site, dice = patient_site, random.Random(20)
     sender = Sender(site.node.dimse_port)
     kills = 0
-    moments: list[tuple[str, str] | float] = [*ARROWS, *(dice.uniform(0.0, 4.0) for _ in range(6))]
+    moments: list[tuple[str, str] | float] = [*ARROWS, *(dice.uniform(0.0, 4.0) for _ in range(2))]
     for number, moment in enumerate(moments):
         study_uid, files = chest_ct(tmp_path / f"ct-{number}", seed=100 + number)
         pushing = threading.Thread(target=sender.send, args=(files,))
@@ -53,7 +53,7 @@ def test_it_survives_being_killed_at_every_arrow_and_at_random(patient_site: Sit
         pushing.join()
         site.node.start()
         finish(site, sender, study_uid, files)
-    assert kills >= 14
+    assert kills >= 10
     site.node.stop()
     site.node.start()
     all_acknowledged_is_there(site.node, sender)
