@@ -115,14 +115,11 @@ def remove(connection: Connection, version: ModelVersion, *, by: str, why: str =
         raise IllegalTransition(
             f"{version.name} is {version.state}: overread models retire {version.name} first, or promote another"
         )
-    live = next((one for one in there if one.state == LIVE), None)
-    if version.state != CANDIDATE or version.version not in models.were_live(connection, version.model):
-        goes_back = False
-    elif live is not None:
-        goes_back = live.instead_of == version.version
+    if version.state == CANDIDATE and version.version in models.were_live(connection, version.model):
+        undone, target = _undone(connection, version.model, there)
+        goes_back = version.version in (undone.version, target)
     else:
-        last = _last_live(connection, version.model, there)
-        goes_back = version.id == last.id or version.version == _step_back(there, last)
+        goes_back = False
     if goes_back:
         raise IllegalTransition(
             f"overread models rollback {version.model} goes back to {version.name}: retire it first, where it shall not"
@@ -179,13 +176,9 @@ def turned_back(connection: Connection, model: str, to: str | None = None) -> tu
     canary = next((one for one in there if one.state == CANARY), None)
     if canary is not None and to is None:
         # It has to be stopped also where nothing is live beside it.
-        return canary, next((one for one in there if one.state == LIVE), None)
-    live = next((one for one in there if one.state == LIVE), None)
-    if live is None:
-        live = _last_live(connection, model, there)
-        target = to or _step_back(there, live)
-    else:
-        target = to or live.instead_of
+        return canary, _live(there)
+    live, target = _undone(connection, model, there)
+    target = to or target
     if target is None:
         raise Unknown(
             f"nothing that was live before {live.name} may run again: overread models list --all, then overread models "
@@ -209,11 +202,22 @@ def turned_back(connection: Connection, model: str, to: str | None = None) -> tu
     return live, before
 
 
-def _last_live(connection: Connection, model: str, there: Sequence[ModelVersion]) -> ModelVersion:
-    """Find which version was live before somebody retired or withdrew it; raises Unknown where none has ever been."""
+def _live(there: Sequence[ModelVersion]) -> ModelVersion | None:
+    return next((one for one in there if one.state == LIVE), None)
+
+
+def _undone(connection: Connection, model: str, there: Sequence[ModelVersion]) -> tuple[ModelVersion, str | None]:
+    """Return the version that a rollback undoes, and the one that it leads to, if there is one.
+
+    That is the live one, or what was live before somebody retired or withdrew it; raises Unknown where none has been.
+    """
+    live = _live(there)
+    if live is not None:
+        return live, live.instead_of
     by_version = {one.version: one for one in there}
     last = next((by_version[one] for one in models.were_live(connection, model) if one in by_version), None)
-    return last or models.get(connection, model)
+    last = last or models.get(connection, model)
+    return last, _step_back(there, last)
 
 
 def _step_back(there: Sequence[ModelVersion], gone: ModelVersion) -> str | None:
@@ -239,7 +243,7 @@ def _make_live(
     instead_of: str | None = "",
 ) -> ModelVersion:
     """Make one version live and the one that was a candidate; ``instead_of`` "" names that one."""
-    live = next((one for one in models.versions(connection, version.model, lock=True) if one.state == LIVE), None)
+    live = _live(models.versions(connection, version.model, lock=True))
     if live is not None and live.id == version.id:
         raise IllegalTransition(f"{version.name} is live already")
     if version.state == RETIRED:
