@@ -303,6 +303,9 @@ class _Parent:
         self._below = below
 
     def _seen_below(self) -> set[int]:
+        """Look what lies below the processes where that tells what is ours to end; a look asks every thread."""
+        if self._alone:
+            return set()
         return {one for pid in self._running for one in children(pid)}
 
     def _end(self) -> int:
